@@ -1,0 +1,140 @@
+"""A builder that knows the forward graph: batch axes, signs, what is constant."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from onnxplain.graph.builder import Builder
+from onnxplain.graph.node import Node, dims, rank
+from onnxplain.graph.streams import UNPROVEN
+
+STREAMS = "streams"  # symbol of the stream axis in shapes
+
+
+@dataclass
+class Facts:
+    """What is known of the forward graph.
+
+    axes: batch axis of each tensor (`graph.streams`). free: whether the stream axis may differ from the batch; when it
+    may not, every backward tensor has exactly its forward shape. nonnegative: `graph.signs`. constants: tensors that
+    depend on no input.
+    """
+
+    axes: Mapping[ir.Value, int] = field(default_factory=dict)
+    free: bool = False
+    nonnegative: Collection[ir.Value] = frozenset()
+    constants: Collection[ir.Value] = frozenset()
+
+
+class Backward(Builder):
+    """`op` in every derivative and rule."""
+
+    def __init__(self, graph: ir.Graph, facts: Facts, prefix: str = "backward"):
+        super().__init__(graph, prefix)
+        self.facts = facts
+        self.vanishing: set[ir.Value] = set()  # relevances that are zero wherever their forward tensor is
+        self.absorbed: dict[str, list[ir.Value]] | None = None  # the ledger of the current node, when one is kept
+
+    def stream_axis(self, value: ir.Value) -> int | None:
+        """Axis along which the backward tensor of `value` may be longer than `value`; None: nowhere."""
+        axis = self.facts.axes.get(value, UNPROVEN)
+        return axis if self.facts.free and axis >= 0 else None
+
+    def stream_shape(self, value: ir.Value) -> list[int | str | None]:
+        """Shape of the backward tensor of `value`."""
+        shape, axis = dims(value), self.stream_axis(value)
+        return [STREAMS if i == axis else dim for i, dim in enumerate(shape)]
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether the tensor depends on no input of the model. An absent input is constant."""
+        return value is None or value in self.facts.constants or value.const_value is not None
+
+    def is_nonnegative(self, value: ir.Value) -> bool:
+        """Whether the tensor is known to be >= 0."""
+        return value in self.facts.nonnegative
+
+    def target_shape(self, x: ir.Value, streams: int = -1) -> ir.Value:
+        """Shape of `x` as a Reshape (streams = -1) or Expand (streams = 1) wants it, free along the stream axis."""
+        axis, shape = self.stream_axis(x), dims(x)
+        lengths = [streams if i == axis else dim for i, dim in enumerate(shape)]
+        if all(isinstance(length, int) for length in lengths):
+            return self.ints([length for length in lengths if isinstance(length, int)])
+        open_axes = [i for i, length in enumerate(lengths) if not isinstance(length, int)]
+        if streams == -1 and axis is None and len(open_axes) == 1:
+            return self.ints([length if isinstance(length, int) else -1 for length in lengths])
+        parts = [
+            self.ints([length]) if isinstance(length, int) else self.size(x, i) for i, length in enumerate(lengths)
+        ]
+        return self.once(("target shape", x, streams), lambda: self.Concat(*parts, axis=0))
+
+    def like(self, g: ir.Value, x: ir.Value) -> ir.Value:
+        """`g` laid out as `x`: same number of elements per stream, other axes."""
+        if rank(g) == rank(x) and self.stream_shape(x) == dims(g):
+            return g
+        return self.reshaped(self.Reshape(g, self.target_shape(x)), self.stream_shape(x))
+
+    def expand(self, g: ir.Value, x: ir.Value) -> ir.Value:
+        """`g` stretched to the shape of `x`."""
+        if rank(g) == rank(x) and self.stream_shape(x) == dims(g):
+            return g
+        return self.reshaped(self.Expand(g, self.target_shape(x, streams=1)), self.stream_shape(x))
+
+    def zeros(self, g: ir.Value, x: ir.Value) -> ir.Value:
+        """Zeros in the shape of `x`, with the streams of `g` (any tensor of the same stream count)."""
+        axis = self.stream_axis(x)
+        return self.expand(self.constant(0.0, g.dtype) if axis is None else self._zero_column(g, x, axis), x)  # type: ignore[arg-type]
+
+    def _zero_column(self, g: ir.Value, x: ir.Value, axis: int) -> ir.Value:
+        source = next(i for i, dim in enumerate(dims(g)) if dim == STREAMS)
+        count = self.size(g, source)
+        shape = self.Concat(*(count if i == axis else self.ints([1]) for i in range(rank(x))), axis=0)
+        return self.Expand(self.constant(0.0, g.dtype), shape)  # type: ignore[arg-type, no-any-return]
+
+    def unbroadcast(self, r: ir.Value, x: ir.Value) -> ir.Value:
+        """Sum `r` over the axes along which `x` was stretched; never over the stream axis."""
+        have, want = dims(r), self.stream_shape(x)
+        lead = len(have) - len(want)
+        axes = list(range(lead))
+        unknown = []
+        for i, dim in enumerate(want):
+            if dim == 1 and have[lead + i] != 1:
+                axes.append(lead + i)
+            elif not isinstance(dim, int) and dim != STREAMS and dim != have[lead + i]:
+                unknown.append(lead + i)
+        if unknown:
+            r = self._sum_where_one(r, x, lead)
+        if axes:
+            r = self.ReduceSum(r, self.ints(axes), keepdims=0 if axes == list(range(lead)) else 1)
+            if lead and rank(r) != len(want):
+                r = self.Squeeze(r, self.ints(range(lead)))
+        return self.reshaped(r, want) if dims(r) != want else r
+
+    def _sum_where_one(self, r: ir.Value, x: ir.Value, lead: int) -> ir.Value:
+        """Axes whose length only the run knows: summed where `x` has length 1 and `r` does not stream."""
+        flags = self.Equal(self.Shape(x), self.ints([1]))
+        axis = self.stream_axis(x)
+        if axis is not None:
+            import numpy as np
+
+            flags = self.And(flags, self.constant(np.arange(rank(x)) != axis, ir.DataType.BOOL))
+        at = self.Reshape(self.NonZero(flags), self.ints([-1])) + self.constant(lead, ir.DataType.INT64)
+        return self.reshaped(
+            self.ReduceSum(r, at, keepdims=1, noop_with_empty_axes=1), [*dims(r)[:lead], *self.stream_shape(x)]
+        )
+
+    def total(self, parts: Sequence[ir.Value]) -> ir.Value:
+        """Sum of what arrives at a tensor from its consumers."""
+        result = parts[0] if len(parts) == 1 else self.Add(*parts) if len(parts) == 2 else self.Sum(*parts)
+        if len(parts) > 1:
+            self.reshaped(result, dims(parts[0]))
+            if all(part in self.vanishing for part in parts):
+                self.vanishing.add(result)
+        return result  # type: ignore[no-any-return]
+
+    def absorb(self, column: str, amount: ir.Value, node: Node) -> None:
+        """Book relevance that does not reach an input (per stream: everything else is summed later)."""
+        if self.absorbed is not None:
+            self.absorbed.setdefault(column, []).append(amount)

@@ -1,0 +1,207 @@
+"""Emit nodes: `op.Conv(x, w, strides=[2, 2])` appends a node and returns its value, typed and shaped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxplain.errors import UnsupportedModel
+from onnxplain.graph.node import FLOATS, Node, dims, rank, static
+
+Operand = ir.Value | float | int | np.ndarray | Sequence[int] | None
+
+_BUILDING = threading.RLock()  # operators on values go to one builder at a time: the handler is global in onnx-ir
+
+
+class Builder:
+    """Appends nodes to a graph.
+
+    Python numbers take the float type of the node's other inputs; lists of integers become int64 constants.
+    Every node is named after the forward node it belongs to (`backward/<forward node>/<Op>_<n>`) and its output gets
+    type and shape at once, so that a wrong rule fails in the rule.
+    """
+
+    def __init__(self, graph: ir.Graph, prefix: str = "backward"):
+        self.graph = graph
+        self.opsets = graph.opset_imports
+        self.prefix = prefix
+        self._scope = prefix
+        self._taken = {name for node in graph for name in (node.name, *(o.name for o in node.outputs)) if name}
+        self._taken |= {value.name for value in graph.inputs if value.name} | set(graph.initializers)
+        self._counts: dict[str, int] = {}
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+        self._types: dict[ir.Value, onnx.TypeProto] = {}
+        self._memo: dict[tuple[Any, ...], ir.Value] = {}
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+
+        def emit(*inputs: Operand, outputs: int = 1, **attributes: Any) -> Any:
+            return self.emit(op_type, inputs, outputs, attributes)
+
+        return emit
+
+    def emit(
+        self, op_type: str, inputs: Sequence[Operand], outputs: int = 1, attributes: dict[str, Any] | None = None
+    ) -> Any:
+        """Append one node; returns its value, or a tuple of values for several outputs."""
+        dtype = next((v.dtype for v in inputs if isinstance(v, ir.Value) and v.dtype in FLOATS), None)
+        if dtype is None:
+            dtype = next((v.dtype for v in inputs if isinstance(v, ir.Value) and v.dtype is not None), None)
+        values = [self._value(operand, dtype) for operand in inputs]
+        while values and values[-1] is None:
+            values.pop()
+        kept = {name: value for name, value in (attributes or {}).items() if value is not None}
+        name = self._name(op_type)
+        node = ir.Node(
+            "",
+            op_type,
+            values,
+            ir.convenience.convert_attributes(kept),
+            num_outputs=outputs,
+            name=name,
+        )
+        for i, value in enumerate(node.outputs):
+            value.name = name if i == 0 else f"{name}:{i}"
+        self.graph.append(node)
+        self.infer(node)
+        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def again(self, node: Node, *inputs: ir.Value | None) -> ir.Value:
+        """The forward step once more, on other inputs; a MatMul's third input is its bias."""
+        if node.op_type == "MatMul" and len(inputs) > 2 and inputs[2] is not None:
+            product: ir.Value = self.MatMul(inputs[0], inputs[1])
+            return self.Add(product, inputs[2])  # type: ignore[no-any-return]
+        inputs = inputs[:2] if node.op_type == "MatMul" else inputs
+        value: ir.Value = self.emit(node.op_type, inputs, 1, node.attributes)
+        return value
+
+    def constant(self, value: Any, dtype: ir.DataType) -> ir.Value:
+        """A constant, stored once however often it is used."""
+        array = np.asarray(value, dtype=dtype.numpy())
+        key = (dtype.name, array.tobytes(), array.shape)
+        if key not in self._constants:
+            text = f"{array.item():g}" if array.size == 1 else f"{array.size}x{len(self._constants)}"
+            name = self._unique(f"{self.prefix}/const/{text}")
+            result = ir.Value(
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(dtype),
+                const_value=ir.tensor(array, dtype=dtype, name=name),
+            )
+            self.graph.register_initializer(result)
+            self._constants[key] = result
+        return self._constants[key]
+
+    def ints(self, values: Sequence[int]) -> ir.Value:
+        """An int64 vector."""
+        return self.constant(np.asarray(list(values), dtype=np.int64), ir.DataType.INT64)
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], ir.Value]) -> ir.Value:
+        """What `make` emits, emitted once for a key (derived weights, shapes, switches)."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+    def shape(self, value: ir.Value) -> ir.Value:
+        """Shape of a tensor as int64 vector: a constant where it is known, a Shape node elsewhere."""
+        known = static(value)
+        return self.ints(known) if known is not None else self.once(("shape", value), lambda: self.Shape(value))
+
+    def size(self, value: ir.Value, axis: int) -> ir.Value:
+        """Length of one axis, as an int64 vector of one element."""
+        length = dims(value)[axis]
+        if isinstance(length, int):
+            return self.ints([length])
+        axis = axis % rank(value)
+        return self.once(("size", value, axis), lambda: self.Shape(value, start=axis, end=axis + 1))
+
+    @contextmanager
+    def scope(self, node: Node) -> Iterator[None]:
+        """Name what is emitted inside after `node`."""
+        before = self._scope
+        self._scope = f"{self.prefix}/{node.name or node.outputs[0].name}"
+        try:
+            yield
+        finally:
+            self._scope = before
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[Builder]:
+        """Inside, `+ - * /` on values emit nodes here."""
+        with _BUILDING:
+            before = ir.set_value_magic_handler(self)
+            try:
+                yield self
+            finally:
+                ir.set_value_magic_handler(before)
+
+    def infer(self, node: ir.Node) -> None:
+        """Type and shape of a node's outputs, from its schema."""
+        opset = self.opsets[node.domain]
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+            proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
+            types, data = {}, {}
+            for i, value in enumerate(node.inputs):
+                name = "" if value is None else f"i{i}"
+                proto.input.append(name)
+                if value is None:
+                    continue
+                types[name] = self._type(value)
+                tensor = value.const_value
+                if tensor is not None and tensor.size <= 64 and tensor.dtype == ir.DataType.INT64:
+                    data[name] = onnx.numpy_helper.from_array(tensor.numpy())
+            proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
+            proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
+            inferred = onnx.shape_inference.infer_node_outputs(
+                schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid(node.domain, opset)]
+            )
+        except Exception as error:
+            shapes = ", ".join("-" if v is None else f"{v.name} {v.dtype} {v.shape}" for v in node.inputs)
+            raise UnsupportedModel(f"{node.name}: cannot emit {node.op_type}({shapes}): {error}") from error
+        for i, value in enumerate(node.outputs):
+            if (found := inferred.get(f"o{i}")) is not None:
+                value.type = ir.serde.deserialize_type_proto_for_type(found)
+                value.shape = ir.serde.deserialize_type_proto_for_shape(found)
+
+    def _type(self, value: ir.Value) -> onnx.TypeProto:
+        if value not in self._types:
+            shape = None if value.shape is None else dims(value)
+            assert value.dtype is not None, value.name
+            self._types[value] = onnx.helper.make_tensor_type_proto(int(value.dtype), shape)
+        return self._types[value]
+
+    def reshaped(self, value: ir.Value, shape: Sequence[int | str | None]) -> ir.Value:
+        """Note a shape that is known better than inference knows it."""
+        value.shape = ir.Shape(shape)
+        self._types.pop(value, None)
+        return value
+
+    def _value(self, operand: Operand, dtype: ir.DataType | None) -> ir.Value | None:
+        if operand is None or isinstance(operand, ir.Value):
+            return operand
+        if isinstance(operand, (list, tuple)):
+            return self.ints(operand)  # type: ignore[arg-type]
+        if isinstance(operand, np.ndarray) and operand.dtype.kind in "iub":
+            return self.constant(operand, ir.DataType.from_numpy(operand.dtype))
+        return self.constant(operand, dtype or ir.DataType.FLOAT)
+
+    def _name(self, op_type: str) -> str:
+        return self._unique(f"{self._scope}/{op_type}")
+
+    def _unique(self, stem: str) -> str:
+        while True:
+            n = self._counts.get(stem, 0)
+            self._counts[stem] = n + 1
+            name = f"{stem}_{n}" if n else stem
+            if name not in self._taken:
+                self._taken.add(name)
+                return name

@@ -1,0 +1,129 @@
+"""A node as derivatives and rules see it: op type, inputs, outputs, attributes by ONNX's own names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+BIG = 1 << 20  # elements; larger constants are never read to look at their numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One step of the forward graph.
+
+    Usually one ONNX node. A recognised pattern (GELU, a MatMul with its bias) is one Node over several `members`:
+    the graph keeps its nodes, only the backward walk sees one step. For `MatMul` a third input is the bias.
+    """
+
+    op_type: str
+    inputs: tuple[ir.Value | None, ...]
+    outputs: tuple[ir.Value, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    domain: str = ""
+    version: int = 18
+    members: tuple[Node, ...] = ()
+
+    @classmethod
+    def of(cls, node: ir.Node, version: int = 18) -> Node:
+        """The view of one ONNX node; `version` is the model's opset of its domain."""
+        return cls(
+            node.op_type,
+            tuple(node.inputs),
+            tuple(node.outputs),
+            {name: _python(attribute) for name, attribute in node.attributes.items()},
+            node.name or "",
+            node.domain,
+            version,
+        )
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """Attribute by its ONNX name; strings as str, integer lists as tuples."""
+        return self.attributes.get(name, default)
+
+    def input(self, index: int) -> ir.Value | None:
+        """The input at `index`, None where it is absent."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def with_inputs(self, *inputs: ir.Value | None) -> Node:
+        """The same step on other inputs (modified weights, say); its outputs stay as shapes to go by."""
+        return replace(self, inputs=inputs)
+
+    @property
+    def x(self) -> ir.Value:
+        """The first input, which is never optional."""
+        value = self.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def y(self) -> ir.Value:
+        """The first output."""
+        return self.outputs[0]
+
+    def __str__(self) -> str:
+        return f"{self.name or self.outputs[0].name} ({self.op_type})"
+
+
+def _python(attribute: ir.Attr) -> Any:
+    value = attribute.value
+    if attribute.type == ir.AttributeType.TENSOR:
+        return value
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a small constant (initializer or Constant node), else None."""
+    if value is None:
+        return None
+    tensor = value.const_value
+    if tensor is None:
+        producer = value.producer()
+        if producer is None or producer.op_type != "Constant":
+            return None
+        tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None or tensor.size > BIG:
+        return None
+    return tensor.numpy()
+
+
+def ints(value: ir.Value | None) -> list[int] | None:
+    """A constant as a flat list of integers, None where it is absent or only known at run time."""
+    array = constant(value)
+    return None if array is None else [int(v) for v in np.asarray(array).reshape(-1)]
+
+
+def dims(value: ir.Value) -> list[int | str | None]:
+    """The shape as integers, symbols or None; raises ValueError where the rank is unknown."""
+    if value.shape is None:
+        raise ValueError(f"{value.name}: the rank is not known")
+    return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+
+
+def rank(value: ir.Value) -> int:
+    """Number of axes."""
+    return len(dims(value))
+
+
+def static(value: ir.Value) -> list[int] | None:
+    """The shape where every axis is a number, else None."""
+    shape = dims(value)
+    return None if any(not isinstance(dim, int) for dim in shape) else [int(dim) for dim in shape if dim is not None]
+
+
+def axes_of(values: Sequence[int], of_rank: int) -> list[int]:
+    """Axes counted from the front."""
+    return [axis + of_rank if axis < 0 else axis for axis in values]
+
+
+FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
+
+def is_float(value: ir.Value) -> bool:
+    """Whether relevance can live on this tensor."""
+    return value.dtype in FLOATS

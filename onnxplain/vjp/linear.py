@@ -1,0 +1,111 @@
+"""Matrix products: Gemm, MatMul."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxplain.graph import signs, streams
+from onnxplain.graph.backward import Backward
+from onnxplain.graph.node import Node, rank
+from onnxplain.graph.walk import Gradient
+from onnxplain.vjp.registry import case, vjp
+
+
+@vjp(
+    "Gemm",
+    kind="linear",
+    linear=True,
+    broadcasts=True,
+    streams=streams.gemm,
+    sign=signs.every,
+    cases=[
+        case(x=(2, 4), w=(5, 4), b=(5,), transB=1),
+        case(x=(2, 4), w=(4, 5), alpha=0.5),
+        case(x=(4, 2), w=(4, 5), b=(1, 5), transA=1, beta=0.3),
+        case(x=(4, 2), w=(5, 4), b=(2, 1), transA=1, transB=1, alpha=2.0),
+    ],
+)
+def gemm(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y = alpha A B + beta C with A, B transposed as asked. g (S, N) -> (S, K)."""
+    a, b, *c = node.inputs
+    turned_a, turned_b, alpha = node.attr("transA", 0), node.attr("transB", 0), node.attr("alpha", 1.0)
+    to_a: Gradient = (
+        op.Gemm(b, g, transA=turned_b, transB=1, alpha=alpha)
+        if turned_a
+        else op.Gemm(g, b, transB=1 - turned_b, alpha=alpha)
+    )
+    to_b: Gradient = None
+    if not op.is_constant(b):
+        to_b = (
+            op.Gemm(g, a, transA=1, transB=turned_a, alpha=alpha)
+            if turned_b
+            else op.Gemm(a, g, transA=1 - turned_a, alpha=alpha)
+        )
+    beta = node.attr("beta", 1.0)
+    to_c: list[Gradient] = [None if v is None or op.is_constant(v) else g * beta if beta != 1.0 else g for v in c]
+    return [to_a, to_b, *to_c]
+
+
+def transposed(op: Backward, w: ir.Value) -> ir.Value:
+    """The last two axes exchanged, once for all users."""
+    perm = [*range(rank(w) - 2), rank(w) - 1, rank(w) - 2]
+    return op.once(("transposed", w), lambda: op.Transpose(w, perm=perm))
+
+
+@vjp(
+    "MatMul",
+    kind="linear",
+    linear=True,
+    broadcasts=True,
+    streams=streams.matmul,
+    sign=signs.every,
+    cases=[
+        case(x=(2, 3, 4), w=(4, 5)),
+        case(x=(2, 4), w=(4, 5)),
+        case(x=(2, 3, 4, 5), w=(2, 3, 5, 4)),
+        case(x=(3, 4, 5), w=(2, 1, 5, 4)),
+        case(x=(4,), w=(4, 3)),
+        case(x=(3, 4), w=(4,)),
+        case(x=(4,), w=(4,)),
+        case(x=(2, 3, 4), w=(4,)),
+        case(x=(4,), w=(2, 4, 3)),
+    ],
+)
+def matmul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y = A B over the last two axes, numpy broadcasting before them. g (S, …, M, N) -> (S, …, M, K)."""
+    a, b = node.x, node.inputs[1]
+    assert b is not None
+    if rank(a) == 1 or rank(b) == 1:
+        return [*_vector(op, a, b, g), *[None] * (len(node.inputs) - 2)]
+    to_a = None if op.is_constant(a) else op.MatMul(g, transposed(op, b))
+    to_b = None if op.is_constant(b) else op.MatMul(transposed(op, a), g)
+    bias = node.input(2)
+    rest = [] if len(node.inputs) < 3 else [None if op.is_constant(bias) else g]
+    return [to_a, to_b, *rest]
+
+
+def _vector(op: Backward, a: ir.Value, b: ir.Value, g: ir.Value) -> list[Gradient]:
+    """A vector counts as a row on the left, a column on the right; the axis is not in y, so put it back into g."""
+    row, column = rank(a) == 1, rank(b) == 1
+    if row and column:
+        return [op.Mul(b, g), op.Mul(a, g)]
+    if column:  # (…, M, K) (K) -> (…, M)
+        wide = op.Unsqueeze(g, [-1])
+        return [op.Mul(wide, b), op.ReduceSum(op.Mul(wide, a), list(range(rank(a) - 1)), keepdims=0)]
+    wide = op.Unsqueeze(g, [-2])  # (K) (…, K, N) -> (…, N)
+    product = op.MatMul(wide, transposed(op, b))
+    to_a = op.ReduceSum(product, list(range(rank(b) - 1)), keepdims=0)
+    return [to_a, op.Mul(op.Unsqueeze(a, [-1]), wide)]
+
+
+def weight_and_bias(op: Backward, node: Node) -> tuple[int, int, Gradient] | None:
+    """(index of the activation, index of the weight, bias) of a linear node with one constant operand, else None."""
+    a, b = node.input(0), node.input(1)
+    bias = node.input(2)
+    if not op.is_constant(bias):
+        return None
+    if op.is_constant(b) and not op.is_constant(a):
+        return 0, 1, bias
+    if node.op_type in ("MatMul", "Gemm") and op.is_constant(a) and not op.is_constant(b):
+        return 1, 0, bias
+    return None

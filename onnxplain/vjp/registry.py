@@ -1,0 +1,134 @@
+"""The registry of derivatives: `@vjp("Relu", ...)` says all the library knows of an op, in one place.
+
+A derivative has the form `(op, node, g) -> [gradient per input or None]`: op emits nodes, node is the forward step,
+g the gradient at its output, with axes (S, *output axes) where S streams stand in the place of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from onnxplain.errors import UnsupportedOp
+from onnxplain.graph.node import Node
+from onnxplain.graph.signs import SignRule
+from onnxplain.graph.streams import FORWARD_ONLY, AxisRule
+from onnxplain.graph.walk import Rule, Settings
+
+Kind = Literal["linear", "sum", "mean", "product", "routing", "activation", "softmax", "normalisation", "flat", "other"]
+"""What an op is to relevance; composites go by it.
+
+linear: weights times one activation (Conv, Gemm, MatMul). sum: of several activations (Add). mean: an average or sum over
+axes of one. product: of several activations (Mul). routing: every output is a copy of an input (Reshape, MaxPool).
+activation: elementwise. softmax, normalisation: as they say. flat: derivative zero everywhere. other: gradient only.
+"""
+Sample = Literal["normal", "positive", "apart", "unit", "away"]
+"""How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2 (kinks at 0)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test of a derivative. Tuples are shapes of random float inputs, arrays constant inputs, the rest attributes."""
+
+    inputs: dict[str, tuple[int, ...] | np.ndarray | None]
+    attributes: dict[str, Any]
+    sample: Sample = "normal"
+    outputs: int = 1
+    opset: int = 18
+    constant: tuple[str, ...] = ()
+
+
+def case(
+    sample: Sample = "normal", outputs: int = 1, opset: int = 18, constant: tuple[str, ...] = (), **given: Any
+) -> Case:
+    """A case: `case(x=(2, 3), w=(3, 4), transB=1)`. None is an absent input; `constant` names inputs held fixed."""
+    inputs = {k: v for k, v in given.items() if v is None or isinstance(v, (tuple, np.ndarray))}
+    return Case(inputs, {k: v for k, v in given.items() if k not in inputs}, sample, outputs, opset, constant)
+
+
+@dataclass(frozen=True)
+class Op(Settings):
+    """All that is registered of an op type."""
+
+    types: tuple[str, ...]
+    vjp: Rule
+    kind: Kind
+    linear: bool = False
+    broadcasts: bool = False
+    all_outputs: bool = False
+    streams: AxisRule | None = None
+    sign: SignRule | None = None
+    cases: Sequence[Case] = field(default_factory=tuple)
+    domain: str = ""
+
+    @property
+    def routes(self) -> bool:  # type: ignore[override]
+        """Zero in, zero out, and relevance follows the value it belongs to."""
+        return self.kind == "routing"
+
+    def unsupported(self, node: Node) -> UnsupportedOp:
+        """Relevance arrived at a second output."""
+        return UnsupportedOp(
+            f"{node}: the explained tensor depends on output 1 or later ({', '.join(v.name or '' for v in node.outputs[1:])}), "
+            f"and the derivative of {node.op_type} covers output 0 only. Explain another tensor (--explain)."
+        )
+
+
+OPS: dict[str, Op] = {}
+
+
+def vjp(
+    *op_types: str,
+    kind: Kind,
+    linear: bool = False,
+    broadcasts: bool = False,
+    all_outputs: bool = False,
+    streams: AxisRule | None = None,
+    sign: SignRule | None = None,
+    cases: Sequence[Case] = (),
+    domain: str = "",
+) -> Callable[[Rule], Rule]:
+    """Register the derivative of one or several op types.
+
+    linear: the op is linear in its first input (tested by the adjoint identity in float32). broadcasts: inputs may be
+    stretched; the walk sums gradients back. all_outputs: g is a list with one gradient or None per output. streams: how
+    the batch axis moves (`graph.streams`); None: not proven. sign: when the output cannot be negative (`graph.signs`).
+    cases: tests; at least one per op type, used for each of them.
+    """
+
+    def register(function: Rule) -> Rule:
+        for op_type in op_types:
+            if op_type in OPS:
+                raise ValueError(f"the derivative of {op_type} is registered twice")
+            OPS[op_type] = Op(
+                op_types, function, kind, linear, broadcasts, all_outputs, streams, sign, tuple(cases), domain
+            )
+        return function
+
+    return register
+
+
+def lookup(node: Node) -> Op:
+    """The entry for a node, or an error that says what to do."""
+    entry = OPS.get(node.op_type)
+    if entry is None or node.domain not in ("", entry.domain):
+        domain = f"{node.domain}::" if node.domain else ""
+        raise UnsupportedOp(
+            f"{node}: no derivative for {domain}{node.op_type} (opset {node.version}), which lies between the explained "
+            f"tensor and the input. Explain a tensor below it (--explain), or attribute to one above it (--attribute-to); "
+            f"`onnxplain inspect` lists both."
+        )
+    return entry
+
+
+def axis_rules() -> dict[str, AxisRule]:
+    """How the batch axis moves through every op type known."""
+    return {**FORWARD_ONLY, **{name: entry.streams for name, entry in OPS.items() if entry.streams is not None}}
+
+
+def sign_rules() -> dict[str, SignRule]:
+    """When the output of an op type is known not to be negative."""
+    return {name: entry.sign for name, entry in OPS.items() if entry.sign is not None}

@@ -1,0 +1,110 @@
+"""Laws of every registered derivative. A new op is tested by being registered with its cases."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from onnxplain.vjp import OPS
+from support import evaluate, one_node, registered_cases, run, sample
+
+CASES = registered_cases()
+IDS = [f"{name}-{i}" for name, i, _ in CASES]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_op_has_a_case(name):
+    assert OPS[name].cases
+
+
+@pytest.mark.parametrize(("op_type", "index", "case"), CASES, ids=IDS)
+def test_vjp_equals_the_central_difference(op_type, index, case):
+    """<g, J d> by central difference in float64 along random directions, for each differentiable input."""
+    if OPS[op_type].domain:
+        pytest.skip("the reference evaluator has no kernel in this domain: compared in float32 below")
+    built = one_node(op_type, case, np.float64)
+    rng = np.random.default_rng(1)
+    feeds = sample(case, np.random.default_rng(0), np.float64)
+    feeds = {name: array for name, array in feeds.items() if isinstance(case.inputs[name], tuple)}
+    seed = rng.standard_normal(built.shape)
+    result = evaluate(built.proto, {**feeds, "seed": seed})
+    eps = 1e-6
+    for name in built.wanted:
+        direction = rng.standard_normal(feeds[name].shape)
+        up, down = (
+            evaluate(built.proto, {**feeds, name: feeds[name] + sign * eps * direction, "seed": seed})["y0"]
+            for sign in (1, -1)
+        )
+        expected = float((seed * (up - down)).sum() / (2 * eps))
+        relevance = result[f"{name}.relevance"]
+        assert relevance.shape == feeds[name].shape
+        # float64: rounding 1e-16 / eps 1e-6 = 1e-10 of the largest terms, truncation eps^2
+        scale = np.abs(seed).sum() + 1
+        assert float((relevance * direction).sum()) == pytest.approx(expected, rel=1e-6, abs=1e-8 * scale)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "index", "case"),
+    [c for c in CASES if OPS[c[0]].linear],
+    ids=[i for i, c in zip(IDS, CASES, strict=True) if OPS[c[0]].linear],
+)
+def test_linear_ops_obey_the_adjoint_identity(op_type, index, case):
+    """<g, f(x) - f(0)> = <vjp(g), x> in float32 on onnxruntime, the kernels that users run."""
+    built = one_node(op_type, case, np.float32, domain=OPS[op_type].domain)
+    if not built.wanted:
+        return
+    name = built.wanted[0]
+    rng = np.random.default_rng(2)
+    feeds = sample(case, np.random.default_rng(0), np.float32)
+    feeds = {n: a for n, a in feeds.items() if isinstance(case.inputs[n], tuple)}
+    seed = rng.standard_normal(built.shape).astype(np.float32)
+    at = run(built.proto, {**feeds, "seed": seed})
+    zero = run(built.proto, {**feeds, name: np.zeros_like(feeds[name]), "seed": seed})
+    left = float((seed.astype(np.float64) * (at["y0"].astype(np.float64) - zero["y0"])).sum())
+    right = float((at[f"{name}.relevance"].astype(np.float64) * feeds[name]).sum())
+    size = float(np.abs(seed).sum() * np.abs(at["y0"]).max() + 1)
+    assert left == pytest.approx(right, abs=2e-6 * size)  # float32: 6e-8 per product, some tens of terms
+
+
+@pytest.mark.parametrize(("op_type", "index", "case"), CASES, ids=IDS)
+def test_ten_seeds_at_once_equal_ten_runs(op_type, index, case):
+    """Streams are independent: one forward row, K seeds."""
+    names = [n for n, given in case.inputs.items() if isinstance(given, tuple)]
+    first = case.inputs[names[0]]
+    inputs = dict(case.inputs)
+    layout = 1 if op_type in ("LSTM", "GRU", "RNN") and not case.attributes.get("layout") else 0
+    if not first or any(
+        isinstance(inputs[n], tuple)
+        and len(inputs[n]) == len(first)
+        and n != names[0]
+        and inputs[n][0] == first[0] != 1
+        and op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+        for n in names
+    ):
+        pytest.skip("the batch is in several inputs")
+    if layout == 0:
+        inputs[names[0]] = (1, *first[1:])
+    case = dataclasses.replace(case, inputs=inputs)
+    try:
+        built = one_node(op_type, case, np.float32, free=True, domain=OPS[op_type].domain)
+    except Exception as error:
+        pytest.skip(f"not with a batch of one: {error}")
+    axis = built.axes.get("y0", -2)
+    if axis < 0 or not built.wanted:
+        pytest.skip("batch axis not proven: the compiler asks for exact seeds")
+    feeds = sample(case, np.random.default_rng(0), np.float32)
+    feeds = {n: a for n, a in feeds.items() if isinstance(case.inputs[n], tuple)}
+    shape = [10 if i == axis else d for i, d in enumerate(built.shape)]
+    seeds = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    together = run(built.proto, {**feeds, "seed": seeds})[f"{built.wanted[0]}.relevance"]
+    at = built.axes[built.wanted[0]]
+    singles = [
+        run(built.proto, {**feeds, "seed": np.take(seeds, [k], axis)})[f"{built.wanted[0]}.relevance"]
+        for k in range(10)
+    ]
+    assert together.shape[at] == 10
+    np.testing.assert_allclose(
+        together, np.concatenate(singles, at), rtol=1e-5, atol=1e-5
+    )  # float32, other summation order
