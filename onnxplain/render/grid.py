@@ -85,9 +85,8 @@ def _cell(panel: Panel, overlaid: bool, palette: str | None, side: int) -> Image
             shown = _image(panel, overlaid, palette, side)
     width = max(NARROW, shown[0].width)
     probability = "" if panel.probability is None else f" · p {number(panel.probability)}"
-    text: Text = [
-        *wrap(panel.target_text, width, 2, SMALL, True),
-    ]
+    target = f"{panel.target}: {panel.target_name}" if panel.target_name else f"target {panel.target}"
+    text: Text = [*wrap(target, width, 2, SMALL, True)]
     facts: Text = [f"score {number(panel.score)}{probability}", f"ΣR {number(panel.relevance_sum)}"]
     facts += warning(panel.map) if panel.kind == "image" else []
     return column([*shown, column([lines(text, width, SMALL, True), lines(facts, width, SMALL)], 0)], 4)

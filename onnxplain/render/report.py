@@ -17,7 +17,7 @@ from onnxplain.render.layout import png
 from onnxplain.render.panel import Panel, number_of_bad, over_photo, picture
 from onnxplain.render.text import number
 
-SIDE = 384  # pixels, of the pictures of one explanation
+SIDE = 320  # pixels, of the pictures of one explanation
 TEMPLATE = "report.html"
 
 
@@ -78,7 +78,7 @@ def _entry(panel: Panel, palette: str | None) -> dict[str, Any]:
     low, high = limits(panel.map, panel.signed)
     notes = list(panel.notes)
     if bad:
-        notes.append(f"{bad} of {np.size(panel.map)} values are not finite; they are hatched in the picture.")
+        notes.append(f"{bad} of {np.size(panel.map)} values are not finite; they are grey in the picture.")
     total = sum(panel.where.values())
     return {
         "panel": panel,
