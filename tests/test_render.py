@@ -459,6 +459,12 @@ def test_a_failed_run_leaves_nothing_and_spoils_nothing(tmp_path, error):
     assert os.listdir(tmp_path) == ["old.txt"]
 
 
+def test_a_missing_input_is_not_called_an_unwritable_folder(tmp_path):
+    with pytest.raises(InputError, match="cat.png: No such file"), OutputFolder(tmp_path / "out"):
+        (tmp_path / "cat.png").read_bytes()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")

@@ -114,4 +114,7 @@ class OutputFolder:
 
     def _failure(self, error: OSError) -> InputError:
         reason = error.strerror or str(error) or type(error).__name__
-        return InputError(f"cannot write to {self.path}: {reason}. Nothing of this run was kept.")
+        name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else self.path
+        if name == self.path or self.path in name.parents or name in self.path.parents:
+            return InputError(f"cannot write to {self.path}: {reason}. Nothing of this run was kept.")
+        return InputError(f"{name}: {reason}. Nothing was written to {self.path}.")

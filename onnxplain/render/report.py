@@ -17,7 +17,7 @@ from onnxplain.render.layout import png
 from onnxplain.render.panel import Panel, number_of_bad, over_photo, picture
 from onnxplain.render.text import number
 
-SIDE = 320  # pixels, of the pictures of one explanation
+SIDE = 352  # pixels, of the pictures of one explanation
 TEMPLATE = "report.html"
 
 
