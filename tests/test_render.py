@@ -460,7 +460,7 @@ def test_a_failed_run_leaves_nothing_and_spoils_nothing(tmp_path, error):
 
 
 def test_a_missing_input_is_not_called_an_unwritable_folder(tmp_path):
-    with pytest.raises(InputError, match="cat.png: No such file"), OutputFolder(tmp_path / "out"):
+    with pytest.raises(InputError, match=r"cat\.png: No such file"), OutputFolder(tmp_path / "out"):
         (tmp_path / "cat.png").read_bytes()
     assert os.listdir(tmp_path) == []
 
