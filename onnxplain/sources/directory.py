@@ -1,0 +1,160 @@
+"""A model repository in a folder: <name>/model.toml, <name>/<version>/model.onnx, and perhaps a model.toml there."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxplain.errors import InputError, UsageError
+from onnxplain.inputs.settings import ModelSettings, load_settings
+
+VARIABLE = "ONNXPLAIN_MODELS"  # folders, separated as in PATH, searched before ./models
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # of a model or a version: never "..", never absolute
+MODEL, SETTINGS = "model.onnx", "model.toml"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One model file. version is "" for a file outside a repository."""
+
+    path: Path
+    name: str
+    version: str
+    settings: ModelSettings
+
+
+class DirectoryRepository:
+    """The models of one folder. Only names are taken, never paths, so a client cannot reach outside it."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def names(self) -> list[str]:
+        """Models that have at least one version."""
+        if not self.root.is_dir():
+            return []
+        entries = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and NAME.fullmatch(entry.name))
+        return [name for name in entries if self.versions(name)]
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of one model, oldest first: numbers in order, after any other names."""
+        folder = self.root / _checked(name)
+        found = (
+            [entry.name for entry in folder.iterdir() if NAME.fullmatch(entry.name) and _holds_model(entry)]
+            if folder.is_dir()
+            else []
+        )
+        return sorted(
+            found, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version)
+        )
+
+    def get(self, name: str, version: str | None = None) -> Resolved:
+        """One version of one model; None: the highest."""
+        versions = self.versions(name)
+        if not versions:
+            raise InputError(f"no model {name!r} in {self.root}. {_near(name, self.names())}")
+        if version is None:
+            version = versions[-1]
+        if _checked(version) not in versions:
+            raise InputError(f"model {name!r} in {self.root} has no version {version!r}. It has {', '.join(versions)}.")
+        folder = self.root / name
+        return Resolved(_only_model(folder / version), name, version, _settings(folder, folder / version))
+
+
+def default_repositories() -> list[Path]:
+    """The folders of $ONNXPLAIN_MODELS, then ./models."""
+    named = [Path(folder) for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
+    return [*named, Path("models")]
+
+
+def resolve(spec: str | Path, repositories: Sequence[str | Path] | None = None) -> Resolved:
+    """The model a user means: a file, a folder that holds one, or a repository's name, such as `digits_cnn/1`.
+
+    repositories: folders searched in order; None: `default_repositories()`.
+    """
+    path, text = Path(spec), str(spec)
+    try:
+        if path.is_file():
+            return _from_file(path)
+        if path.is_dir() and _is_model_folder(path):
+            return _from_folder(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{text[:80]!r} cannot be read as a path ({error}).") from error
+    folders = [Path(folder) for folder in (default_repositories() if repositories is None else repositories)]
+    name, _, version = text.partition("/")
+    stores = [DirectoryRepository(folder) for folder in folders]
+    if NAME.fullmatch(name) and (not version or NAME.fullmatch(version)):
+        for store in stores:
+            if store.versions(name):
+                return store.get(name, version or None)
+    if path.is_dir():
+        return _from_folder(path)
+    known = sorted({known for store in stores for known in store.names()})
+    beside = [entry.name for entry in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
+    searched = ", ".join(map(str, folders)) or "no repository"
+    raise InputError(f"no model {text!r}: no such file, and no such name in {searched}. {_near(text, known + beside)}")
+
+
+def _from_file(path: Path) -> Resolved:
+    """A plain file; a model.toml beside it counts, and so do the ones above a version folder."""
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes). Give an ONNX model.")
+    folder = path.absolute().parent
+    if path.name == MODEL and folder.name.isdecimal():
+        return Resolved(path, folder.parent.name, folder.name, _settings(folder.parent, folder))
+    return Resolved(path, path.stem if path.name != MODEL else folder.name, "", _settings(folder))
+
+
+def _from_folder(path: Path) -> Resolved:
+    """A model's folder, one of its versions, or any folder with exactly one .onnx file."""
+    folder = path.absolute()
+    if not _holds_model(folder) and NAME.fullmatch(folder.name):
+        store = DirectoryRepository(folder.parent)
+        if store.versions(folder.name):
+            return store.get(folder.name)
+    found = _only_model(path)
+    return _from_file(found)
+
+
+def _is_model_folder(path: Path) -> bool:
+    """Holds a model itself, or a version that does."""
+    return any(path.glob("*.onnx")) or any(_holds_model(entry) for entry in path.iterdir())
+
+
+def _holds_model(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / MODEL).is_file() or len(list(folder.glob("*.onnx"))) == 1)
+
+
+def _only_model(folder: Path) -> Path:
+    if (folder / MODEL).is_file():
+        return folder / MODEL
+    found = sorted(entry.name for entry in folder.glob("*.onnx"))
+    if len(found) == 1:
+        return folder / found[0]
+    if found:
+        raise InputError(f"{folder} holds {len(found)} models: {', '.join(found[:10])}. Name one of them.")
+    raise InputError(f"{folder} holds no .onnx file, and no version folder with one. Name a model file.")
+
+
+def _settings(*folders: Path) -> ModelSettings:
+    """model.toml of every folder that has one, later ones over earlier ones."""
+    files = [folder / SETTINGS for folder in folders if (folder / SETTINGS).is_file()]
+    return load_settings(*files) if files else ModelSettings()
+
+
+def _checked(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name of a model or version: letters, digits, '.', '_' and '-' only.")
+    return name
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.split("/")[0], known, n=3, cutoff=0.5)
+    near = near or difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.5)
+    if near:
+        return f"Did you mean {', '.join(near)}?"
+    return f"There is {', '.join(known[:10])}." if known else f"Give a path to an .onnx file, or set ${VARIABLE}."
