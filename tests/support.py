@@ -10,6 +10,7 @@ import onnx.reference
 import onnx_ir as ir
 import onnxruntime
 from onnx.reference.ops.op_conv_transpose import ConvTranspose
+from onnx.reference.ops.op_pad import Pad_18 as Pad
 
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward, Facts
@@ -45,9 +46,25 @@ class GroupedConvTranspose(ConvTranspose):
 GroupedConvTranspose.__name__ = "ConvTranspose"
 
 
+class NegativePad(Pad):
+    """onnx's evaluator refuses negative pads: cut first, then pad the rest."""
+
+    op_domain = ""
+
+    def _run(self, data, pads, constant_value=None, axes=None, mode=None):  # type: ignore[override]
+        axes = range(data.ndim) if axes is None else axes
+        cut = [slice(None)] * data.ndim
+        for axis, begin, end in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+            cut[axis] = slice(max(0, -begin), data.shape[axis] - max(0, -end))
+        return super()._run(data[tuple(cut)], np.maximum(pads, 0), constant_value, np.array(axes), mode=mode)
+
+
+NegativePad.__name__ = "Pad"
+
+
 def evaluate(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs of a small model in the dtype of its inputs (float64 included), by onnx's reference evaluator."""
-    session = onnx.reference.ReferenceEvaluator(model, new_ops=[GroupedConvTranspose])
+    session = onnx.reference.ReferenceEvaluator(model, new_ops=[GroupedConvTranspose, NegativePad])
     return dict(zip([o.name for o in model.graph.output], session.run(None, feeds), strict=True))
 
 
@@ -70,8 +87,11 @@ def sample(case: Case, rng: np.random.Generator, dtype: type) -> dict[str, np.nd
         x = rng.standard_normal(shape)
         return np.sign(x) * (np.abs(x) + 0.2) if case.sample == "away" else x
 
+    def typed(array: np.ndarray) -> np.ndarray:
+        return array.astype(dtype) if array.dtype.kind == "f" else array
+
     return {
-        name: draw(given).astype(dtype) if isinstance(given, tuple) else given
+        name: draw(given).astype(dtype) if isinstance(given, tuple) else typed(given)
         for name, given in case.inputs.items()
         if given is not None
     }
@@ -147,6 +167,12 @@ def one_node(
     )
     builder = Backward(graph, Facts())
     builder.infer(node)
+    measured = None
+    if any(not isinstance(dim, int) for dim in node.outputs[0].shape or [None]):  # known at run time only
+        graph.outputs.append(node.outputs[0])
+        bare = ir.to_proto(ir.Model(graph, ir_version=8 if case.opset < 19 else 10))
+        measured = evaluate(bare, {str(v.name): feeds[str(v.name)] for v in graph_inputs})["y0"].shape
+        graph.outputs.clear()
     view = Node.of(node, case.opset)
     axes = streams.track([view], [v for v in graph_inputs if v not in constants], axis_rules()) if free else {}
     facts = Facts(axes, free, signs.nonnegative([view], sign_rules()), set(constants))
@@ -168,7 +194,7 @@ def one_node(
             names.append(str(value.name))
     prune(graph, 1)
     model = ir.Model(graph, ir_version=8 if case.opset < 19 else 10)
-    shape = tuple(ir_dim if isinstance(ir_dim, int) else 1 for ir_dim in y.shape)  # type: ignore[union-attr]
+    shape = measured or tuple(ir_dim if isinstance(ir_dim, int) else 1 for ir_dim in y.shape)  # type: ignore[union-attr]
     return OneNode(ir.to_proto(model), ["y0"], names, shape, free, {str(v.name): a for v, a in axes.items()})
 
 

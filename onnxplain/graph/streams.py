@@ -59,7 +59,7 @@ def elementwise(node: Node, axes: Sequence[Axis]) -> Axis:
     for value, axis in zip(node.inputs, axes, strict=True):
         if value is not None and axis == CONSTANT:
             at = found - (result - rank(value))
-            if at >= 0 and dims(value)[at] != 1:
+            if at >= 0 and dims(value)[at] not in (1, dims(node.y)[found]):
                 return UNPROVEN
     return found
 
@@ -213,6 +213,83 @@ def expand(node: Node, axes: Sequence[Axis]) -> Axis:
     if axes[0] < 0:
         return CONSTANT
     return axes[0] + rank(node.y) - rank(node.x)
+
+
+def across(touched: Callable[[Node], Sequence[int] | None], *alike: int) -> AxisRule:
+    """As `keeps`; the inputs at `alike` (indices, updates) line up with the data axis by axis, so one that does not
+    carry the batch must have the data's length there."""
+
+    def rule(node: Node, axes: Sequence[Axis]) -> Axis:
+        members = [(node.inputs[i], axes[i]) for i in (0, *alike)]
+        found = {axis for _, axis in members if axis >= 0}
+        mixed = touched(node)
+        if len(found) != 1 or mixed is None or any(a >= 0 for i, a in enumerate(axes) if i not in (0, *alike)):
+            return UNPROVEN
+        (axis,) = found
+        lengths = {dims(value)[axis] for value, _ in members if value is not None}
+        return UNPROVEN if axis in axes_of(mixed, rank(node.y)) or len(lengths) != 1 else axis
+
+    return rule
+
+
+def sliced(node: Node) -> Sequence[int] | None:
+    """Axes of a Slice that lose or reorder entries."""
+    of = rank(node.x)
+    starts, ends = ints(node.input(1)), ints(node.input(2))
+    axes, steps = ints(node.input(3)), ints(node.input(4))
+    if axes is None:
+        axes = list(range(of if starts is None else len(starts))) if node.input(3) is None else None
+    if axes is None:
+        return None
+    axes = axes_of(axes, of)
+    if starts is None or ends is None or (node.input(4) is not None and steps is None):
+        return axes
+    steps = steps or [1] * len(axes)
+    return [a for a, b, e, s in zip(axes, starts, ends, steps, strict=True) if b or s != 1 or e < 2**31 - 1]
+
+
+def padded(node: Node) -> Sequence[int] | None:
+    """Axes that a Pad makes longer or shorter."""
+    pads, axes = ints(node.input(1)), ints(node.input(3))
+    if pads is None or (node.input(3) is not None and axes is None):
+        return None
+    axes = axes_of(axes, rank(node.x)) if axes is not None else list(range(rank(node.x)))
+    return [axis for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]]
+
+
+def tiled(node: Node) -> Sequence[int] | None:
+    """Axes that a Tile repeats."""
+    repeats = ints(node.input(1))
+    return None if repeats is None else [axis for axis, times in enumerate(repeats) if times != 1]
+
+
+def gather_nd(node: Node, axes: Sequence[Axis]) -> Axis:
+    """A batch dimension of both, or an axis of the data behind those that the indices name."""
+    data, indices = axes[:2]
+    index = node.input(1)
+    assert index is not None
+    shared_axes = node.attr("batch_dims", 0)
+    depth = dims(index)[-1]
+    if data >= 0 and data < shared_axes:
+        return data if indices in (data, CONSTANT) and dims(index)[data] == dims(node.x)[data] else UNPROVEN
+    if indices != CONSTANT or not isinstance(depth, int) or data < shared_axes + depth:
+        return UNPROVEN
+    return data + rank(node.y) - rank(node.x)
+
+
+def scatter_nd(node: Node, axes: Sequence[Axis]) -> Axis:
+    """An axis of data and updates behind those that the indices name."""
+    data, indices, updates = axes[:3]
+    index, source = node.input(1), node.input(2)
+    assert index is not None and source is not None
+    depth = dims(index)[-1]
+    behind = rank(node.x) - rank(source)
+    found = {data} | {updates + behind if updates >= 0 else updates}
+    found.discard(CONSTANT)
+    if indices != CONSTANT or len(found) != 1 or not isinstance(depth, int):
+        return UNPROVEN
+    (axis,) = found
+    return axis if axis >= depth and dims(source)[axis - behind] == dims(node.x)[axis] else UNPROVEN
 
 
 def recurrent(node: Node, axes: Sequence[Axis]) -> Sequence[Axis]:
