@@ -2,7 +2,7 @@
 
 from onnxplain.inputs.binding import bind, conform
 from onnxplain.inputs.labels import find, load_labels
-from onnxplain.inputs.load import Loaded, load
+from onnxplain.inputs.loading import Loaded, load
 from onnxplain.inputs.pictures import Prepared, prepare
 from onnxplain.inputs.preparation import PictureSettings
 from onnxplain.inputs.presets import PRESETS, from_options, guess

@@ -87,7 +87,7 @@ def from_options(
     given: dict[str, object] = {"layout": layout, "mean": mean, "std": std, "scale": scale}
     options = {key: value for key, value in given.items() if value is not None}
     if preprocess is not None:
-        start, note = _fitted(PRESETS[preprocess], shape), None
+        start, note = _fitted(PRESETS[preprocess], shape, layout, name), None
     elif base is not None:
         start, note = base, None
     elif {"mean", "std"} & options.keys() or layout is not None:
@@ -107,11 +107,13 @@ def _checked(options: dict[str, object]) -> dict[str, Any]:
     return {key: getattr(settings, key) for key in options}
 
 
-def _fitted(preset: PictureSettings, shape: Shape) -> PictureSettings:
+def _fitted(preset: PictureSettings, shape: Shape, layout: str | None, name: str) -> PictureSettings:
     """The preset for a model that declares another size: 256 and 224 keep their proportion, 299 gets 342."""
-    layout = preset.layout or guess_layout(shape)
-    height, width = (shape[layout.index(axis)] for axis in "HW")
-    if preset.size is None or not isinstance(height, int) or not isinstance(width, int):
+    if preset.size is None:
+        return preset
+    layout = (layout or guess_layout(shape, name)).upper()
+    height, width = (shape[layout.index(axis)] if axis in layout[: len(shape)] else None for axis in "HW")
+    if not isinstance(height, int) or not isinstance(width, int):
         return preset
     if not isinstance(preset.resize, int):
         return replace(preset, size=(height, width))

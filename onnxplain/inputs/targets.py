@@ -198,7 +198,7 @@ class _Scores:
         score = products.sum() if self.axis == 0 else products.reshape(len(self.values), -1).sum(1)
         alike = names[0] if len(set(names)) == 1 else name
         kept = tuple(names) if len(set(names)) > 1 else (alike,)
-        return Target(alike, kept, np.ascontiguousarray(seed, np.float32), index, np.atleast_1d(score))
+        return Target(alike, kept, np.array(seed, np.float32, order="C"), index, np.atleast_1d(score))
 
 
 def _class_axis(shape: tuple[int, ...], labels: Labels, given: int | None) -> int:

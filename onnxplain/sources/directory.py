@@ -13,7 +13,7 @@ from onnxplain.errors import InputError, UsageError
 from onnxplain.inputs.settings import ModelSettings, load_settings
 
 VARIABLE = "ONNXPLAIN_MODELS"  # folders, separated as in PATH, searched before ./models
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # of a model or a version: never "..", never absolute
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")  # of a model or a version: never "..", never absolute
 MODEL, SETTINGS = "model.onnx", "model.toml"
 
 
