@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import onnx.reference
 import onnx_ir as ir
 import onnxruntime
+from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv_transpose import ConvTranspose
 from onnx.reference.ops.op_pad import Pad_18 as Pad
 
@@ -62,9 +64,88 @@ class NegativePad(Pad):
 NegativePad.__name__ = "Pad"
 
 
+class WindowMaxPool(OpRun):
+    """Every window by a loop; Indices as onnxruntime's, from which onnx's evaluator differs."""
+
+    op_domain = ""
+
+    def _run(self, x, auto_pad=None, ceil_mode=0, dilations=None, kernel_shape=None, pads=None, storage_order=0, strides=None):  # type: ignore[override]  # fmt: skip  # noqa: E501
+        n = x.ndim - 2
+        strides, dilations, pads = strides or [1] * n, dilations or [1] * n, list(pads or [0] * 2 * n)
+        outs, taps = [], []
+        for i, (size, k, s, d) in enumerate(zip(x.shape[2:], kernel_shape, strides, dilations, strict=True)):
+            span = d * (k - 1) + 1
+            if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+                total = max(0, (-(-size // s) - 1) * s + span - size)
+                pads[i] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
+                pads[n + i] = total - pads[i]
+            room = size + pads[i] + pads[n + i] - span
+            out = (-(-room // s) if ceil_mode else room // s) + 1
+            out -= bool(ceil_mode and (out - 1) * s >= size + pads[i])
+            outs.append(out)
+            begins = range(-pads[i], out * s - pads[i], s)
+            taps.append([[j for j in range(b, b + span, d) if 0 <= j < size] for b in begins])
+        y, index = np.empty((*x.shape[:2], *outs), x.dtype), np.empty((*x.shape[:2], *outs), np.int64)
+        order = "F" if storage_order else "C"
+        plane = np.arange(np.prod(x.shape[2:])).reshape(x.shape[2:], order=order)
+        for at in np.ndindex(*outs):
+            box = np.ix_(*(taps[i][o] for i, o in enumerate(at)))
+            for sample, channel in np.ndindex(*x.shape[:2]):
+                inside = x[sample, channel][box]
+                y[(sample, channel, *at)] = inside.max()
+                index[(sample, channel, *at)] = plane[box].reshape(-1)[inside.argmax()] + plane.size * (
+                    sample * x.shape[1] + channel
+                )
+        return (y, index)[: len(self.onnx_node.output)]
+
+
+WindowMaxPool.__name__ = "MaxPool"
+
+
+class GlobalMaxPool(OpRun):
+    """onnx's evaluator knows two spatial axes only."""
+
+    op_domain = ""
+
+    def _run(self, x):  # type: ignore[override]
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+class GlobalLpPool(OpRun):
+    """Missing in onnx's evaluator."""
+
+    op_domain = ""
+
+    def _run(self, x, p=None):  # type: ignore[override]
+        return ((np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / p),)
+
+
+class Erf(OpRun):
+    """onnx's evaluator computes it in float32."""
+
+    op_domain = ""
+
+    def _run(self, x):  # type: ignore[override]
+        return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
+
+
+class Gelu(OpRun):
+    """onnx's evaluator expands it with its own Erf."""
+
+    op_domain = ""
+
+    def _run(self, x, approximate=None):  # type: ignore[override]
+        if approximate == "tanh":
+            return (0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),)
+        return (0.5 * x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x * np.sqrt(0.5))),)
+
+
+OWN_KERNELS = [Erf, Gelu, GroupedConvTranspose, NegativePad, WindowMaxPool, GlobalMaxPool, GlobalLpPool]
+
+
 def evaluate(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs of a small model in the dtype of its inputs (float64 included), by onnx's reference evaluator."""
-    session = onnx.reference.ReferenceEvaluator(model, new_ops=[GroupedConvTranspose, NegativePad])
+    session = onnx.reference.ReferenceEvaluator(model, new_ops=OWN_KERNELS)
     return dict(zip([o.name for o in model.graph.output], session.run(None, feeds), strict=True))
 
 
@@ -82,13 +163,15 @@ def sample(case: Case, rng: np.random.Generator, dtype: type) -> dict[str, np.nd
             return rng.uniform(0.5, 2.0, shape)
         if case.sample == "unit":
             return rng.uniform(-0.9, 0.9, shape)
+        if case.sample == "above":
+            return rng.uniform(1.2, 3.0, shape)
         if case.sample == "apart":
             return (rng.permutation(int(np.prod(shape))).reshape(shape) - np.prod(shape) / 2) * 0.13
         x = rng.standard_normal(shape)
         return np.sign(x) * (np.abs(x) + 0.2) if case.sample == "away" else x
 
     def typed(array: np.ndarray) -> np.ndarray:
-        return array.astype(dtype) if array.dtype.kind == "f" else array
+        return array.astype(dtype) if array.dtype == np.float64 else array
 
     return {
         name: draw(given).astype(dtype) if isinstance(given, tuple) else typed(given)
@@ -107,6 +190,15 @@ class OneNode:
     shape: tuple[int, ...]
     free: bool
     axes: dict[str, int]
+
+
+def precision(op_type: str, case: Case, domain: str) -> type:
+    """float64 where the op allows it, else float32 (Celu, ai.onnx.ml)."""
+    schema = onnx.defs.get_schema(op_type, 1 if domain else case.opset, domain)
+    taken = {formal.type_str for formal in schema.inputs}
+    allowed = [set(c.allowed_type_strs) for c in schema.type_constraints if c.type_param_str in taken]
+    single = any("tensor(float)" in types and "tensor(double)" not in types for types in allowed)
+    return np.float32 if domain or single else np.float64
 
 
 def one_node(

@@ -56,10 +56,11 @@ def elementwise(node: Node, axes: Sequence[Axis]) -> Axis:
     if len(batched) != 1:
         return UNPROVEN
     (found,) = batched
+    lengths = {dims(value)[axis] for value, axis in zip(node.inputs, axes, strict=True) if value and axis >= 0}
     for value, axis in zip(node.inputs, axes, strict=True):
         if value is not None and axis == CONSTANT:
             at = found - (result - rank(value))
-            if at >= 0 and dims(value)[at] not in (1, dims(node.y)[found]):
+            if at >= 0 and dims(value)[at] not in (1, *lengths):
                 return UNPROVEN
     return found
 
@@ -216,8 +217,10 @@ def expand(node: Node, axes: Sequence[Axis]) -> Axis:
 
 
 def across(touched: Callable[[Node], Sequence[int] | None], *alike: int) -> AxisRule:
-    """As `keeps`; the inputs at `alike` (indices, updates) line up with the data axis by axis, so one that does not
-    carry the batch must have the data's length there."""
+    """As `keeps`, with inputs (at `alike`: indices, updates) that line up with the data axis by axis.
+
+    One of them that does not carry the batch must have the data's length there.
+    """
 
     def rule(node: Node, axes: Sequence[Axis]) -> Axis:
         members = [(node.inputs[i], axes[i]) for i in (0, *alike)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -10,8 +11,8 @@ from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, is_float
 
 Gradient = ir.Value | None
-Rule = Callable[[Backward, Node, "ir.Value | list[Gradient]"], Sequence[Gradient]]
-"""`(op, node, g) -> one relevance per input or None`; None means that nothing flows there."""
+Rule = Callable[[Backward, Node, Any], Sequence[Gradient]]
+"""`(op, node, g) -> one relevance per input or None`; None means that nothing flows there. g: a list under `all_outputs`."""
 
 
 def active_values(

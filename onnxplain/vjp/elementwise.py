@@ -1,56 +1,204 @@
-"""One derivative each: activations, and arithmetic on several tensors."""
+"""Arithmetic on several tensors, copies and casts, and functions that are no activations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
+from onnxplain.errors import UnsupportedOp
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward
-from onnxplain.graph.node import Node
+from onnxplain.graph.node import Node, constant, is_float
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.registry import case, vjp
 
-
-@vjp("Relu", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5), sample="away")])
-def relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """g where y > 0. The mask is read from y: reading x costs onnxruntime its Conv+Relu fusion."""
-    return [op.Where(positive(op, node.y), g, 0.0)]
+PAIRS = [case(a=(2, 3, 4), b=(3, 1)), case(a=(2, 3), b=(2, 3)), case(a=(3,), b=(2, 1)), case(a=(), b=(2, 3))]
+SEVERAL = [case(a=(2, 3), b=(3,), c=(2, 1)), case(a=(2, 3))]
 
 
-def positive(op: Backward, y: ir.Value) -> ir.Value:
-    """y > 0, once for all users."""
-    return op.once(("positive", y), lambda: op.Greater(y, 0.0))
-
-
-@vjp("Sigmoid", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5))])
-def sigmoid(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """dy/dx = y (1 - y)."""
-    y = node.y
-    return [g * y * (1.0 - y)]
-
-
-@vjp(
-    "Add",
-    kind="sum",
-    broadcasts=True,
-    streams=streams.elementwise,
-    sign=signs.every,
-    cases=[case(a=(2, 3, 4), b=(3, 1)), case(a=(2, 3), b=(2, 3)), case(a=(3,), b=(2, 1))],
-)
+@vjp("Add", kind="sum", broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=PAIRS)
+@vjp("Sum", kind="sum", broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
 def add(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """Both get g."""
-    return [g, g]
+    """Everyone gets g."""
+    return [g] * len(node.inputs)
+
+
+@vjp("Sub", kind="sum", broadcasts=True, streams=streams.elementwise, cases=PAIRS)
+def sub(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """g to the first, -g to the second."""
+    return [g, None if op.is_constant(node.inputs[1]) else -g]
+
+
+@vjp("Mean", kind="sum", broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
+def mean(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """Everyone gets an equal part of g."""
+    n = len(node.inputs)
+    return [g / float(n) if n > 1 else g] * n
+
+
+def product_sign(node: Node, known: Sequence[bool]) -> bool:
+    """When both factors are, or for a square."""
+    return all(known) or node.inputs[0] is node.inputs[1]
+
+
+@vjp("Mul", kind="product", broadcasts=True, streams=streams.elementwise, sign=product_sign, cases=PAIRS)
+def mul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """Each gets g times the other."""
+    a, b = node.x, node.inputs[1]
+    assert b is not None
+    return [None if op.is_constant(a) else g * op.real(b), None if op.is_constant(b) else g * op.real(a)]
 
 
 @vjp(
-    "Mul",
+    "Div",
     kind="product",
     broadcasts=True,
     streams=streams.elementwise,
     sign=signs.every,
-    cases=[case(a=(2, 3, 4), b=(3, 1)), case(a=(2, 3), b=(2, 3)), case(a=(), b=(2, 3))],
+    cases=[case(a=(2, 3, 4), b=(3, 1), sample="away"), case(a=(3,), b=(2, 1), sample="away")],
 )
-def mul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """Each gets g times the other."""
-    a, b = node.inputs
-    return [None if op.is_constant(a) else g * b, None if op.is_constant(b) else g * a]
+def div(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y = a / b: g / b to a, -g y / b to b."""
+    b = node.inputs[1]
+    assert b is not None
+    share = g / op.real(b)
+    return [share, None if op.is_constant(b) else -(share * op.real(node.y))]
+
+
+@vjp(
+    "Mod",
+    kind="other",
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(a=(2, 3, 4), b=(3, 1), fmod=1, sample="away")],
+)
+def mod(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """fmod: y = a - n b with n = trunc(a / b), a whole number that does not move: g to a, -n g to b."""
+    b = node.inputs[1]
+    assert b is not None
+    if op.is_constant(b):
+        return [g, None]
+    n = op.Round((op.real(node.x) - op.real(node.y)) / op.real(b))
+    return [g, -(g * n)]
+
+
+@vjp(
+    "Max",
+    kind="routing",
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.some,
+    cases=[
+        case(a=(2, 3, 4), b=(3, 1)),
+        case(a=(2, 3), b=(2, 3), c=(3,)),
+        case(a=(2, 3)),
+        case(a=(2, 5), b=np.array(0.0)),
+    ],
+)
+@vjp(
+    "Min",
+    kind="routing",
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.every,
+    cases=[case(a=(2, 3, 4), b=(3, 1)), case(a=(2, 3), b=(2, 3), c=(3,)), case(a=(2, 5), b=np.array(0.0))],
+)
+def extreme(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """All of g to the first input that equals y."""
+    shares: list[Gradient] = []
+    left = g
+    for value in node.inputs[:-1]:
+        assert value is not None
+        wins = op.Equal(op.real(value), op.real(node.y))
+        shares.append(op.Where(wins, left, 0.0))
+        left = op.Where(wins, 0.0, left)
+    return [*shares, left]
+
+
+def where_sign(node: Node, known: Sequence[bool]) -> bool:
+    """When both branches are."""
+    return known[1] and known[2]
+
+
+@vjp(
+    "Where",
+    kind="routing",
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=where_sign,
+    cases=[
+        case(condition=np.array([[True], [False]]), a=(2, 3), b=(3,)),
+        case(condition=np.array([True, False, True]), a=(2, 1), b=(2, 3)),
+        case(condition=np.array([[[True, False, True]], [[False, False, True]]]), a=(1, 3), b=()),
+    ],
+)
+def where(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """g to the branch that was taken."""
+    condition, a, b = node.inputs
+    to_a = None if op.is_constant(a) else op.Where(condition, g, 0.0)
+    to_b = None if op.is_constant(b) else op.Where(condition, 0.0, g)
+    return [None, to_a, to_b]
+
+
+@vjp("Identity", kind="routing", linear=True, streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 3))])
+def identity(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """The same tensor under another name."""
+    return [g]
+
+
+@vjp("Neg", kind="routing", linear=True, streams=streams.elementwise, cases=[case(x=(2, 3))])
+def neg(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """-g."""
+    return [-g]
+
+
+@vjp(
+    "Cast",
+    kind="routing",
+    linear=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 3), to=int(ir.DataType.DOUBLE))],
+)
+@vjp(
+    "CastLike", kind="routing", linear=True, streams=streams.elementwise, sign=signs.first,
+    cases=[case(x=(2, 3), like=np.array([1.0]))],
+)  # fmt: skip
+def cast(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """Between floats g, in the precision relevance has at x; from integers nothing."""
+    return [gradient_at(op, node.x, g), *[None] * (len(node.inputs) - 1)]
+
+
+def gradient_at(op: Backward, x: ir.Value, g: ir.Value) -> Gradient:
+    """`g` in the type relevance has at `x`: float64 over float64, float32 over other floats, none over integers."""
+    if not is_float(x):
+        return None
+    dtype = ir.DataType.DOUBLE if x.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+    value: ir.Value = g if g.dtype == dtype else op.Cast(g, to=int(dtype))
+    return value
+
+
+@vjp(
+    "Dropout",
+    kind="routing",
+    linear=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 3)), case(x=(2, 3), ratio=np.array(0.3), outputs=2)],
+)
+def dropout(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """Nothing is dropped when a model answers."""
+    training = node.input(2)
+    if training is not None and (constant(training) is None or bool(np.any(constant(training)))):
+        raise UnsupportedOp(f"{node}: Dropout in training mode is random. Export the model for inference.")
+    return [g, *[None] * (len(node.inputs) - 1)]
+
+
+@vjp("Floor", "Ceil", "Round", "Sign", kind="flat", streams=streams.elementwise, sign=signs.first,
+     cases=[case(x=(2, 5))])  # fmt: skip
+def flat(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """Steps: the derivative is 0 wherever there is one."""
+    return [None]

@@ -25,8 +25,9 @@ linear: weights times one activation (Conv, Gemm, MatMul). sum: of several activ
 axes of one. product: of several activations (Mul). routing: every output is a copy of an input (Reshape, MaxPool).
 activation: elementwise. softmax, normalisation: as they say. flat: derivative zero everywhere. other: gradient only.
 """
-Sample = Literal["normal", "positive", "apart", "unit", "away"]
-"""How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2 (kinks at 0)."""
+Sample = Literal["normal", "positive", "apart", "unit", "away", "above"]
+"""How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2 (kinks at 0).
+above: between 1.2 and 3."""
 
 
 @dataclass(frozen=True)

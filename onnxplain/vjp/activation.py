@@ -1,0 +1,268 @@
+"""Activations: one tensor in, one out, element by element. Kinks as torch has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi, sqrt
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxplain.graph import signs, streams
+from onnxplain.graph.backward import Backward
+from onnxplain.graph.node import Node, constant
+from onnxplain.graph.walk import Gradient
+from onnxplain.vjp.registry import case, vjp
+
+
+def positive(op: Backward, value: ir.Value) -> ir.Value:
+    """value > 0, once for all users."""
+    return op.once(("positive", value), lambda: op.Greater(value, 0.0))
+
+
+def rises_with(node: Node, monotone: bool) -> ir.Value:
+    """The tensor whose sign is that of x: y where the function keeps it (reading x costs ORT its fusions), else x."""
+    return node.y if monotone else node.x
+
+
+@vjp("Relu", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5), sample="away")])
+def relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """g where y > 0. The mask is read from y: reading x costs onnxruntime its Conv+Relu fusion."""
+    return [op.Where(positive(op, node.y), g, 0.0)]
+
+
+@vjp("Sigmoid", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5))])
+def sigmoid(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """dy/dx = y (1 - y)."""
+    y = op.real(node.y)
+    return [g * y * (1.0 - y)]
+
+
+@vjp("Tanh", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+def tanh(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """dy/dx = 1 - y^2."""
+    y = op.real(node.y)
+    return [g * (1.0 - y * y)]
+
+
+def bounds(node: Node) -> tuple[ir.Value | float | None, ir.Value | float | None]:
+    """Lower and upper bound of a Clip: inputs, or attributes before opset 11; None where open."""
+    low, high = node.attr("min"), node.attr("max")
+    return (node.input(1) if low is None else low), (node.input(2) if high is None else high)
+
+
+def clip_sign(node: Node, known: Sequence[bool]) -> bool:
+    """A lower bound >= 0; or an input and an upper bound that are."""
+    low, high = (bound if isinstance(bound, float) else constant(bound) for bound in bounds(node))
+    reaches = high is not None or node.input(2) is None
+    above = high is None or bool(np.all(np.asarray(high) >= 0))
+    return reaches and above and (known[0] or (low is not None and bool(np.all(np.asarray(low) >= 0))))
+
+
+@vjp(
+    "Clip",
+    kind="activation",
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=clip_sign,
+    cases=[
+        case(x=(2, 5), low=np.array(-0.5), high=np.array(0.6)),
+        case(x=(2, 5), low=np.array(-0.5)),
+        case(x=(2, 5), low=None, high=np.array(0.6)),
+        case(x=(2, 5), low=()),
+        case(x=(2, 5), low=None, high=()),
+        case(x=(2, 5)),
+    ],
+)
+def clip(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """g between the bounds, borders included (torch.clamp); outside it goes to a bound the model computes.
+
+    x is read, not y: y cannot tell a value on the border from one beyond it.
+    """
+    low, high = bounds(node)
+    to_x, to_low, to_high = g, None, None
+    if low is not None:
+        inside = op.GreaterOrEqual(node.x, low)
+        to_x = op.Where(inside, to_x, 0.0)
+        to_low = None if isinstance(low, float) or op.is_constant(low) else op.Where(inside, 0.0, g)
+    if high is not None:
+        inside = op.LessOrEqual(node.x, high)
+        to_x = op.Where(inside, to_x, 0.0)
+        to_high = None if isinstance(high, float) or op.is_constant(high) else op.Where(inside, 0.0, g)
+    return [to_x, to_low, to_high][: len(node.inputs)]
+
+
+@vjp(
+    "LeakyRelu",
+    kind="activation",
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 5), sample="away"), case(x=(2, 5), alpha=0.3), case(x=(2, 5), alpha=-0.2, sample="away")],
+)
+def leaky_relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """alpha g where x <= 0."""
+    alpha = node.attr("alpha", 0.01)
+    return [op.Where(positive(op, rises_with(node, alpha > 0)), g, g * alpha)]
+
+
+@vjp(
+    "PRelu",
+    kind="activation",
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[
+        case(x=(2, 3, 4), slope=(3, 1), sample="away"),
+        case(x=(2, 3), slope=(1,), sample="away"),
+        case(x=(2, 3), slope=np.array([0.1, 0.2, -0.3]), sample="away"),
+    ],
+)
+def prelu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """As LeakyRelu with a slope that may vary and be computed; the slope gets g x where x <= 0."""
+    slope = node.inputs[1]
+    assert slope is not None
+    above = positive(op, node.x)
+    to_slope = None if op.is_constant(slope) else op.Where(above, 0.0, g * op.real(node.x))
+    return [op.Where(above, g, g * op.real(slope)), to_slope]
+
+
+@vjp(
+    "Elu", kind="activation", streams=streams.elementwise, sign=signs.first,
+    cases=[case(x=(2, 5), sample="away"), case(x=(2, 5), alpha=0.5, sample="away"), case(x=(2, 5), alpha=-0.5)],
+)  # fmt: skip
+@vjp("Selu", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5), sample="away")])
+@vjp(
+    "Celu", kind="activation", streams=streams.elementwise, sign=signs.first,
+    cases=[case(x=(2, 5), sample="away"), case(x=(2, 5), alpha=2.0, sample="away")],
+)  # fmt: skip
+def exponential_unit(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """Above 0 linear, below gain alpha (exp(x / width) - 1), whose slope is y / width + gain alpha / width."""
+    gain, width = 1.0, 1.0
+    alpha = node.attr("alpha", 1.67326319217681884765625 if node.op_type == "Selu" else 1.0)
+    if node.op_type == "Selu":
+        gain = node.attr("gamma", 1.05070102214813232421875)
+    elif node.op_type == "Celu":
+        width = alpha
+    y = op.real(node.y)
+    below = (y + gain * alpha) / width if width != 1.0 else y + gain * alpha
+    above = g * gain if gain != 1.0 else g
+    return [op.Where(positive(op, rises_with(node, gain * alpha > 0)), above, g * below)]
+
+
+@vjp("Softplus", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5))])
+def softplus(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """dy/dx = sigmoid(x)."""
+    return [g * op.Sigmoid(op.real(node.x))]
+
+
+@vjp("Softsign", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+def softsign(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y = x / (1 + |x|), dy/dx = 1 / (1 + |x|)^2."""
+    width = 1.0 + op.Abs(op.real(node.x))
+    return [g / (width * width)]
+
+
+@vjp(
+    "HardSigmoid",
+    kind="activation",
+    streams=streams.elementwise,
+    sign=signs.always,
+    cases=[case(x=(4, 5)), case(x=(4, 5), alpha=0.7, beta=0.2)],
+)
+def hard_sigmoid(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y = max(0, min(1, alpha x + beta)): alpha g where 0 < y < 1."""
+    inside = op.And(positive(op, node.y), op.Less(node.y, 1.0))
+    return [op.Where(inside, g * node.attr("alpha", 0.2), 0.0)]
+
+
+@vjp("HardSwish", kind="activation", streams=streams.elementwise, cases=[case(x=(6, 5)), case(x=(3,), sample="apart")])
+def hard_swish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y = x clip(x / 6 + 1/2, 0, 1): slope 0 up to -3, x / 3 + 1/2 up to 3, then 1."""
+    x = op.real(node.x)
+    ramp = op.Where(op.Less(x, 3.0), x / 3.0 + 0.5, 1.0)
+    return [op.Where(op.Greater(x, -3.0), g * ramp, 0.0)]
+
+
+@vjp(
+    "Swish",
+    kind="activation",
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 5), opset=24), case(x=(2, 5), opset=24, alpha=1.7)],
+)
+def swish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y = x s with s = sigmoid(alpha x); dy/dx = s + alpha y (1 - s)."""
+    x, y, alpha = op.real(node.x), op.real(node.y), node.attr("alpha", 1.0)
+    s = op.Sigmoid(x * alpha if alpha != 1.0 else x)
+    return [g * (s + alpha * y * (1.0 - s))]
+
+
+@vjp(
+    "Gelu",
+    kind="activation",
+    streams=streams.elementwise,
+    cases=[case(x=(2, 5), opset=20), case(x=(2, 5), opset=20, approximate="tanh")],
+)
+def gelu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y = x F(x): dy/dx = F + x F', F the normal distribution or its tanh approximation (Hendrycks & Gimpel 2016)."""
+    x = op.real(node.x)
+    square = x * x
+    if node.attr("approximate", "none") == "tanh":
+        c, cubic = sqrt(2 / pi), 0.044715
+        t = op.Tanh(c * x * (1.0 + cubic * square))
+        slope = 0.5 * (1.0 - t * t) * (c + 3 * c * cubic * square)
+    else:
+        t = op.Erf(x * sqrt(0.5))
+        slope = op.Exp(square * -0.5) * (1 / sqrt(2 * pi))
+    return [g * (0.5 * (1.0 + t) + x * slope)]
+
+
+@vjp("Mish", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+def mish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y = x t with t = tanh(softplus(x)); dy/dx = t + x (1 - t^2) sigmoid(x)."""
+    x = op.real(node.x)
+    t = op.Tanh(op.Softplus(x))
+    return [g * (t + x * (1.0 - t * t) * op.Sigmoid(x))]
+
+
+def threshold_sign(node: Node, known: Sequence[bool]) -> bool:
+    """Only what exceeds alpha is left."""
+    return known[0] or node.attr("alpha", 1.0) >= 0
+
+
+@vjp(
+    "ThresholdedRelu",
+    kind="activation",
+    streams=streams.elementwise,
+    sign=threshold_sign,
+    cases=[case(x=(4, 5)), case(x=(4, 5), alpha=-0.3)],
+)
+def thresholded_relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """g where x > alpha."""
+    alpha = node.attr("alpha", 1.0)
+    passes = positive(op, node.y) if alpha >= 0 else op.Greater(node.x, alpha)
+    return [op.Where(passes, g, 0.0)]
+
+
+def shrink_sign(node: Node, known: Sequence[bool]) -> bool:
+    """x - bias, taken from x > lambd, stays positive while bias <= lambd."""
+    return known[0] and node.attr("bias", 0.0) <= node.attr("lambd", 0.5)
+
+
+@vjp(
+    "Shrink",
+    kind="activation",
+    streams=streams.elementwise,
+    sign=shrink_sign,
+    cases=[case(x=(4, 5)), case(x=(4, 5), lambd=0.7, bias=0.3)],
+)
+def shrink(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """g where |x| > lambd."""
+    return [op.Where(op.Greater(op.Abs(node.x), node.attr("lambd", 0.5)), g, 0.0)]
+
+
+@vjp("Erf", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+def erf(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """dy/dx = 2 / sqrt(pi) exp(-x^2)."""
+    x = op.real(node.x)
+    return [g * op.Exp(-(x * x)) * (2 / sqrt(pi))]
