@@ -393,10 +393,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("path", type=Path)
-    parser.add_argument("--folded", action="store_true", help="merge batch norms in torch first")
+    parser.add_argument("--merged", action="store_true", help="merge batch norms in torch first")
     arguments = parser.parse_args()
     model = NETWORKS[arguments.network]()
-    export(folded(model) if arguments.folded else model, arguments.path)
+    export(folded(model) if arguments.merged else model, arguments.path)
 
 
 if __name__ == "__main__":
