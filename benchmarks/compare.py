@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from worker import CONTENDERS, HERE, TESTS
+from worker import CONTENDERS, HERE
 
 WORKER = HERE / "worker.py"
 BASE = "ort-forward"
@@ -99,7 +99,7 @@ class Worker:
     def __init__(self, contender: str, network: str, batch: int, threads: int):
         self.contender = contender
         command = [sys.executable, WORKER, "serve", contender, network, "--batch", batch, "--threads", threads]
-        self.errors = tempfile.TemporaryFile("w+")  # a pipe nobody reads would fill up and block the worker
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  started() closes it; a pipe nobody reads would fill up and block the worker
         self.process = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,
@@ -135,7 +135,9 @@ class Worker:
 
 
 def _last_line(text: str) -> str:
-    return next((line for line in reversed(text.strip().splitlines()) if line.strip()), "no message")
+    """Without the path of this checkout: results are committed."""
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+    return last.replace(f"{HERE.parent}{os.sep}", "")
 
 
 @contextlib.contextmanager
@@ -286,7 +288,7 @@ def machine(options: argparse.Namespace) -> str:
 def main() -> None:
     """Measure the networks named, print tables, write them to benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=["vgg16", "resnet50"], help=f"of {TESTS}/oracle/networks.py")
+    parser.add_argument("networks", nargs="*", default=["vgg16", "resnet50"], help="of tests/oracle/networks.py")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="one group of these instead")
     parser.add_argument("--rounds", type=int, default=9)
