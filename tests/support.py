@@ -202,11 +202,19 @@ def precision(op_type: str, case: Case, domain: str) -> type:
 
 
 def one_node(
-    op_type: str, case: Case, dtype: type, rule=None, free: bool = False, batch_one: bool = False, domain: str = ""
+    op_type: str,
+    case: Case,
+    dtype: type,
+    rule=None,
+    free: bool = False,
+    batch_one: bool = False,
+    domain: str = "",
+    open_axes: bool = False,
 ) -> OneNode:
     """Build the node of a case and its derivative (or `rule`).
 
     free: declare the first input's axis 0 as batch and let streams be free, where the registry proves the axis.
+    open_axes: the first input's lengths, but for the channels', are symbols.
     """
     float_type = ir.DataType.from_numpy(np.dtype(dtype))
     feeds = sample(case, np.random.default_rng(0), dtype)
@@ -219,7 +227,7 @@ def one_node(
         array = feeds[name]
         if isinstance(given, tuple):
             first = not graph_inputs
-            shape = list(given)
+            shape = [f"d{i}" if open_axes and first and i != 1 else d for i, d in enumerate(given)]
             value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(float_type))
             graph_inputs.append(value)
             (constants if name in case.constant or (free and not first) else wanted).append(value)
@@ -260,7 +268,9 @@ def one_node(
     builder = Backward(graph, Facts())
     builder.infer(node)
     measured = None
-    if any(not isinstance(dim, int) for dim in node.outputs[0].shape or [None]):  # known at run time only
+    if not open_axes and any(
+        not isinstance(dim, int) for dim in node.outputs[0].shape or [None]
+    ):  # known at run time only
         graph.outputs.append(node.outputs[0])
         bare = ir.to_proto(ir.Model(graph, ir_version=8 if case.opset < 19 else 10))
         measured = evaluate(bare, {str(v.name): feeds[str(v.name)] for v in graph_inputs})["y0"].shape

@@ -123,6 +123,22 @@ class Builder:
         axis = axis % rank(value)
         return self.once(("size", value, axis), lambda: self.Shape(value, start=axis, end=axis + 1))
 
+    def forward_output(self, value: ir.Value, index: int) -> ir.Value:
+        """Output `index` of the node that makes `value`; named, typed and added to that node where it was absent."""
+        node = value.producer()
+        assert node is not None, value.name
+        if len(node.outputs) <= index:
+            node.resize_outputs(index + 1)
+        for i, output in enumerate(node.outputs):
+            if output.dtype is None and (output.name or i == index):
+                output.name = output.name or self._unique(f"{value.name}:{i}")
+        if node.outputs[index].dtype is None:
+            before = [(output, output.type, output.shape) for output in node.outputs if output.dtype is not None]
+            self.infer(node)
+            for output, dtype, shape in before:  # what was known of the others stays
+                output.type, output.shape = dtype, shape
+        return node.outputs[index]
+
     @contextmanager
     def scope(self, node: Node) -> Iterator[None]:
         """Name what is emitted inside after `node`."""

@@ -12,7 +12,7 @@ from onnxplain.graph.node import Node, is_float
 
 Gradient = ir.Value | None
 Rule = Callable[[Backward, Node, Any], Sequence[Gradient]]
-"""`(op, node, g) -> one relevance per input or None`; None means that nothing flows there. g: a list under `all_outputs`."""
+"""`(op, node, g) -> one relevance per input or None`; None: nothing flows there. With `all_outputs` g is a list."""
 
 
 def active_values(

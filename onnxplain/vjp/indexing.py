@@ -221,7 +221,7 @@ def gather_nd(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     number = op.ReduceSum(op.Mul(index, steps), [-1], keepdims=0)
     number = op.Reshape(number, joined(op, [volume(op, number, 0, batch), op.ints([-1, 1])]))
     tail = volume(op, x, split, rank(x))
-    if op.stream_axis(x) is not None and op.stream_axis(x) >= split:  # type: ignore[operator]
+    if op.stream_axis(x) is not None and op.stream_axis(x) >= split:
         tail = volume(op, g, rank(g) - (rank(x) - split), rank(g))
     middle = volume(op, x, batch, split)
     zeros = op.Reshape(op.zeros(g, x), joined(op, [op.ints([-1]), middle, tail]))

@@ -192,11 +192,11 @@ def pad(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
         ends = [-end if end else END for _, end in frame.values()]
         return [op.Slice(g, begins, ends, list(frame)), *rest(node)]
     for axis, (begin, end) in frame.items():
-        g = _unframed(op, g, op.size(node.x, axis), axis, begin, end, mode)
+        g = unframed(op, g, op.size(node.x, axis), axis, begin, end, mode)
     return [g, *rest(node)]
 
 
-def _unframed(op: Backward, g: ir.Value, length: ir.Value, axis: int, begin: int, end: int, mode: str) -> ir.Value:
+def unframed(op: Backward, g: ir.Value, length: ir.Value, axis: int, begin: int, end: int, mode: str) -> ir.Value:
     """The inside along one axis, plus both sides of the frame laid back on the entries they were copied from.
 
     reflect: y[begin - 1 - i] = x[1 + i]; edge: the outermost entry; wrap: the other end.
