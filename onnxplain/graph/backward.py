@@ -35,6 +35,7 @@ class Backward(Builder):
     def __init__(self, graph: ir.Graph, facts: Facts, prefix: str = "backward"):
         super().__init__(graph, prefix)
         self.facts = facts
+        self.constants = set(facts.constants)  # and what is emitted from constants alone
         self.vanishing: set[ir.Value] = set()  # relevances that are zero wherever their forward tensor is
         self.absorbed: dict[str, list[ir.Value]] | None = None  # the ledger of the current node, when one is kept
 
@@ -50,11 +51,23 @@ class Backward(Builder):
 
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether the tensor depends on no input of the model. An absent input is constant."""
-        return value is None or value in self.facts.constants or value.const_value is not None
+        return value is None or value in self.constants or value.const_value is not None
+
+    def infer(self, node: ir.Node) -> None:
+        """Type and shape of a node's outputs; what depends on constants alone is constant too."""
+        super().infer(node)
+        if all(self.is_constant(value) for value in node.inputs):
+            self.constants.update(node.outputs)
 
     def is_nonnegative(self, value: ir.Value) -> bool:
         """Whether the tensor is known to be >= 0."""
         return value in self.facts.nonnegative
+
+    def real(self, value: ir.Value) -> ir.Value:
+        """A forward tensor in the precision relevance is carried in: float32 for float16 and bfloat16 ones."""
+        if value.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            return value
+        return self.once(("real", value), lambda: self.Cast(value, to=int(ir.DataType.FLOAT)))
 
     def target_shape(self, x: ir.Value, streams: int = -1) -> ir.Value:
         """Shape of `x` as a Reshape (streams = -1) or Expand (streams = 1) wants it, free along the stream axis."""

@@ -28,6 +28,7 @@ class Node:
     domain: str = ""
     version: int = 18
     members: tuple[Node, ...] = ()
+    modified: bool = False  # inputs were exchanged: the outputs are shapes to go by, not this step's values
 
     @classmethod
     def of(cls, node: ir.Node, version: int = 18) -> Node:
@@ -52,7 +53,7 @@ class Node:
 
     def with_inputs(self, *inputs: ir.Value | None) -> Node:
         """The same step on other inputs (modified weights, say); its outputs stay as shapes to go by."""
-        return replace(self, inputs=inputs)
+        return replace(self, inputs=inputs, modified=True)
 
     @property
     def x(self) -> ir.Value:

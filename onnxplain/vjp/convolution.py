@@ -109,6 +109,7 @@ def conv(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
         raise UnsupportedOp(f"{node}: the kernel's size must be known at compile time, not {kernel}.")
     window = Window.of(node, [k for k in kernel if isinstance(k, int)])
     rest: list[Gradient] = [None] * (len(node.inputs) - 1)
+    w = op.real(w)
     if op.is_constant(x) or not op.is_constant(w):
         raise UnsupportedOp(
             f"{node}: the derivative of a Conv covers constant weights; these are computed by the model."
@@ -283,6 +284,7 @@ def conv_transpose(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """The plain convolution with the same kernel. g (S, M, *out) -> (S, C, *in); w (C, M/group, *kernel)."""
     w = node.inputs[1]
     assert w is not None
+    w = op.real(w)
     spatial = rank(w) - 2
     strides = list(node.attr("strides") or [1] * spatial)
     dilations = list(node.attr("dilations") or [1] * spatial)

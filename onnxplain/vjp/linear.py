@@ -27,7 +27,7 @@ from onnxplain.vjp.registry import case, vjp
 )
 def gemm(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = alpha A B + beta C with A, B transposed as asked. g (S, N) -> (S, K)."""
-    a, b, *c = node.inputs
+    a, b, *c = (None if value is None else op.real(value) for value in node.inputs)
     turned_a, turned_b, alpha = node.attr("transA", 0), node.attr("transB", 0), node.attr("alpha", 1.0)
     to_a: Gradient = (
         op.Gemm(b, g, transA=turned_b, transB=1, alpha=alpha)
@@ -75,6 +75,7 @@ def matmul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = A B over the last two axes, numpy broadcasting before them. g (S, …, M, N) -> (S, …, M, K)."""
     a, b = node.x, node.inputs[1]
     assert b is not None
+    a, b = op.real(a), op.real(b)
     if rank(a) == 1 or rank(b) == 1:
         return [*_vector(op, a, b, g), *[None] * (len(node.inputs) - 2)]
     to_a = None if op.is_constant(a) else op.MatMul(g, transposed(op, b))

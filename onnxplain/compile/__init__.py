@@ -1,0 +1,6 @@
+"""Forward + backward → one model: names, seeds, relevances, ledger, provenance."""
+
+from onnxplain.compile.assemble import Compiled, Recipe, compile_graph
+from onnxplain.compile.contract import Request, Resolved, resolve
+
+__all__ = ["Compiled", "Recipe", "Request", "Resolved", "compile_graph", "resolve"]

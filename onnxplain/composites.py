@@ -1,0 +1,327 @@
+"""Which rule where. A composite maps nodes to rules, the first match wins; composites join with `|`.
+
+    epsilon_gamma_box = first(box(low, high), "Conv") | by_type(Conv=gamma(0.25), Gemm=epsilon())
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxplain.errors import UnknownName, UnsupportedOp, UsageError
+from onnxplain.graph.backward import Backward
+from onnxplain.graph.node import Node
+from onnxplain.graph.walk import Rule
+from onnxplain.registry import Registry
+from onnxplain.rules import RULES, RuleCall, parse_rule
+from onnxplain.rules.contrast import contrast, opposite
+from onnxplain.vjp import OPS, Kind, lookup
+from onnxplain.vjp.linear import weight_and_bias
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+DENSE = ("Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node with what is around it: its kind here, whether it is a first or a last linear node of the path."""
+
+    node: Node
+    kind: Kind
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a composite. given: by the user, who wants an error rather than silence where it does not fit."""
+
+    text: str
+    matches: Callable[[Place], bool]
+    rule: RuleCall
+    given: bool = False
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Entries, then the base map by kind of op. relevance: False takes the derivative wherever nothing matches."""
+
+    name: str
+    entries: tuple[Entry, ...] = ()
+    relevance: bool = True
+    last_rule: Callable[[RuleCall], RuleCall] | None = field(default=None, compare=False)
+
+    def __or__(self, other: Composite) -> Composite:
+        """The entries of both, these first; name, base and last rule of the other."""
+        return Composite(other.name, self.entries + other.entries, other.relevance, self.last_rule or other.last_rule)
+
+    def rule_for(self, place: Place) -> Rule:
+        """The rule of a node. Raises UnsupportedOp where there is none: never the gradient in silence."""
+        entry_of_op = lookup(place.node)
+        for entry in self.entries:
+            if not entry.matches(place):
+                continue
+            if place.kind not in RULES[entry.rule.name].kinds:
+                if entry.given and entry.text.startswith("name:"):
+                    raise UnsupportedOp(
+                        f"{place.node}: the rule {entry.rule} ({entry.text}) is for {' and '.join(RULES[entry.rule.name].kinds)} "
+                        f"ops, and this one is of kind {place.kind}."
+                    )
+                continue
+            return self._last(place, entry.rule)
+        if not self.relevance:
+            return entry_of_op.vjp
+        base = BASE.get(place.kind)
+        if base is None:
+            raise UnsupportedOp(
+                f"{place.node}: no relevance rule for {place.node.op_type}. Use a gradient method (--method gradient), give it "
+                f"one by `--rule type:{place.node.op_type}=…`, or attribute to its output (--attribute-to {place.node.y.name})."
+            )
+        return base(place.node)
+
+    def _last(self, place: Place, rule: RuleCall) -> RuleCall:
+        return self.last_rule(rule) if self.last_rule is not None and place.last and place.kind == "linear" else rule
+
+    def text(self) -> list[str]:
+        """The entries as the command line writes them."""
+        return [f"{entry.text}={entry.rule}" for entry in self.entries]
+
+
+def _norm_or_pass(node: Node) -> Rule:
+    return RULES["centre"]() if node.op_type == "LayerNormalization" else RULES["pass"]()
+
+
+def _softmax(node: Node) -> Rule:
+    return RULES["softmax_taylor"]()
+
+
+BASE: dict[Kind, Callable[[Node], Rule]] = {
+    "linear": lambda node: RULES["epsilon"](),
+    "sum": lambda node: RULES["add_abs"](),
+    "mean": lambda node: RULES["norm"](),
+    "product": lambda node: RULES["uniform"](),
+    "routing": lambda node: lookup(node).vjp,
+    "activation": lambda node: RULES["pass"](),
+    "softmax": _softmax,
+    "normalisation": _norm_or_pass,
+    "flat": lambda node: lookup(node).vjp,
+}
+"""The rule of a node no entry matches, by kind: the same for every LRP composite."""
+
+
+def kind_of(op: Backward, node: Node) -> Kind:
+    """The kind of a node where it stands: a product with a constant is a scaling, a MatMul without one a product."""
+    kind = lookup(node).kind
+    if kind == "linear" and node.op_type in ("MatMul", "Gemm") and weight_and_bias(op, node) is None:
+        return "product"
+    if kind == "product" and (op.is_constant(node.input(0)) or op.is_constant(node.input(1))):
+        return "normalisation" if node.op_type == "Mul" or op.is_constant(node.input(1)) else "other"
+    return kind
+
+
+def places(op: Backward, path: Collection[Node]) -> dict[Node, Place]:
+    """Place of every node of a path (last node first)."""
+    kinds = {node: kind_of(op, node) for node in path}
+    below: set[Any] = set()  # tensors computed through a linear node
+    first = set()
+    for node in reversed(list(path)):
+        behind = any(value in below for value in node.inputs)
+        if kinds[node] == "linear":
+            if not behind:
+                first.add(node)
+            behind = True
+        if behind:
+            below.update(node.outputs)
+    above: set[Any] = set()  # tensors that reach the explained one through a linear node
+    last = set()
+    for node in path:
+        ahead = any(value in above for value in node.outputs)
+        if kinds[node] == "linear":
+            if not ahead:
+                last.add(node)
+            ahead = True
+        if ahead:
+            above.update(node.inputs)
+    return {node: Place(node, kinds[node], node in first, node in last) for node in path}
+
+
+def by_type(**rules: RuleCall) -> Composite:
+    """A rule for every node of an op type."""
+    return Composite("by_type", tuple(Entry(f"type:{t}", _has_type(t), r) for t, r in rules.items()))
+
+
+def by_name(pattern: str, rule: RuleCall) -> Composite:
+    """A rule for nodes whose name, or the name of whose output, matches a shell pattern."""
+    return Composite("by_name", (Entry(f"name:{pattern}", _has_name(pattern), rule),))
+
+
+def first(rule: RuleCall, *types: str) -> Composite:
+    """A rule for the linear nodes the input meets first (along the data, not in the order of the file)."""
+    return Composite("first", (Entry("first", lambda p: p.first and (not types or p.node.op_type in types), rule),))
+
+
+def last(rule: RuleCall, *types: str) -> Composite:
+    """A rule for the linear nodes nearest to the explained tensor."""
+    return Composite("last", (Entry("last", lambda p: p.last and (not types or p.node.op_type in types), rule),))
+
+
+def _has_type(op_type: str) -> Callable[[Place], bool]:
+    return lambda place: place.node.op_type == op_type
+
+
+def _has_name(pattern: str) -> Callable[[Place], bool]:
+    def matches(place: Place) -> bool:
+        names = (place.node.name, *(value.name or "" for value in place.node.outputs))
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+    return matches
+
+
+def parse_entries(texts: Iterable[str]) -> Composite:
+    """`type:Conv=flat`, `name:fc*=epsilon(epsilon=0.1)`, `first=box(low=-2.1,high=2.6)`, `last=…` as entries."""
+    entries = []
+    for text in texts:
+        where, equals, rule_text = text.partition("=")
+        where = where.strip()
+        if not equals:
+            raise UsageError(f"cannot read the rule {text!r}; write type:Conv=…, name:fc*=…, first=… or last=….")
+        rule = parse_rule(rule_text)
+        what, _, argument = where.partition(":")
+        if what == "type":
+            if argument not in OPS:
+                raise UnknownName("op type with a derivative", argument, OPS)
+            matches = _has_type(argument)
+        elif what == "name":
+            matches = _has_name(argument)
+        elif where == "first":
+            matches = _is_first
+        elif where == "last":
+            matches = _is_last
+        else:
+            raise UsageError(f"cannot read {where!r} in {text!r}; write type:Conv=…, name:fc*=…, first=… or last=….")
+        entries.append(Entry(where, matches, rule, given=True))
+    return Composite("given", tuple(entries))
+
+
+def _is_first(place: Place) -> bool:
+    return place.first
+
+
+def _is_last(place: Place) -> bool:
+    return place.last
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The composites of the literature. Each takes the input's bounds (low, high), or None where they are not known.
+
+Bounds = tuple[list[float], list[float]] | None
+
+
+@dataclass(frozen=True)
+class CompositeEntry:
+    """What is registered of a composite. make(bounds) builds it; needs_bounds: it cannot do without."""
+
+    name: str
+    make: Callable[[Bounds], Composite]
+    doc: str
+    cite: str
+
+
+COMPOSITES: Registry[CompositeEntry] = Registry("composite")
+
+
+def composite(name: str, cite: str) -> Callable[[Callable[[Bounds], Composite]], CompositeEntry]:
+    """Register a composite."""
+
+    def register(make: Callable[[Bounds], Composite]) -> CompositeEntry:
+        def named(bounds: Bounds) -> Composite:
+            made = make(bounds)
+            return Composite(name, made.entries, made.relevance, made.last_rule)
+
+        return COMPOSITES.add(name, CompositeEntry(name, named, (make.__doc__ or "").strip().split("\n")[0], cite))
+
+    return register
+
+
+def _layers(convolution: RuleCall, dense: RuleCall) -> Composite:
+    return by_type(**dict.fromkeys(CONVOLUTIONS, convolution), **dict.fromkeys(DENSE, dense))
+
+
+def _box_or(bounds: Bounds, other: RuleCall) -> RuleCall:
+    return RULES["box"](low=bounds[0], high=bounds[1]) if bounds is not None else other
+
+
+ZENNIT = "Anders et al. 2021, Software for Dataset-wide XAI (zennit)"
+
+
+@composite("none", cite="the derivative of every op")
+def no_rules(bounds: Bounds) -> Composite:
+    """Every op by its derivative: the gradient."""
+    return Composite("none", relevance=False)
+
+
+@composite("epsilon", cite="Bach et al. 2015")
+def all_epsilon(bounds: Bounds) -> Composite:
+    """LRP-epsilon in every layer with weights."""
+    return _layers(RULES["epsilon"](), RULES["epsilon"]())
+
+
+@composite("epsilon_plus", cite=ZENNIT + ", EpsilonPlus")
+def epsilon_plus(bounds: Bounds) -> Composite:
+    """z+ in convolutions, epsilon in dense layers."""
+    return _layers(RULES["z_plus"](), RULES["epsilon"]())
+
+
+@composite("epsilon_plus_flat", cite=ZENNIT + ", EpsilonPlusFlat")
+def epsilon_plus_flat(bounds: Bounds) -> Composite:
+    """Flat in the first layer, z+ in convolutions, epsilon in dense layers."""
+    return first(RULES["flat"]()) | _layers(RULES["z_plus"](), RULES["epsilon"]())
+
+
+@composite("epsilon_alpha2_beta1", cite=ZENNIT + ", EpsilonAlpha2Beta1")
+def epsilon_alpha2_beta1(bounds: Bounds) -> Composite:
+    """Alpha 2 beta 1 in convolutions, epsilon in dense layers."""
+    return _layers(RULES["alpha_beta"](), RULES["epsilon"]())
+
+
+@composite("epsilon_alpha2_beta1_flat", cite=ZENNIT + ", EpsilonAlpha2Beta1Flat")
+def epsilon_alpha2_beta1_flat(bounds: Bounds) -> Composite:
+    """Flat in the first layer, alpha 2 beta 1 in convolutions, epsilon in dense layers."""
+    return first(RULES["flat"]()) | _layers(RULES["alpha_beta"](), RULES["epsilon"]())
+
+
+@composite("epsilon_gamma_box", cite=ZENNIT + ", EpsilonGammaBox")
+def epsilon_gamma_box(bounds: Bounds) -> Composite:
+    """Box in the first convolution (gamma where the bounds are unknown), gamma 0.25 in the others, epsilon in dense layers."""
+    return first(_box_or(bounds, RULES["gamma"]()), *CONVOLUTIONS) | _layers(RULES["gamma"](), RULES["epsilon"]())
+
+
+@composite("deep_taylor", cite="Montavon et al. 2017, Deep Taylor Decomposition")
+def deep_taylor(bounds: Bounds) -> Composite:
+    """Box in the first layer (w^2 where the bounds are unknown), z+ without bias elsewhere."""
+    plus = RULES["alpha_beta"](alpha=1.0, beta=0.0, bias="drop")
+    return first(_box_or(bounds, RULES["w_square"]())) | _layers(plus, plus)
+
+
+@composite("clrp", cite="Gu, Yang and Tresp 2018, section 3.1")
+def clrp(bounds: Bounds) -> Composite:
+    """Box in the first convolution (z+ where the bounds are unknown), z+ elsewhere."""
+    return first(_box_or(bounds, RULES["z_plus"]()), *CONVOLUTIONS) | _layers(RULES["z_plus"](), RULES["z_plus"]())
+
+
+@composite("guided_backprop", cite="Springenberg et al. 2015")
+def guided_backprop(bounds: Bounds) -> Composite:
+    """The derivative, with negative gradients stopped at every Relu that is on."""
+    return Composite("", by_type(Relu=RULES["guided"](), Clip=RULES["guided"]()).entries, relevance=False)
+
+
+@composite("deconvnet", cite="Zeiler and Fergus 2014")
+def deconvnet(bounds: Bounds) -> Composite:
+    """The derivative, with negative gradients stopped at every Relu whether on or off."""
+    return Composite("", by_type(Relu=RULES["deconvnet"](), Clip=RULES["deconvnet"]()).entries, relevance=False)
+
+
+LAST_RULES: dict[str, Callable[[RuleCall], RuleCall]] = {"contrast": contrast, "opposite": opposite}
+"""What CLRP2 makes of the rule of the last linear node."""

@@ -1,0 +1,290 @@
+"""What a user holds: an Explainer made of a model and a recipe, and the Explanations it gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxplain import session as sessions
+from onnxplain.compile import Compiled, Request, compile_graph, resolve
+from onnxplain.compile.ledger import NAME as LEDGER
+from onnxplain.composites import Bounds
+from onnxplain.errors import InputError, UsageError
+from onnxplain.explanation import Explanation
+from onnxplain.graph.load import Source, load
+from onnxplain.graph.normalise import Normalised, normalise
+from onnxplain.inputs import InputSpec
+from onnxplain.inputs import resolve as resolve_targets
+from onnxplain.inputs.targets import Target
+from onnxplain.recipes import Recipe
+from onnxplain.session import Array, Session
+
+
+@dataclass
+class Subject:
+    """A model made ready once and explained by any number of recipes: source, normal form, forward session."""
+
+    source: Source
+    normalised: Normalised
+    request: Request
+    resolved: Any
+    provider: str = "auto"
+    threads: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    _forward: Session | None = None
+
+    @classmethod
+    def of(cls, path: str | Path, request: Request | None = None, provider: str = "auto", threads: int = 0) -> Subject:
+        """Load, normalise and verify a model file."""
+        request = request or Request()
+        begun = time.perf_counter()
+        source = load(Path(path))
+        loaded = time.perf_counter()
+        resolved = resolve(source.model, request)
+        normalised = normalise(source, resolved.protected)
+        seconds = {"load": loaded - begun, "normalise": time.perf_counter() - loaded, **normalised.timings}
+        return cls(source, normalised, request, resolved, provider, threads, seconds)
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """What the model asks for."""
+        graph = self.normalised.model.graph
+        return [
+            InputSpec(str(v.name), v.dtype.numpy().name if v.dtype else "float32", _shape(v))
+            for v in graph.inputs
+            if v.name not in graph.initializers
+        ]
+
+    def forward(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The model's outputs, the explained tensors and the kept ones."""
+        if self._forward is None:
+            model = self.normalised.model.clone()
+            values = ir.convenience.create_value_mapping(model.graph)
+            for name in self.resolved.protected:
+                if values[name] not in model.graph.outputs and not values[name].is_graph_input():
+                    model.graph.outputs.append(values[name])
+            self._forward = Session(serialised(model), self.provider, self.threads)
+        names = [n for n in (outputs or self._forward.outputs) if n not in feeds]
+        found = self._forward.run(feeds, names)
+        return {**found, **{n: feeds[n] for n in outputs or () if n in feeds}}
+
+
+class Explainer:
+    """A model with a recipe.
+
+    model: path of an ONNX file, or a Subject to share between recipes. method, composite, rules, form: the recipe.
+    explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`. bounds: (lows, highs) of the input per
+    channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
+    Raises InputError, UnsupportedModel, UnsupportedOp, UsageError.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Subject,
+        method: str = "lrp",
+        *,
+        composite: str | None = None,
+        rules: Sequence[str] = (),
+        form: str | None = None,
+        explain: str | Sequence[str] = (),
+        head: str = "cut",
+        seed: str = "tensor",
+        attribute_to: str | Sequence[str] = (),
+        keep: str | Sequence[str] = (),
+        ledger: bool = False,
+        fold: bool = False,
+        bounds: Bounds = None,
+        labels: Sequence[str] = (),
+        kind: str | None = None,
+        provider: str = "auto",
+        threads: int = 0,
+    ):
+        self.recipe = Recipe(method, composite, tuple(rules), form)
+        passes, self.method = self.recipe.passes(bounds)
+        if not isinstance(model, Subject):
+            request = Request(_names(explain), head, seed, _names(attribute_to), _names(keep), ledger, fold)
+            model = Subject.of(model, request, provider, threads)
+        self.subject = model
+        self.compiled: Compiled = compile_graph(model.normalised, model.resolved, passes, model.request)
+        self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
+        if self.method.bounded and bounds is None and not rules:
+            self.compiled.notes.append(
+                f"{method}: the input's bounds are not known, so the first convolution has z_plus (give --rule first=box(low=…,high=…))"
+            )
+        self._session: Session | None = None
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """Names of the explained tensors."""
+        return tuple(self.subject.resolved.explained)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the compiler chose by itself, in sentences."""
+        return list(dict.fromkeys(self.compiled.notes))
+
+    @property
+    def session(self) -> Session:
+        """The compiled graph in onnxruntime; created when first used."""
+        if self._session is None:
+            self._session = Session(serialised(self.compiled.model), self.subject.provider, self.subject.threads)
+        return self._session
+
+    def save(self, path: str | Path) -> None:
+        """Write the compiled graph; any onnxruntime runs it."""
+        self.compiled.save(Path(path))
+
+    def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of the compiled graph by name.
+
+        inputs: (N, …), one array or by name. seed: (S, …), one array or by explained tensor; S = N, or N = 1, or S = 1
+        (the same for every row). More rows than fit in memory are run in chunks.
+        """
+        feeds = self._feeds(inputs)
+        names = list(self.compiled.seeds)
+        if isinstance(seed, Mapping):
+            given = {key: np.asarray(seed[name] if name in seed else seed[key]) for key, name in self.compiled.seeds.items()}
+        elif len(names) != 1:
+            raise UsageError(f"several tensors are explained: give a seed for each of {', '.join(self.compiled.seeds.values())}.")
+        else:
+            given = {names[0]: np.asarray(seed)}
+        return self._run(feeds, given)
+
+    def explain(
+        self, inputs: Array | Mapping[str, Array], target: str | int | Sequence[str | int] = "predicted"
+    ) -> Explanation:
+        """Explain a batch for one or several targets.
+
+        inputs: (N, …) in model units. target: `predicted`, `top3`, a class name, an index, "A vs B", or a list of these.
+        """
+        if len(self.explained) != 1:
+            raise UsageError("several tensors are explained: use run(inputs, seed) with a seed for each.")
+        feeds = self._feeds(inputs)
+        forward = self.subject.forward(feeds)
+        name = self.explained[0]
+        scores = forward[name] if name in forward else feeds[name]
+        specs = [target] if isinstance(target, (str, int, np.integer)) else list(target)
+        targets = [t for spec in specs for t in resolve_targets(str(spec), scores, self.labels, self.kind)]
+        rows = scores.shape[0] if scores.ndim else 1
+        begun = time.perf_counter()
+        if self.subject.request.seed == "index":
+            raise UsageError("explain() makes float seeds; an explainer compiled with seed='index' is run by run(inputs, target).")
+        outputs = self._targets(feeds, name, targets, scores)
+        relevance = {source: outputs[out] for out, source in self.compiled.relevances.items()}
+        kept = {n: forward[n] for n in self.subject.request.keep if n in forward}
+        return Explanation(
+            method=self.method,
+            recipe=self.recipe,
+            targets=targets,
+            samples=rows,
+            relevances=relevance,
+            inputs=feeds,
+            scores=scores,
+            explained=name,
+            outputs={n: forward[n] for n in forward if n not in kept},
+            kept=kept,
+            ledger=outputs.get(LEDGER),
+            provenance=self.compiled.provenance,
+            labels=self.labels,
+            kind=self.kind,
+            notes=self.notes,
+            seconds=time.perf_counter() - begun,
+        )
+
+    def _targets(
+        self, feeds: dict[str, Array], name: str, targets: Sequence[Target], scores: Array
+    ) -> dict[str, Array]:
+        """Every target of every row; rows of the result are target-major."""
+        rows = scores.shape[0] if scores.ndim else 1
+        key = next(iter(self.compiled.seeds))
+        dtype = np.float64 if scores.dtype == np.float64 else np.float32
+        seeds = [np.broadcast_to(t.seed, scores.shape).astype(dtype) for t in targets]
+        if rows == 1 and scores.ndim:
+            return self._run(feeds, {key: np.concatenate(seeds)})
+        parts = [self._run(feeds, {key: seed}) for seed in seeds]
+        return sessions.concatenate(parts, self._row_axes())
+
+    def _run(self, feeds: dict[str, Array], seeds: dict[str, Array]) -> dict[str, Array]:
+        rows = _rows(feeds)
+        streams = {seed.shape[0] if seed.ndim else 1 for seed in seeds.values()}
+        count = max(streams)
+        if len(streams - {1}) > 1 or (count != rows and 1 not in (count, rows)):
+            raise InputError(
+                f"{rows} input rows and {sorted(streams)} seeds: there is one seed a row, or one row, or one seed."
+            )
+        if count == 1 and rows > 1 and all(seed.ndim for seed in seeds.values()):
+            seeds = {k: np.repeat(seed, rows, 0) for k, seed in seeds.items()}
+            count = rows
+        if not self.compiled.streams and count > rows:
+            size = 1
+        elif not self.compiled.streams:
+            size = count
+        else:
+            size = sessions.rows_per_run(self.bytes_per_stream, count)
+        parts = []
+        for rows_of_chunk in sessions.chunks(count, size):
+            part = {k: seed[rows_of_chunk] if seed.ndim and count > 1 else seed for k, seed in seeds.items()}
+            x = {k: v[rows_of_chunk] for k, v in feeds.items()} if rows > 1 and size < count else feeds
+            parts.append(self.session.run({**x, **part}))
+        return sessions.concatenate(parts, self._row_axes())
+
+    def _row_axes(self) -> dict[str, int | None]:
+        axes: dict[str, int | None] = {LEDGER: 0}
+        for out, axis in self.compiled.provenance["stream_axis"].items():
+            axes[out] = axis if axis is not None else 0
+        for name in self.session.outputs:
+            axes.setdefault(name, 0 if _rows_of(self.compiled.model, name) else None)
+        return axes
+
+    @property
+    def bytes_per_stream(self) -> int:
+        """Upper estimate of the memory one more stream takes, in bytes."""
+        sizes = [
+            sessions.nbytes([d if isinstance(d, int) else None for d in value.shape])
+            for node in self.compiled.model.graph
+            for value in node.outputs
+            if value.shape is not None and (node.name or "").startswith("backward/")
+        ]
+        return sum(sizes) // 3 + 1  # onnxruntime reuses buffers; a third is what large networks were seen to take
+
+    def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
+        specs = self.subject.inputs
+        if not isinstance(inputs, Mapping):
+            if len(specs) != 1:
+                raise InputError(f"the model has the inputs {', '.join(s.name for s in specs)}: give arrays by name.")
+            inputs = {specs[0].name: inputs}
+        from onnxplain.inputs import bind
+
+        return bind({k: np.asarray(v) for k, v in inputs.items()}, specs)
+
+
+def serialised(model: ir.Model) -> bytes | Path:
+    """A model for onnxruntime."""
+    return ir.to_proto(model).SerializeToString()
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
+    return None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+
+
+def _kind(heads: Mapping[str, str]) -> str | None:
+    return "sigmoid" if "Sigmoid" in heads.values() else None
+
+
+def _rows(feeds: Mapping[str, Array]) -> int:
+    return max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
+
+
+def _rows_of(model: ir.Model, name: str) -> bool:
+    value = next(v for v in model.graph.outputs if v.name == name)
+    return bool(value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int))

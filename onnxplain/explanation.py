@@ -1,0 +1,220 @@
+"""An Explanation: relevances of a batch for some targets, and what it takes to draw, keep and judge them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from onnxplain import render
+from onnxplain.errors import InputError
+from onnxplain.inputs.targets import Target
+from onnxplain.methods.registry import Method
+from onnxplain.recipes import Recipe
+from onnxplain.session import Array
+
+
+@dataclass
+class Explanation:
+    """Relevances for K targets of N samples.
+
+    relevances: by attributed tensor; the batch axis holds K * N rows, target-major. scores: (N, …) of the explained
+    tensor. kept: forward tensors asked for by `keep`. ledger: float64 (rows, nodes, 5) or None. layout: of a picture
+    input, e.g. "NCHW"; None: guessed from the shape.
+    """
+
+    method: Method
+    recipe: Recipe
+    targets: Sequence[Target]
+    samples: int
+    relevances: Mapping[str, Array]
+    inputs: Mapping[str, Array]
+    scores: Array
+    explained: str
+    outputs: Mapping[str, Array]
+    kept: Mapping[str, Array]
+    ledger: Array | None
+    provenance: Mapping[str, Any]
+    labels: Sequence[str] = ()
+    kind: str | None = None
+    notes: Sequence[str] = ()
+    seconds: float = 0.0
+    layout: str | None = None
+    photos: Sequence[Any] = field(default_factory=tuple)
+
+    @property
+    def relevance(self) -> Array:
+        """Relevance of the one attributed tensor; see `relevances` where there are several."""
+        if len(self.relevances) != 1:
+            raise InputError(f"several tensors are attributed: take one of relevances[{', '.join(self.relevances)}].")
+        return next(iter(self.relevances.values()))
+
+    @property
+    def target(self) -> str:
+        """What was explained, in words."""
+        return ", ".join(target.name for target in self.targets)
+
+    def rows(self) -> list[tuple[Target, int, int]]:
+        """(target, sample, row) of every explanation in here."""
+        return [(t, n, k * self.samples + n) for k, t in enumerate(self.targets) for n in range(self.samples)]
+
+    def row(self, row: int, name: str | None = None) -> Array:
+        """Relevance of one row, without its batch axis."""
+        array = self.relevance if name is None else self.relevances[name]
+        key = next(k for k, v in self.relevances.items() if v is array)
+        axis = (self.provenance.get("stream_axis") or {}).get(f"{key}.relevance") or 0
+        return np.take(array, row, axis) if array.ndim and array.shape[axis] > row else array
+
+    @property
+    def map(self) -> Array:
+        """Relevance reduced over channels: float32 (rows, H, W) for pictures, else the relevance as it is."""
+        return np.stack([self.row_map(row) for _, _, row in self.rows()])
+
+    def row_map(self, row: int, name: str | None = None) -> Array:
+        """One row's map: (H, W) for a picture, the array itself for anything else."""
+        array = self.row(row, name)
+        layout = self.layout or guess_layout(array.shape)
+        if layout is None:
+            return np.asarray(array, dtype=np.float32)
+        return render.reduce_channels(array[None], layout, self.method.channels)
+
+    def save(self, path: str | Path) -> Path:
+        """Write relevances, maps, scores and the ledger as one float32 `.npz`. Raises InputError."""
+        path = Path(path).with_suffix(".npz")
+        with render.OutputFolder(path.parent) as folder:
+            folder.write(path.name, self.npz())
+        return path
+
+    def npz(self) -> bytes:
+        """The arrays of `save` as bytes: `<tensor>.relevance` (tensor names verbatim), `scores`, `ledger`, `targets`."""
+        arrays: dict[str, Array] = {f"{name}.relevance": np.asarray(r, np.float32) for name, r in self.relevances.items()}
+        arrays |= {"scores": self.scores, "targets": np.array([t.name for t in self.targets])}
+        if self.ledger is not None:
+            arrays["ledger"] = self.ledger
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **{k.replace("/", "_"): v for k, v in arrays.items()})  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    def panels(self, sample_names: Sequence[str] = (), features: Sequence[str] = ()) -> list[render.Panel]:
+        """One drawable panel per target, sample and attributed tensor."""
+        probabilities = self.probabilities()
+        found = []
+        for name in self.relevances:
+            for target, sample, row in self.rows():
+                index = None if target.index is None else tuple(int(i) for i in target.index[min(sample, len(target.index) - 1)])
+                array, values = self.row_map(row, name), self._values(name, sample)
+                kind, shown = panel_kind(array, self.layout or guess_layout(self.row(row, name).shape))
+                title = self.method.name if len(self.relevances) == 1 else f"{self.method.name}: {name}"
+                found.append(
+                    render.Panel(
+                        method=title,
+                        target=index[0] if index is not None and len(index) == 1 else target.name,
+                        target_name=target.names[sample] if len(target.names) > sample else target.name,
+                        score=float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)]),
+                        probability=None
+                        if probabilities is None or index is None or len(index) != 1
+                        else float(probabilities[sample, index[0]]),
+                        relevance_sum=float(np.asarray(self.row(row, name), np.float64).sum()),
+                        map=shown,
+                        signed=self.method.signed,
+                        kind=kind,
+                        names=tuple(features) if len(features) == shown.size else (),
+                        values=tuple(values.reshape(-1).tolist()) if kind == "features" and values is not None else (),
+                        photo=self.photos[sample] if sample < len(self.photos) else self._photo(name, sample, kind),
+                        sample=sample_names[sample] if sample < len(sample_names) else f"sample {sample}" if self.samples > 1 else "",
+                        predicted=self.predicted(sample),
+                        where=self.where(row),
+                    )
+                )
+        return found
+
+    def _values(self, name: str, sample: int) -> Array | None:
+        array = self.inputs.get(name)
+        return None if array is None or not array.ndim or array.shape[0] <= sample else array[sample]
+
+    def _photo(self, name: str, sample: int, kind: str) -> Any:
+        """The input itself as a picture, scaled to its own range."""
+        array = self._values(name, sample)
+        layout = None if array is None else guess_layout(array.shape)
+        if array is None or layout is None or kind != "image":
+            return None
+        picture = np.moveaxis(array, 0, -1) if layout == "NCHW" else array
+        if picture.shape[-1] not in (1, 3, 4):
+            return None
+        low, high = float(picture.min()), float(picture.max())
+        return Image.fromarray(np.uint8(np.squeeze((picture - low) / (high - low or 1.0) * 255)))
+
+    def probabilities(self) -> Array | None:
+        """Softmax of (N, classes) scores, where the scores are logits."""
+        if self.scores.ndim != 2 or self.scores.shape[1] < 2 or self.kind == "regression":
+            return None
+        if np.all(self.scores >= 0) and np.allclose(self.scores.sum(1), 1, atol=1e-3):
+            return self.scores
+        shifted = np.exp(self.scores.astype(np.float64) - self.scores.max(1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(1, keepdims=True))
+
+    def top(self, sample: int, count: int = 5) -> list[render.ClassScore]:
+        """The highest classes of one sample."""
+        if self.scores.ndim != 2 or self.scores.shape[1] < 2:
+            return []
+        probabilities = self.probabilities()
+        named = len(self.labels) == self.scores.shape[1]
+        return [
+            render.ClassScore(
+                int(i),
+                self.labels[i] if named else f"class {i}",
+                float(self.scores[sample, i]),
+                None if probabilities is None else float(probabilities[sample, i]),
+            )
+            for i in np.argsort(-self.scores[sample])[:count]
+        ]
+
+    def predicted(self, sample: int) -> str:
+        """The highest class in words."""
+        top = self.top(sample, 1)
+        if not top:
+            return ""
+        chance = "" if top[0].probability is None else f", p {top[0].probability:.2f}"
+        return f"{top[0].name} ({top[0].index}){chance}"
+
+    def where(self, row: int) -> dict[str, float]:
+        """Where the relevance of one row went, by the ledger: inputs, bias, stabiliser, padding."""
+        total = sum(float(np.asarray(self.row(row, name), np.float64).sum()) for name in self.relevances)
+        if self.ledger is None:
+            return {"input": total}
+        booked = self.ledger[row if row < len(self.ledger) else 0].sum(0)
+        return {"input": total, "bias": float(booked[2]), "stabiliser": float(booked[3]), "padding": float(booked[4])}
+
+    def plot(self, palette: str | None = None) -> Image.Image:
+        """A grid of all rows as a PIL image."""
+        return render.grid(self.panels(), palette=palette)
+
+    def _repr_png_(self) -> bytes:
+        return render.png(self.plot())
+
+
+def guess_layout(shape: Sequence[int]) -> str | None:
+    """NCHW or NHWC for the shape of one sample of a picture, None for anything else."""
+    if len(shape) != 3:
+        return None
+    if shape[0] in (1, 2, 3, 4) and min(shape[1:]) > 4:
+        return "NCHW"
+    if shape[2] in (1, 2, 3, 4) and min(shape[:2]) > 4:
+        return "NHWC"
+    return "NCHW"
+
+
+def panel_kind(array: Array, layout: str | None) -> tuple[Any, Array]:
+    """How to draw an array: as a picture, bars, or a strip of positions."""
+    if layout is not None or (array.ndim == 2 and min(array.shape) > 4):
+        return "image", array
+    if array.ndim == 1:
+        return "features", array
+    if array.ndim == 2:
+        return "tokens", array
+    return "features", np.atleast_1d(array.reshape(-1))

@@ -1,0 +1,203 @@
+"""Read a model file: what it holds, or one line that says why it cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnxplain.errors import InputError, UnsupportedModel
+from onnxplain.graph.check import check
+
+MAX_OPSET = 26  # the newest that onnxruntime 1.31 runs
+MAX_IR = 13  # likewise
+CHUNK = 1 << 22  # bytes hashed at a time
+
+FORMATS = {  # first bytes of files that people take for models
+    b"version https://git-lfs": "a Git LFS pointer (fetch the file itself: git lfs pull)",
+    b"PK\x03\x04": "a zip archive (a PyTorch or Keras checkpoint?); export it to ONNX",
+    b"\x89HDF\r\n": "an HDF5 file (Keras?); export it to ONNX",
+    b"\x80\x02": "a pickle (PyTorch?); export it to ONNX",
+    b"\x1f\x8b": "a gzip archive; unpack it",
+    b"ORTM": "an onnxruntime .ort file; use the .onnx it was made from",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it came: the graph, where it lies, its fingerprint.
+
+    path: None for a model that came as bytes. sha256: of the file (of the serialised bytes without one), in hex; weights
+    in external files are not part of it. weight_inputs: initializers that an old model also lists among its inputs; the
+    graph here no longer does. faithful: whether `path` can be given to onnxruntime as it is.
+    """
+
+    model: ir.Model
+    path: Path | None
+    sha256: str
+    weight_inputs: tuple[str, ...] = ()
+    faithful: bool = True
+
+
+def load(path: str | os.PathLike[str]) -> Source:
+    """Read, check and fingerprint a model file; weights stay on disk until somebody looks at them."""
+    path = Path(path)
+    content = _content(path)
+    if not content:
+        raise UnsupportedModel(f"{path}: the file is empty")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except DecodeError as error:
+        raise UnsupportedModel(f"{path}: {_what_is(content)}") from error
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise UnsupportedModel(f"{path}: {_what_is(content)}")
+    digest = hashlib.sha256(content).hexdigest()
+    del content
+    return _source(proto, path, digest)
+
+
+def from_proto(model: onnx.ModelProto | bytes) -> Source:
+    """The same for a model in memory. It may not refer to external files."""
+    if isinstance(model, bytes):
+        content, proto = model, onnx.ModelProto()
+        try:
+            proto.ParseFromString(content)
+        except DecodeError as error:
+            raise UnsupportedModel(f"model: {_what_is(content)}") from error
+    else:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+        content = model.SerializeToString(deterministic=True)
+    return _source(proto, None, hashlib.sha256(content).hexdigest())
+
+
+def _source(proto: onnx.ModelProto, path: Path | None, digest: str) -> Source:
+    label = str(path) if path is not None else "model"
+    for entry in proto.opset_import:
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+    for entry in proto.opset_import:
+        if entry.domain == "" and entry.version > MAX_OPSET:
+            raise UnsupportedModel(
+                f"{label}: opset {entry.version} is newer than onnxruntime runs ({MAX_OPSET}); "
+                f"export the model with opset {MAX_OPSET} or below"
+            )
+    faithful = path is not None and proto.ir_version <= MAX_IR
+    proto.ir_version = min(proto.ir_version, MAX_IR)
+    check(proto, label)
+    folder = path.parent if path is not None else None
+    for tensor in external_tensors(proto):
+        check_external(tensor, folder, label)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__  # type: ignore[assignment]
+        raise UnsupportedModel(f"{label}: not a valid ONNX model: {' '.join(str(cause).split())}") from error
+    if path is not None:
+        ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    weight_inputs = tuple(value.name or "" for value in model.graph.inputs if value.name in model.graph.initializers)
+    if weight_inputs:
+        kept = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(kept)
+    model.graph.sort()
+    return Source(model, path, digest, weight_inputs, faithful)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a directory, not a model file")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _what_is(content: bytes) -> str:
+    """What a file that is no model seems to be."""
+    for magic, what in FORMATS.items():
+        if content.startswith(magic):
+            return f"not an ONNX model but {what}"
+    if content[4:8] == b"TFL3":
+        return "not an ONNX model but a TensorFlow Lite one; convert it with tf2onnx"
+    head = content[:4096]
+    try:
+        text = head.decode("utf-8", errors="strict" if len(head) < 4096 else "ignore")
+    except UnicodeDecodeError:
+        text = "\0"
+    if all(character.isprintable() or character in "\r\n\t\f" for character in text):
+        return "not an ONNX model but a text file"
+    return "not a readable ONNX model (truncated, damaged or another format)"
+
+
+def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model whose numbers lie in another file."""
+
+    def graphs(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        yield from nodes(graph.node)
+
+    def nodes(these: object) -> Iterator[onnx.TensorProto]:
+        for node in these:  # type: ignore[attr-defined]
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    yield attribute.t
+                elif attribute.type == onnx.AttributeProto.TENSORS:
+                    yield from attribute.tensors
+                elif attribute.type == onnx.AttributeProto.GRAPH:
+                    yield from graphs(attribute.g)
+                elif attribute.type == onnx.AttributeProto.GRAPHS:
+                    for graph in attribute.graphs:
+                        yield from graphs(graph)
+
+    def everything() -> Iterator[onnx.TensorProto]:
+        yield from graphs(proto.graph)
+        for function in proto.functions:
+            yield from nodes(function.node)
+
+    return (tensor for tensor in everything() if tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def check_external(tensor: onnx.TensorProto, folder: Path | None, label: str) -> None:
+    """The file must exist, lie in the model's folder and hold the tensor's numbers."""
+    entry = {item.key: item.value for item in tensor.external_data}
+    location = entry.get("location", "")
+    who = f"{label}: weights of {tensor.name!r}"
+    if folder is None:
+        raise UnsupportedModel(f"{who} lie in the file {location!r}; load the model by its path")
+    if not location or "\0" in location:
+        raise UnsupportedModel(f"{who} name no external file")
+    base = folder.resolve()
+    target = base / location
+    outside = os.path.isabs(location) or ".." in Path(location.replace("\\", "/")).parts
+    if outside or not target.resolve().is_relative_to(base):
+        raise UnsupportedModel(f"{who} point outside the model's folder: {location!r}")
+    if not target.is_file():
+        raise UnsupportedModel(f"{who} need the file {location!r}, which is not beside the model")
+    if target.stat().st_nlink > 1:
+        raise UnsupportedModel(f"{who}: the file {location!r} has several hard links; copy it, so that it is one file")
+    try:
+        offset, dtype = int(entry.get("offset", 0)), ir.DataType(tensor.data_type)
+        needed = (prod(tensor.dims) * dtype.bitwidth + 7) // 8
+        length = int(entry.get("length", needed))
+    except (ValueError, TypeError) as error:
+        raise UnsupportedModel(f"{who} have an offset, length or type that cannot be read: {error}") from error
+    size = target.stat().st_size
+    if offset < 0 or length < 0 or offset + length > size or length < needed:
+        raise UnsupportedModel(
+            f"{who} need {needed} bytes at offset {offset} of {location!r} (length {length}), which has {size} bytes"
+        )

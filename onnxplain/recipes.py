@@ -1,0 +1,85 @@
+"""A recipe: a serialisable choice of method, composite and options, with a digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxplain.compile.assemble import Recipe as Passes
+from onnxplain.compile.provenance import digest
+from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_entries
+from onnxplain.errors import InputError, UnknownName, UsageError
+from onnxplain.methods.registry import METHODS, Method
+from onnxplain.rules.endpoints import FINISHES, STARTS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be done, by names only. composite None: the method's own. rules: entries as on the command line."""
+
+    method: str = "lrp"
+    composite: str | None = None
+    rules: tuple[str, ...] = ()
+    form: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """From a TOML file with the keys method, composite, rules, form. Raises InputError, UnknownName."""
+        try:
+            content = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not TOML: {error}.") from error
+        return cls.of(content.get("recipe", content), str(path))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
+        """From a table of the same keys."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in content:
+            if key not in names:
+                raise UnknownName(f"key of {where}", key, names)
+        rules = content.get("rules", ())
+        if isinstance(rules, str) or not isinstance(rules, Sequence):
+            raise UsageError(f"{where}: rules is a list such as ['type:Conv=flat'], not {rules!r}.")
+        return cls(**{**content, "rules": tuple(rules)})
+
+    def toml(self) -> str:
+        """The recipe as a TOML file that `read` takes."""
+        lines = [f"{key} = {_toml(value)}" for key, value in dataclasses.asdict(self).items() if value]
+        return "\n".join(lines) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that name the recipe."""
+        return digest(dataclasses.asdict(self))
+
+    def passes(self, bounds: Bounds = None) -> tuple[Passes, Method]:
+        """The composite, start and finish to compile, and the method. bounds: of the input, where they are known."""
+        method = METHODS[self.method]
+        form = method.form(self.form)
+        if self.composite is not None and not _relevance(method) and self.composite != method.composite:
+            raise UsageError(f"method {self.method} takes no composite; composites are for lrp, clrp1 and clrp2.")
+        if self.rules and not _relevance(method):
+            raise UsageError(f"method {self.method} takes no rules; rules are for lrp, clrp1 and clrp2.")
+        base = COMPOSITES[self.composite or method.composite]
+        composite: Composite = parse_entries(self.rules) | base.make(bounds)
+        options = {"form": self.form} if self.form else {}
+        return Passes(
+            self.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, options
+        ), method
+
+
+def _relevance(method: Method) -> bool:
+    return method.form().start != "seed"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

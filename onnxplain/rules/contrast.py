@@ -1,0 +1,54 @@
+"""CLRP2's contrast: the relevance of a unit minus that of its opposite, by linearity in one pass below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from onnxplain.graph.backward import Backward
+from onnxplain.graph.node import Node
+from onnxplain.graph.walk import Gradient, Rule
+from onnxplain.rules.linear import negated
+from onnxplain.rules.registry import RuleCall
+from onnxplain.vjp.linear import weight_and_bias
+
+CITE = "Gu, Yang and Tresp 2018, Understanding Individual Decisions of CNNs via Contrastive Backpropagation, section 4"
+
+
+def opposite(base: RuleCall) -> RuleCall:
+    """`base` with the layer's weights negated: what speaks against the unit."""
+
+    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
+        found = weight_and_bias(op, node)
+        if found is None:
+            return base(op, node, r)  # raises: no constant weights
+        inputs = list(node.inputs)
+        w = inputs[found[1]]
+        assert w is not None
+        inputs[found[1]] = negated(op, w)
+        return base(op, node.with_inputs(*inputs), r)
+
+    return RuleCall(f"opposite {base.name}", base.options, apply)
+
+
+def contrast(base: RuleCall) -> RuleCall:
+    """Relevance by `base` with W minus relevance by `base` with -W, both of the same R (CLRP2)."""
+    against = opposite(base)
+
+    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
+        result: list[Gradient] = []
+        for up, down in zip(base(op, node, r), against(op, node, r), strict=True):
+            if up is None or down is None:
+                result.append(None)
+                continue
+            both = up - down
+            if up in op.vanishing and down in op.vanishing:
+                op.vanishing.add(both)
+            result.append(both)
+        return result
+
+    return RuleCall(f"contrast {base.name}", base.options, apply)
+
+
+__all__ = ["CITE", "Rule", "contrast", "opposite"]

@@ -1,0 +1,128 @@
+"""Where a relevance pass begins and ends: seed -> initial relevance, arrived relevance -> output.
+
+A start gives one initial relevance per pass over the graph (most methods need one). A finish gets what every pass
+brought to a tensor x and gives the output; for integer inputs it says what a token's relevance is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxplain.errors import UnsupportedModel
+from onnxplain.graph.backward import Backward
+from onnxplain.graph.node import dims, rank
+
+Start = Callable[[Backward, ir.Value, ir.Value], list[ir.Value]]
+"""`(op, seed (S, …), explained tensor y) -> [initial relevance (S, …) of each pass]`."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """combine: relevances of the passes and x -> output, elementwise. token: the same at an embedding, summed per token."""
+
+    name: str
+    combine: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
+    token: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
+
+
+def seed_itself(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+    """Gradient family: the vector of the vector-Jacobian product."""
+    return [seed]
+
+
+def seed_times_output(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+    """Relevance family: a one-hot seed redistributes that output."""
+    start = seed * op.real(y)
+    op.vanishing.add(start)
+    return [start]
+
+
+def against_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+    """CLRP1: seed * y - (1 - seed) (sum seed * y) / (n - 1): the target's score, minus the same spread over the others."""
+    others = _others(op, seed, y, "clrp1")
+    relevance = seed * op.real(y)
+    total = op.ReduceSum(relevance, op.ints(range(1, rank(y))), keepdims=1) if rank(y) > 1 else relevance
+    count = dims(y)[-1]
+    if isinstance(count, int):
+        return [relevance - others * (total / float(count - 1))]
+    rest = op.Cast(op.Sub(op.size(y, rank(y) - 1), op.ints([1])), to=int(seed.dtype or ir.DataType.FLOAT))
+    return [relevance - others * (total / rest)]
+
+
+def magnitude_and_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+    """CLRP1 as its code has it: |y| on the target, and in a second pass |y| on every other class."""
+    size = op.Abs(op.real(y))
+    return [seed * size, _others(op, seed, y, "clrp1") * size]
+
+
+def magnitude_twice(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+    """CLRP2 as its code has it: |y| on the target, in two passes of which the second negates the last weights."""
+    size = seed * op.Abs(op.real(y))
+    return [size, size]
+
+
+def _others(op: Backward, seed: ir.Value, y: ir.Value, method: str) -> ir.Value:
+    if rank(y) < 2 or dims(y)[-1] == 1:
+        raise UnsupportedModel(
+            f"{method} contrasts a class with the others, and {y.name} has shape {dims(y)}. Use clrp2, or --explain a (N, classes) tensor."
+        )
+    return op.Sub(1.0, seed)  # type: ignore[no-any-return]
+
+
+def _token_axes(op: Backward, embedding: ir.Value) -> ir.Value:
+    return op.ints([rank(embedding) - 1])
+
+
+def _finish(
+    name: str,
+    combine: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value],
+    before: Callable[[Backward, ir.Value, ir.Value], ir.Value] = lambda op, r, x: r,
+    after: Callable[[Backward, ir.Value], ir.Value] = lambda op, r: r,
+) -> Finish:
+    def token(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
+        summed = op.ReduceSum(before(op, rs[0], x), _token_axes(op, x), keepdims=0)
+        return after(op, summed)
+
+    return Finish(name, combine, token)
+
+
+def _normalised_difference(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
+    """clip+(R / sum R - R_dual / sum R_dual) divided by its maximum, per stream."""
+    stream = op.facts.axes.get(x, 0)
+    axes = op.ints([axis for axis in range(rank(x)) if axis != max(stream, 0)])
+    shares = []
+    for r in rs:
+        total = op.ReduceSum(r, axes, keepdims=1)
+        shares.append(op.Div(r, op.Where(op.Equal(total, 0.0), 1.0, total)))
+    clipped = op.Max(op.Sub(*shares), 0.0)
+    top = op.ReduceMax(clipped, axes, keepdims=1)
+    return op.Div(clipped, op.Where(op.Equal(top, 0.0), 1.0, top))  # type: ignore[no-any-return]
+
+
+AS_IT_IS = _finish("as it is", lambda op, rs, x: rs[0])
+GRADIENT = _finish("as it is", lambda op, rs, x: rs[0], before=lambda op, r, x: r * op.real(x))
+ABSOLUTE = _finish("absolute", lambda op, rs, x: op.Abs(rs[0]), before=lambda op, r, x: op.Abs(r))
+SQUARE = _finish("square", lambda op, rs, x: rs[0] * rs[0], before=lambda op, r, x: r * r)
+TIMES_INPUT = _finish("times input", lambda op, rs, x: rs[0] * op.real(x), before=lambda op, r, x: r * op.real(x))
+POSITIVE = _finish("positive", lambda op, rs, x: op.Max(rs[0], 0.0), after=lambda op, r: op.Max(r, 0.0))
+NORMALISED_DIFFERENCE = Finish("normalised difference", _normalised_difference, _normalised_difference)
+
+STARTS: dict[str, Start] = {
+    "seed": seed_itself,
+    "seed_times_output": seed_times_output,
+    "against_others": against_others,
+    "magnitude_and_others": magnitude_and_others,
+    "magnitude_twice": magnitude_twice,
+}
+FINISHES: dict[str, Finish] = {
+    "gradient": GRADIENT,
+    "absolute": ABSOLUTE,
+    "square": SQUARE,
+    "times_input": TIMES_INPUT,
+    "as_it_is": AS_IT_IS,
+    "positive": POSITIVE,
+    "normalised_difference": NORMALISED_DIFFERENCE,
+}

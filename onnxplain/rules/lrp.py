@@ -1,0 +1,260 @@
+"""The LRP rules for layers with weights, and for averages.
+
+Notation as in the papers: x the layer's input, w weights, b bias, z = w x + b, R relevance of the output. The parts of a
+tensor are v+ = max(v, 0) and v- = min(v, 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxplain.errors import UsageError
+from onnxplain.graph.backward import Backward
+from onnxplain.graph.node import Node, dims, rank
+from onnxplain.graph.walk import Gradient, Rule
+from onnxplain.rules.linear import EPSILON, Layer, Modifier, Share, Term, linear, minus, plus, same, signed_epsilon, stabilised
+from onnxplain.rules.registry import rule
+from onnxplain.vjp import lookup
+
+BACH = "Bach et al. 2015, On Pixel-Wise Explanations for Non-Linear Classifier Decisions"
+MONTAVON_2017 = "Montavon et al. 2017, Explaining NonLinear Classification Decisions with Deep Taylor Decomposition"
+MONTAVON_2019 = "Montavon et al. 2019, Layer-Wise Relevance Propagation: An Overview"
+LAPUSCHKIN = "Lapuschkin et al. 2019, Unmasking Clever Hans Predictors"
+
+
+@rule("zero", "linear", cite=BACH + ", eq. 56")
+def zero() -> Rule:
+    """LRP-0: R_j = sum_k x_j w_jk / z_k R_k; units with z = 0 pass nothing on."""
+    return linear("zero", [Share([Term(bias=same)])], epsilon=0.0)
+
+
+@rule("epsilon", "linear", cite=BACH + ", eq. 58", bias=("keep", "drop"), stabiliser=("signed", "unsigned"))
+def epsilon(epsilon: float = EPSILON, bias: str = "keep", stabiliser: str = "signed") -> Rule:
+    """R_j = sum_k x_j w_jk / (z_k + epsilon sign(z_k)) R_k.
+
+    epsilon: unit of z; absorbs weak and contradictory evidence. bias: keep it in z (it absorbs its share) or drop it.
+    stabiliser: `unsigned` adds +epsilon whatever the sign of z, as LXT does.
+    """
+    share = Share([Term(bias=same if bias == "keep" else None)])
+    return linear("epsilon", [share], epsilon, signed=stabiliser == "signed")
+
+
+@rule("gamma", "linear", cite=MONTAVON_2019 + ", eq. 10.10", form=("generalised", "positive"))
+def gamma(gamma: float = 0.25, epsilon: float = EPSILON, form: str = "generalised") -> Rule:
+    """Favour positive contributions: every weight w becomes w + gamma max(w, 0).
+
+    R_j = sum_k x_j (w_jk + gamma w_jk+) / sum_i x_i (w_ik + gamma w_ik+) R_k, for x >= 0. The generalised form treats
+    units with z >= 0 and z < 0 and inputs of either sign alike (Andeol et al. 2021); `positive` is the formula as it
+    stands, with the bias unscaled. gamma: no unit; 0 is LRP-epsilon, larger is sparser.
+    """
+    if gamma < 0:
+        raise UsageError(f"rule gamma: gamma is at least 0, not {gamma}.")
+
+    def boosted(part: Modifier, name: str) -> Modifier:
+        def modify(op: Backward, v: ir.Value) -> ir.Value:
+            return op.once((name, gamma, v), lambda: op.Add(v, op.Mul(part(op, v), gamma)))
+
+        return modify
+
+    up, down = boosted(plus, "boosted up"), boosted(minus, "boosted down")
+    if form == "positive":
+        return linear("gamma", [Share([Term(same, up, same)])], epsilon)
+    shares = [
+        Share([Term(plus, up, up), Term(minus, down)], where="positive"),
+        Share([Term(plus, down, down), Term(minus, up)], where="negative"),
+    ]
+    return linear("gamma", shares, epsilon)
+
+
+@rule("alpha_beta", "linear", cite=BACH + ", eq. 60", bias=("split", "shared", "drop"))
+def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = EPSILON, bias: str = "split") -> Rule:
+    """Positive and negative contributions apart: R_j = sum_k (alpha (x_j w_jk)+ / z_k+ - beta (x_j w_jk)- / z_k-) R_k.
+
+    alpha - beta = 1, both at least 0. bias: `split` puts b+ into z+ and b- into z- (zennit), `shared` all of b into
+    both (iNNvestigate), `drop` none. A unit without positive (negative) contributions loses its alpha (beta) share to
+    the stabiliser; the ledger shows it.
+    """
+    if alpha < 0 or beta < 0 or abs(alpha - beta - 1) > 1e-9:
+        raise UsageError(f"rule alpha_beta: alpha - beta = 1 with both at least 0, not alpha={alpha:g}, beta={beta:g}.")
+    with_bias: dict[str, tuple[Modifier | None, Modifier | None]] = {
+        "split": (plus, minus),
+        "shared": (same, same),
+        "drop": (None, None),
+    }
+    up, down = with_bias[bias]
+    sure = bias != "shared"
+    shares = [Share([Term(plus, plus, up), Term(minus, minus)], alpha, nonnegative=sure)]
+    if beta:
+        shares.append(Share([Term(plus, minus, down), Term(minus, plus)], -beta))
+    return linear("alpha_beta", shares, epsilon)
+
+
+@rule("z_plus", "linear", cite=MONTAVON_2017 + ", eq. 15", form=("full", "fast"), bias=("drop", "keep"))
+def z_plus(epsilon: float = EPSILON, form: str = "full", bias: str = "drop") -> Rule:
+    """Positive contributions only: R_j = sum_k (x_j w_jk)+ / sum_i (x_i w_ik)+ R_k.
+
+    full: inputs of either sign are split too, and b+ takes its share (zennit's ZPlus). fast: only the weights are
+    clamped, as the CLRP and excitation backprop codes do; right for x >= 0, sign-flipped otherwise; bias: leave b out of
+    its denominator, or keep it (captum's Alpha1_Beta0_Rule).
+    """
+    if form == "full":
+        return linear("z_plus", [Share([Term(plus, plus, plus), Term(minus, minus)], nonnegative=True)], epsilon)
+    return linear("z_plus", [Share([Term(same, plus, same if bias == "keep" else None)])], epsilon)
+
+
+@rule("box", "linear", cite=MONTAVON_2017 + ", eq. 17 (z^B)")
+def box(low: float | Sequence[float], high: float | Sequence[float], epsilon: float = EPSILON) -> Rule:
+    """z^B for inputs known to lie in [low, high]: R_j = sum_k (x_j w_jk - l_j w_jk+ - h_j w_jk-) / sum_i (…) R_k.
+
+    low, high: one number, or one a channel (axis 1 of a Conv's input, the last axis of a Gemm's), in the unit of x.
+    Computed as (x - l) w+ + (x - h) w-, the same thing without cancellation: both summands are >= 0. Padding counts as
+    x = l = h = 0, so border units share among fewer inputs.
+    """
+    lows, highs = np.atleast_1d(np.asarray(low, dtype=float)), np.atleast_1d(np.asarray(high, dtype=float))
+    if (lows > highs).any():
+        raise UsageError(f"rule box: low must not exceed high, not low={low}, high={high}.")
+
+    def above(bound: np.ndarray, name: str) -> Modifier:
+        def modify(op: Backward, x: ir.Value) -> ir.Value:
+            shape = [1] * rank(x)
+            if bound.size > 1:
+                at = 1 if rank(x) > 2 else rank(x) - 1
+                if dims(x)[at] != bound.size:
+                    raise UsageError(f"rule box: {bound.size} bounds for {x.name}, which has {dims(x)[at]} channels.")
+                shape[at] = bound.size
+            return op.once((name, x), lambda: op.Sub(x, op.constant(bound.reshape(shape), x.dtype)))  # type: ignore[arg-type]
+
+        return modify
+
+    over, under = above(lows, "x - low"), above(highs, "x - high")
+    inner = linear("box", [Share([Term(over, plus), Term(under, minus)])], epsilon)
+
+    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
+        found = inner(op, node, r)
+        op.vanishing.difference_update(v for v in found if v is not None)  # x = 0 is no root here
+        return found
+
+    return apply
+
+
+@rule("w_square", "linear", cite=MONTAVON_2017 + ", eq. 12", bias=("keep", "drop"))
+def w_square(epsilon: float = EPSILON, bias: str = "keep") -> Rule:
+    """R_j = sum_k w_jk^2 / sum_i w_ik^2 R_k: shares that do not depend on the input. bias: b^2 takes a share, or not."""
+
+    def square(op: Backward, v: ir.Value) -> ir.Value:
+        return op.once(("square", v), lambda: op.Mul(v, v))
+
+    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
+        assert isinstance(r, ir.Value)
+        layer = Layer.of(op, node, "w_square")
+        b = square(op, layer.bias) if bias == "keep" and layer.bias is not None else None
+        z = layer.forward(op, ones(op, layer.x), square(op, layer.w), b)
+        s = r / stabilised(op, z, epsilon, known=True)
+        if op.absorbed is not None:
+            op.absorb("stabiliser", s * epsilon, node)
+            if b is not None:
+                op.absorb("bias", layer.spread_bias(op, b) * s, node)
+        found = layer.back(op, square(op, layer.w), s)
+        return [found if i == layer.position else None for i in range(len(node.inputs))]
+
+    return apply
+
+
+def ones(op: Backward, x: ir.Value) -> ir.Value:
+    """Ones in the shape of `x` for one row: constant, so that onnxruntime folds what is computed from them."""
+    shape = [1 if i == op.stream_axis(x) else dim for i, dim in enumerate(dims(x))]
+    dtype = op.real(x).dtype
+    assert dtype is not None
+    if all(isinstance(dim, int) for dim in shape):
+        lengths = op.ints([dim for dim in shape if isinstance(dim, int)])
+    else:
+        lengths = op.Concat(
+            *(op.ints([dim]) if isinstance(dim, int) else op.size(x, i) for i, dim in enumerate(shape)), axis=0
+        )
+    return op.once(("ones", x), lambda: op.Expand(op.constant(1.0, dtype), lengths))
+
+
+@rule("flat", "linear", cite=LAPUSCHKIN)
+def flat(epsilon: float = EPSILON) -> Rule:
+    """Every input of a unit gets the same: w = 1, x = 1, no bias. A box filter over the relevance."""
+
+    def one(op: Backward, w: ir.Value) -> ir.Value:
+        shape = dims(w)
+        return op.once(("one", w), lambda: op.Expand(op.constant(1.0, w.dtype), op.ints([int(d) for d in shape])))  # type: ignore[arg-type]
+
+    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
+        assert isinstance(r, ir.Value)
+        layer = Layer.of(op, node, "flat")
+        if node.op_type == "Conv" and node.attr("group", 1) == 1 and isinstance(dims(layer.x)[1], int):
+            return [_flat_conv(op, layer, r, epsilon), *[None] * (len(node.inputs) - 1)]
+        w = one(op, layer.w)
+        s = r / stabilised(op, layer.forward(op, ones(op, layer.x), w, None), epsilon, known=True)
+        if op.absorbed is not None:
+            op.absorb("stabiliser", s * epsilon, node)
+        found = layer.back(op, w, s)
+        return [found if i == layer.position else None for i in range(len(node.inputs))]
+
+    return apply
+
+
+def _flat_conv(op: Backward, layer: Layer, r: ir.Value, epsilon: float) -> ir.Value:
+    """Output channels first summed, then one single-channel filter, spread over the input channels: C M times cheaper."""
+    node, channels = layer.node, dims(layer.x)[1]
+    assert isinstance(channels, int)
+    dtype = layer.w.dtype
+    assert dtype is not None
+    w = op.constant(np.ones((1, 1, *(int(d) for d in dims(layer.w)[2:]))), dtype)  # type: ignore[arg-type]
+    shape = [1, 1, *dims(layer.x)[2:]]
+    if all(isinstance(dim, int) for dim in shape):
+        plane = op.once(("plane", layer.x), lambda: op.Expand(op.constant(1.0, dtype), op.ints([int(d) for d in shape])))  # type: ignore[arg-type]
+    else:
+        lengths = op.Concat(op.ints([1, 1]), *(op.size(layer.x, 2 + i) for i in range(rank(layer.x) - 2)), axis=0)
+        plane = op.once(("plane", layer.x), lambda: op.Expand(op.constant(1.0, dtype), lengths))
+    count = op.once(("count", node.y), lambda: op.again(node, plane, w, None)) * float(channels)
+    s = op.ReduceSum(r, [1], keepdims=1) / op.Add(count, epsilon)
+    if op.absorbed is not None:
+        op.absorb("stabiliser", s * epsilon, node)
+    single = op.once(("single", layer.x), lambda: op.Slice(layer.x, [0], [1], [1]))
+    found = lookup(node).vjp(op, node.with_inputs(single, w), s)[0]
+    assert found is not None
+    return op.expand(found, layer.x)
+
+
+@rule("pass", "linear", "mean", "product", "activation", "softmax", "normalisation", "routing", cite=MONTAVON_2019)
+def pass_through() -> Rule:
+    """R_in = R_out: for elementwise functions, scalings and normalisations. Of several operands, the first not constant."""
+
+    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
+        assert isinstance(r, ir.Value)
+        given = [i for i, value in enumerate(node.inputs) if value is not None and not op.is_constant(value)]
+        return [r if given and i == given[0] else None for i in range(len(node.inputs))]
+
+    return apply
+
+
+@rule("norm", "mean", "sum", "linear", cite="Anders et al. 2021, Software for Dataset-wide XAI (zennit), Norm")
+def norm(epsilon: float = EPSILON) -> Rule:
+    """Shares proportional to the input's part in the output: x_j (dz_k/dx_j) / z_k R_k. For averages and sums."""
+
+    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
+        assert isinstance(r, ir.Value)
+        z = op.real(node.y)
+        s = r / stabilised(op, z, epsilon, known=op.is_nonnegative(node.y))
+        if op.absorbed is not None:
+            op.absorb("stabiliser", s * (epsilon if op.is_nonnegative(node.y) else signed_epsilon(op, z, epsilon)), node)
+        result: list[Gradient] = []
+        for value, part in zip(node.inputs, lookup(node).vjp(op, node, s), strict=True):
+            if value is None or part is None:
+                result.append(None)
+                continue
+            share = op.real(value) * part
+            op.vanishing.add(share)
+            result.append(share)
+            if op.is_constant(value):
+                op.absorb("bias", share, node)
+        return result
+
+    return apply

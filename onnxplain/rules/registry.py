@@ -1,0 +1,113 @@
+"""The registry of rules: a name of the literature, its options with defaults, its source.
+
+A rule is made by calling its entry with options: `RULES["epsilon"](epsilon=0.1)` gives `(op, node, r) -> relevances`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxplain.errors import UnknownName, UsageError
+from onnxplain.graph.backward import Backward
+from onnxplain.graph.node import Node
+from onnxplain.graph.walk import Gradient, Rule
+from onnxplain.registry import Registry
+from onnxplain.vjp import Kind
+
+
+@dataclass(frozen=True)
+class RuleCall:
+    """A rule with its options: callable as a rule, printed as it is written on the command line."""
+
+    name: str
+    options: dict[str, Any]
+    function: Rule = field(compare=False)
+
+    def __call__(self, op: Backward, node: Node, g: ir.Value | list[Gradient]) -> Sequence[Gradient]:
+        return self.function(op, node, g)
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={_literal(value)}" for name, value in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+@dataclass(frozen=True)
+class RuleEntry:
+    """What is registered of a rule. kinds: the kinds of op it applies to; choices: allowed words per option."""
+
+    name: str
+    make: Callable[..., Rule]
+    kinds: tuple[Kind, ...]
+    cite: str
+    choices: dict[str, tuple[str, ...]]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Option names with defaults; `inspect.Parameter.empty` where there is none."""
+        return {name: p.default for name, p in inspect.signature(self.make).parameters.items()}
+
+    def __call__(self, **options: Any) -> RuleCall:
+        for name, value in options.items():
+            if name not in self.options:
+                raise UnknownName(f"option of the rule {self.name}", name, self.options)
+            if name in self.choices:
+                if value not in self.choices[name]:
+                    raise UsageError(f"rule {self.name}: {name} is {' or '.join(self.choices[name])}, not {value!r}.")
+            elif not _numeric(value) and value is not None:
+                raise UsageError(f"rule {self.name}: {name} is a number, not {value!r}.")
+        missing = [n for n, default in self.options.items() if default is inspect.Parameter.empty and n not in options]
+        if missing:
+            example = ",".join(f"{name}=…" for name in missing)
+            raise UsageError(f"rule {self.name} needs {' and '.join(missing)}: {self.name}({example}).")
+        full = {name: options.get(name, default) for name, default in self.options.items()}
+        return RuleCall(self.name, full, self.make(**full))
+
+
+RULES: Registry[RuleEntry] = Registry("rule")
+
+
+def rule(name: str, *kinds: Kind, cite: str, **choices: tuple[str, ...]) -> Callable[[Callable[..., Rule]], RuleEntry]:
+    """Register a rule factory for the kinds of op it knows; the factory's keyword defaults are the rule's options."""
+
+    def register(make: Callable[..., Rule]) -> RuleEntry:
+        return RULES.add(name, RuleEntry(name, make, kinds, cite, choices))
+
+    return register
+
+
+def parse_rule(text: str) -> RuleCall:
+    """`alpha_beta(alpha=2,beta=1)` or `flat` as a rule. Values are numbers, lists of numbers or bare words."""
+    match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*", text, re.S)
+    if match is None:
+        raise UsageError(f"cannot read the rule {text!r}; write it as name or name(option=value,…).")
+    name, inside = match[1], (match[2] or "").strip()
+    entry = RULES[name]
+    options = {}
+    for part in re.split(r",(?![^\[(]*[\])])", inside) if inside else []:
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"rule {name}: cannot read {part.strip()!r}; options are written option=value.")
+        try:
+            options[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            options[key.strip()] = value.strip()
+    return entry(**options)
+
+
+def _numeric(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_numeric(v) for v in value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_literal(v) for v in value) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,126 @@
+"""onnxruntime: providers, sessions, and how many rows fit in one run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from onnxplain.errors import InputError, UnsupportedModel, UsageError
+
+Array = NDArray[Any]
+Provider = Literal["auto", "cuda", "cpu"]
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+SHARE_OF_MEMORY = 0.4  # of what is free, for the activations of one run
+INLINE_LIMIT = 2**31 - 2**20  # bytes; a larger protobuf cannot be handed over in memory
+
+
+def providers(choice: str) -> list[str]:
+    """onnxruntime's names for a choice: `auto` takes CUDA where it works, `cuda` insists, `cpu` keeps to the CPU."""
+    if choice not in ("auto", *PROVIDERS):
+        raise UsageError(f"provider is auto, cuda or cpu, not {choice!r}.")
+    available = onnxruntime.get_available_providers()
+    if choice == "cuda" and PROVIDERS["cuda"] not in available:
+        raise UsageError("provider cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu, or use --provider cpu.")
+    if choice == "cpu" or PROVIDERS["cuda"] not in available or (choice == "auto" and not _cuda_libraries()):
+        return [PROVIDERS["cpu"]]
+    return [PROVIDERS["cuda"], PROVIDERS["cpu"]]
+
+
+def _cuda_libraries() -> bool:
+    """Whether a GPU is visible: onnxruntime-gpu names its CUDA provider on machines without one too."""
+    return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu")) or os.name == "nt"
+
+
+class Session:
+    """One model in onnxruntime: `run(feeds) -> outputs by name`."""
+
+    def __init__(self, model: bytes | Path, provider: str = "auto", threads: int = 0):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        wanted = providers(provider)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(model) if isinstance(model, Path) else model, options, providers=wanted
+            )
+        except Exception as error:
+            raise UnsupportedModel(f"onnxruntime cannot load the model: {one_line(error)}") from error
+        self.providers: list[str] = self._session.get_providers()
+        if provider == "cuda" and PROVIDERS["cuda"] not in self.providers:
+            raise UsageError("provider cuda: onnxruntime could not start CUDA (driver, CUDA or cuDNN libraries missing).")
+        self.inputs = {value.name: value for value in self._session.get_inputs()}
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Outputs by name. Raises InputError with onnxruntime's reason in one line."""
+        names = list(self.outputs if outputs is None else outputs)
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            raise InputError(f"onnxruntime could not run the model: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """An onnxruntime message without its line breaks and source locations."""
+    text = " ".join(str(error).split())
+    _, _, reason = text.rpartition("Status Message: ")
+    return (reason or text)[:400]
+
+
+class Stored:
+    """A model handed to onnxruntime: in memory while it is small, as a file in a temporary folder above 2 GB."""
+
+    def __init__(self, proto_bytes: bytes | None, save: Any = None):
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if proto_bytes is not None:
+            self.source: bytes | Path = proto_bytes
+            return
+        self._folder = tempfile.TemporaryDirectory(prefix="onnxplain-")
+        self.source = Path(self._folder.name) / "model.onnx"
+        save(self.source)
+
+
+def free_memory() -> int:
+    """Bytes of memory free for use, 4 GB where the system does not say."""
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 2**30
+
+
+def rows_per_run(bytes_per_row: int, rows: int) -> int:
+    """How many rows one run may take without using more than its share of the free memory."""
+    return max(1, min(rows, int(SHARE_OF_MEMORY * free_memory() / max(1, bytes_per_row))))
+
+
+def chunks(rows: int, size: int) -> list[slice]:
+    """Row ranges of at most `size`."""
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def nbytes(shape: Sequence[int | str | None], unknown: int = 64) -> int:
+    """Bytes of a float32 tensor; unknown lengths count as `unknown`, the first axis as one row."""
+    return 4 * prod(dim if isinstance(dim, int) else unknown for dim in shape[1:]) if shape else 4
+
+
+def concatenate(parts: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None]) -> dict[str, Array]:
+    """Chunked outputs put together along each one's row axis; outputs without rows are taken from the first chunk."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    joined = {}
+    for name, first in parts[0].items():
+        axis = axes.get(name)
+        joined[name] = first if axis is None else np.concatenate([part[name] for part in parts], axis)
+    return joined

@@ -1,0 +1,221 @@
+"""Rules against numbers from the peers, and against their own equations on the dense matrix of every layer type."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxplain.errors import OnnxplainError, UsageError
+from onnxplain.rules import RULES, parse_rule
+from onnxplain.vjp import OPS, case
+from support import evaluate, one_node, run, sample
+
+X = np.array([[1.0, -2.0, 0.5, 3.0]])
+W = np.array([[1.0, -1.0, 2.0, 0.0], [-2.0, 0.5, 1.0, 1.0], [0.0, 1.0, -1.0, -0.5]])
+B = np.array([0.5, -1.0, 0.25])
+R = np.array([[2.0, 1.0, -1.0]])
+
+# What zennit 0.5.1 (Z), innvestigate 2.1.2 (I), captum 0.9 (C), LXT (X) and the CLRP code (CL) give on this layer.
+GOLDEN = {
+    "epsilon": [4.444436, 2.355551, -0.688887, -6.399987],  # Z, C, I
+    "epsilon(bias=drop)": [-3.499992, -1.499996, 1.374998, 5.624988],
+    "epsilon(epsilon=0.1)": [3.768, 2.017, -0.528, -5.390],
+    "epsilon(epsilon=0.1,stabiliser=unsigned)": [5.435, 2.822, -0.952, -7.911],  # X
+    "z_plus": [0.444444, 0.888889, 0.587302, 0.857143],  # Z
+    "alpha_beta(alpha=1,beta=0,bias=drop)": [0.5, 1.0, 0.642857, 0.857143],  # I
+    "alpha_beta(alpha=1,beta=0,bias=shared)": [0.444444, 0.888889, 0.644444, 1.2],  # I
+    "z_plus(form=fast)": [1.0, -1.4, 1.2, 1.2],  # I fast, excitation backprop, CL
+    "z_plus(form=fast,bias=keep)": [0.8, -1.809524, 1.133333, 2.0],  # C
+    "alpha_beta": [0.388889, 2.027777, 1.299603, 2.089285],  # Z
+    "alpha_beta(bias=drop)": [0.333333, 2.166667, 1.410714, 2.089286],  # I
+    "gamma(form=positive)": [-15.5, -9.788235, 5.382353, 29.647058],  # C
+    "gamma": [2.11111, 1.195906, -0.020468, -2.394736],  # Z
+    "box(low=-3,high=3)": [0.785714, 0.375, 0.410714, 0.428571],
+    "w_square": [0.871724, -0.07795, 0.985499, 0.029823],  # Z
+    "w_square(bias=drop)": [0.973333, -0.071111, 1.048889, 0.048889],  # I
+    "flat": [0.5, 0.5, 0.5, 0.5],
+}
+
+
+def relevance(rule: str, op_type: str, layer, x, r, dtype=np.float64):
+    built = one_node(op_type, layer, dtype, rule=parse_rule(rule))
+    run_with = evaluate if dtype == np.float64 else run
+    return run_with(built.proto, {**x, "seed": r.astype(dtype)})["x.relevance"]
+
+
+@pytest.mark.parametrize("rule", GOLDEN)
+def test_a_dense_layer_gives_the_peers_numbers(rule):
+    layer = case(x=(1, 4), w=W, b=B, transB=1)
+    found = relevance(rule, "Gemm", layer, {"x": X}, R)[0]
+    # six printed decimals in the table, three for epsilon 0.1; stabilisers differ by 1e-9 … 1e-6 over |z| >= 0.2
+    assert found == pytest.approx(GOLDEN[rule], abs=6e-4 if "0.1" in rule else 2e-5, rel=2e-5)
+
+
+def pos(v):
+    return np.maximum(v, 0)
+
+
+def neg(v):
+    return np.minimum(v, 0)
+
+
+def share(x, w, b, r, eps=1e-6):
+    """x_j w_jk / (sum + b + eps sign) R_k for given contributions' factors."""
+    z = x @ w.T + b
+    return z + eps * np.where(z >= 0, 1, -1)
+
+
+REPLICATES = {}
+
+
+def replicates(rule):
+    return lambda f: REPLICATES.setdefault(rule, f)
+
+
+@replicates("zero")
+def _(x, w, b, r):
+    z = x @ w.T + b
+    return x * ((np.where(z == 0, 0, r) / np.where(z == 0, 1, z)) @ w)
+
+
+@replicates("epsilon(epsilon=0.1)")
+def _(x, w, b, r):
+    return x * ((r / share(x, w, b, r, 0.1)) @ w)
+
+
+@replicates("gamma(gamma=0.3)")
+def _(x, w, b, r):
+    z = x @ w.T + b
+    total = np.zeros_like(x)
+    for k in range(len(b)):
+        up = z[0, k] >= 0
+        boost = pos if up else neg
+        contribution = x[0] * w[k] + 0.3 * boost(x[0] * w[k])
+        den = contribution.sum() + b[k] + 0.3 * boost(b[k])
+        total[0] += contribution / (den + 1e-6 * (1 if den >= 0 else -1)) * r[0, k]
+    return total
+
+
+@replicates("alpha_beta(alpha=3,beta=2)")
+def _(x, w, b, r):
+    total = np.zeros_like(x)
+    for k in range(len(b)):
+        c = x[0] * w[k]
+        total[0] += 3 * pos(c) / (pos(c).sum() + pos(b[k]) + 1e-6) * r[0, k]
+        low = neg(c).sum() + neg(b[k])
+        total[0] -= 2 * neg(c) / (low + (1e-6 if low >= 0 else -1e-6)) * r[0, k]
+    return total
+
+
+@replicates("z_plus")
+def _(x, w, b, r):
+    total = np.zeros_like(x)
+    for k in range(len(b)):
+        c = pos(x[0] * w[k])
+        total[0] += c / (c.sum() + pos(b[k]) + 1e-6) * r[0, k]
+    return total
+
+
+@replicates("w_square")
+def _(x, w, b, r):
+    return (r / ((w**2).sum(1) + b**2 + 1e-6)) @ w**2
+
+
+LAYERS = {
+    "Gemm": case(x=(1, 5), w=(4, 5), b=(4,), transB=1),
+    "Gemm alpha": case(x=(1, 5), w=(5, 4), b=(4,), alpha=-0.5, beta=2.0),
+    "MatMul": case(x=(1, 5), w=(5, 4)),
+    "Conv": case(x=(1, 2, 5, 6), w=(4, 2, 3, 3), b=(4,), strides=[2, 1], pads=[1, 1, 0, 1]),
+    "Conv grouped": case(x=(1, 4, 4, 4), w=(4, 2, 2, 2), group=2, dilations=[2, 1]),
+    "Conv 1d": case(x=(1, 3, 7), w=(2, 3, 3), b=(2,)),
+    "ConvTranspose": case(x=(1, 3, 3, 3), w=(3, 2, 3, 3), b=(2,), strides=[2, 2]),
+}
+
+
+@pytest.mark.parametrize("layer_name", LAYERS)
+@pytest.mark.parametrize("rule", REPLICATES)
+@pytest.mark.parametrize("inputs", ["signed", "positive"])
+def test_a_rule_equals_its_equation_on_the_layers_dense_matrix(rule, layer_name, inputs):
+    """The layer's matrix by feeding unit vectors, the textbook equation on it, in float64."""
+    layer, op_type = LAYERS[layer_name], layer_name.split()[0]
+    feeds = sample(layer, np.random.default_rng(0), np.float64)
+    weights = {k: v for k, v in feeds.items() if k != "x"}
+    fixed = case(x=layer.inputs["x"], **weights, **layer.attributes)
+    x = np.abs(feeds["x"]) if inputs == "positive" else feeds["x"]
+    forward = one_node(op_type, fixed, np.float64)
+    r = np.random.default_rng(1).standard_normal(forward.shape)
+
+    def y(at):
+        return evaluate(forward.proto, {"x": at.reshape(x.shape), "seed": r})["y0"].reshape(-1)
+
+    b = y(np.zeros(x.size))
+    matrix = np.stack([y(unit) - b for unit in np.eye(x.size)], 1)
+    expected = REPLICATES[rule](x.reshape(1, -1), matrix, b, r.reshape(1, -1)).reshape(x.shape)
+    found = relevance(rule, op_type, fixed, {"x": x}, r)
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-9)  # float64
+
+
+@pytest.mark.parametrize("layer_name", LAYERS)
+@pytest.mark.parametrize("rule", ["epsilon(epsilon=0,bias=drop)", "box(low=-9,high=9)", "flat", "w_square(bias=drop)"])
+def test_relevance_is_conserved_without_bias(rule, layer_name):
+    layer, op_type = LAYERS[layer_name], layer_name.split()[0]
+    feeds = sample(layer, np.random.default_rng(0), np.float64)
+    fixed = case(x=layer.inputs["x"], **{k: v for k, v in feeds.items() if k not in ("x", "b")}, **layer.attributes)
+    built = one_node(op_type, fixed, np.float64)
+    r = np.random.default_rng(1).standard_normal(built.shape)
+    found = relevance(rule, op_type, fixed, {"x": feeds["x"]}, r)
+    assert found.sum() == pytest.approx(r.sum(), abs=1e-4 * np.abs(r).sum())  # epsilon 1e-6 over denominators >= 0.01
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_says_what_it_is_and_who_says_so(name):
+    entry = RULES[name]
+    assert entry.cite and entry.make.__doc__
+
+
+@pytest.mark.parametrize("name", [n for n, e in RULES.items() if "linear" in e.kinds and n not in ("pass", "norm", "uniform")])
+def test_every_linear_rule_runs_on_every_linear_op_and_is_linear_in_relevance(name):
+    text = f"{name}(low=-4,high=4)" if name == "box" else name
+    for layer_name, layer in LAYERS.items():
+        op_type = layer_name.split()[0]
+        feeds = sample(layer, np.random.default_rng(0), np.float64)
+        fixed = case(x=layer.inputs["x"], **{k: v for k, v in feeds.items() if k != "x"}, **layer.attributes)
+        built = one_node(op_type, fixed, np.float64, rule=parse_rule(text))
+        rng = np.random.default_rng(1)
+        one, two = rng.standard_normal(built.shape), rng.standard_normal(built.shape)
+        parts = [evaluate(built.proto, {"x": feeds["x"], "seed": s})["x.relevance"] for s in (one, two, 2 * one - 3 * two)]
+        np.testing.assert_allclose(parts[2], 2 * parts[0] - 3 * parts[1], rtol=1e-9, atol=1e-9)  # float64
+
+
+@pytest.mark.parametrize("rule", ["add_abs", "add_positive", "add_half", "norm"])
+def test_sums_conserve_relevance(rule):
+    addition = case(x=(2, 3, 4), b=(3, 1))
+    feeds = {k: np.abs(v) for k, v in sample(addition, np.random.default_rng(0), np.float64).items()}
+    built = one_node("Add", addition, np.float64, rule=parse_rule(rule))
+    r = np.random.default_rng(1).standard_normal(built.shape)
+    found = evaluate(built.proto, {**feeds, "seed": r})
+    total = found["x.relevance"].sum() + found["b.relevance"].sum()
+    assert total == pytest.approx(r.sum(), abs=1e-5 * np.abs(r).sum())  # stabiliser 1e-6 over sums >= 0.1
+
+
+def test_add_abs_is_bounded_where_norm_explodes():
+    addition = case(x=(1, 1), b=(1, 1))
+    feeds = {"x": np.array([[-3.0]]), "b": np.array([[3.0]])}
+    seed = np.ones((1, 1))
+    found = {
+        rule: abs(evaluate(one_node("Add", addition, np.float64, rule=parse_rule(rule)).proto, {**feeds, "seed": seed})["x.relevance"]).max()
+        for rule in ("add_abs", "norm")
+    }
+    assert found["add_abs"] <= 1 < 1e5 < found["norm"]
+
+
+def test_options_are_checked():
+    for bad in ("alpha_beta(alpha=2,beta=2)", "gamma(gamma=-1)", "box", "epsilon(bias=maybe)", "epsilon(eps=1)", "nosuch", "flat(", "epsilon(0.1)"):
+        with pytest.raises(OnnxplainError) as caught:
+            parse_rule(bad)
+        assert isinstance(caught.value, UsageError) and "\n" not in str(caught.value)
+    assert str(parse_rule("alpha_beta(alpha=1, beta=0)")) == "alpha_beta(alpha=1,beta=0,epsilon=1e-06,bias=split)"
+
+
+def test_linear_ops_are_all_tried():
+    assert {n for n, e in OPS.items() if e.kind == "linear" and not e.domain} <= {n.split()[0] for n in LAYERS} | {"LinearRegressor"}
