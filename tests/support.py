@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv_transpose import ConvTranspose
 from onnx.reference.ops.op_pad import Pad_18 as Pad
 
+from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward, Facts
-from onnxplain.graph.node import Node
+from onnxplain.graph.node import Node, is_float
 from onnxplain.graph.walk import backward, prune
 from onnxplain.vjp import OPS, axis_rules, lookup, sign_rules
 from onnxplain.vjp.registry import Case
@@ -140,7 +142,66 @@ class Gelu(OpRun):
         return (0.5 * x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x * np.sqrt(0.5))),)
 
 
-OWN_KERNELS = [Erf, Gelu, GroupedConvTranspose, NegativePad, WindowMaxPool, GlobalMaxPool, GlobalLpPool]
+class LRN(OpRun):
+    """onnx's evaluator counts its channels by the batch."""
+
+    op_domain = ""
+
+    def _run(self, x, alpha=None, beta=None, bias=None, size=None):  # type: ignore[override]
+        y = np.empty_like(x)
+        for c in range(x.shape[1]):
+            window = x[:, max(0, c - (size - 1) // 2) : c + size // 2 + 1]
+            y[:, c] = x[:, c] / (bias + alpha / size * (window**2).sum(1)) ** beta
+        return (y,)
+
+
+class LpNormalization(OpRun):
+    """onnx's evaluator forgets the absolute value at p = 1."""
+
+    op_domain = ""
+
+    def _run(self, x, axis=None, p=None):  # type: ignore[override]
+        return (x / np.linalg.norm(x, p, axis, keepdims=True),)
+
+
+class MeanVarianceNormalization(OpRun):
+    """onnx's evaluator expands it with float32 constants."""
+
+    op_domain = ""
+
+    def _run(self, x, axes=None):  # type: ignore[override]
+        axes = (0, 2, 3) if axes is None else tuple(axes)
+        return ((x - x.mean(axes, keepdims=True)) / (x.std(axes, keepdims=True) + 1e-9),)
+
+
+class GroupNormalization(OpRun):
+    """onnx's evaluator computes it in float32."""
+
+    op_domain = ""
+
+    def _run(self, x, scale, bias, epsilon=1e-5, num_groups=None, stash_type=None):  # type: ignore[override]
+        channels, y = x.shape[1], np.empty_like(x)
+        for group in np.split(np.arange(channels), num_groups):
+            part = x[:, group]
+            over = tuple(range(1, x.ndim))
+            y[:, group] = (part - part.mean(over, keepdims=True)) / np.sqrt(part.var(over, keepdims=True) + epsilon)
+        scale, bias = (np.repeat(v, channels // len(v)).reshape(-1, *[1] * (x.ndim - 2)) for v in (scale, bias))
+        return (y * scale + bias,)
+
+
+OWN_KERNELS = [
+    LRN,
+    LpNormalization,
+    MeanVarianceNormalization,
+    GroupNormalization,
+    Erf,
+    Gelu,
+    GroupedConvTranspose,
+    NegativePad,
+    WindowMaxPool,
+    GlobalMaxPool,
+    GlobalLpPool,
+]
 
 
 def evaluate(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -266,12 +327,18 @@ def one_node(
         initializers=[v for v in constants if v.const_value is not None],
     )
     builder = Backward(graph, Facts())
-    builder.infer(node)
+    with contextlib.suppress(UnsupportedModel):  # onnx infers no deprecated version (GroupNormalization 18)
+        builder.infer(node)
+    y = next((value for value in node.outputs if value.type is not None and is_float(value)), node.outputs[0])
+    y.name, node.outputs[0].name = "y0", "y0" if y is node.outputs[0] else "other"  # LinearClassifier: labels, scores
+    if y.shape is None and op_type in ("GroupNormalization", "MeanVarianceNormalization"):  # not inferred
+        assert values[0] is not None
+        y.shape, y.type = values[0].shape, values[0].type
     measured = None
     if not open_axes and any(
-        not isinstance(dim, int) for dim in node.outputs[0].shape or [None]
+        not isinstance(dim, int) for dim in (y.shape if y.shape is not None else [None])
     ):  # known at run time only
-        graph.outputs.append(node.outputs[0])
+        graph.outputs.append(y)
         bare = ir.to_proto(ir.Model(graph, ir_version=8 if case.opset < 19 else 10))
         measured = evaluate(bare, {str(v.name): feeds[str(v.name)] for v in graph_inputs})["y0"].shape
         graph.outputs.clear()
@@ -279,7 +346,6 @@ def one_node(
     axes = streams.track([view], [v for v in graph_inputs if v not in constants], axis_rules()) if free else {}
     facts = Facts(axes, free, signs.nonnegative([view], sign_rules()), set(constants))
     op = Backward(graph, facts)
-    y = node.outputs[0]
     seed = ir.Value(name="seed", shape=ir.Shape(op.stream_shape(y)), type=ir.TensorType(float_type))
     graph.inputs.append(seed)
     with op.arithmetic():

@@ -7,6 +7,7 @@ from onnxplain.vjp import (
     functions,
     indexing,
     linear,
+    ml,
     normalisation,
     pooling,
     reduction,
