@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv_transpose import ConvTranspose
 from onnx.reference.ops.op_pad import Pad_18 as Pad
 
-from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward, Facts
 from onnxplain.graph.node import Node, is_float
@@ -327,13 +325,9 @@ def one_node(
         initializers=[v for v in constants if v.const_value is not None],
     )
     builder = Backward(graph, Facts())
-    with contextlib.suppress(UnsupportedModel):  # onnx infers no deprecated version (GroupNormalization 18)
-        builder.infer(node)
+    builder.infer(node)
     y = next((value for value in node.outputs if value.type is not None and is_float(value)), node.outputs[0])
     y.name, node.outputs[0].name = "y0", "y0" if y is node.outputs[0] else "other"  # LinearClassifier: labels, scores
-    if y.shape is None and op_type in ("GroupNormalization", "MeanVarianceNormalization"):  # not inferred
-        assert values[0] is not None
-        y.shape, y.type = values[0].shape, values[0].type
     measured = None
     if not open_axes and any(
         not isinstance(dim, int) for dim in (y.shape if y.shape is not None else [None])

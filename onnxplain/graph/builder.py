@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedModel
+from onnxplain.graph import shapes as own_shapes
 from onnxplain.graph.node import FLOATS, Node, dims, rank, static
 
 Operand = ir.Value | float | int | np.ndarray | Sequence[int] | None
@@ -161,6 +162,8 @@ class Builder:
 
     def infer(self, node: ir.Node) -> None:
         """Type and shape of a node's outputs, from its schema."""
+        if own_shapes.infer(node):
+            return
         opset = self.opsets[node.domain]
         try:
             schema = onnx.defs.get_schema(node.op_type, opset, node.domain)

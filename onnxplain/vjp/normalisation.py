@@ -59,7 +59,8 @@ def unstandardise(
     r = g - z * average(op, g * z, axes)
     if centre:
         r = r - average(op, g, axes)
-    return r * inv
+    result: ir.Value = r * inv
+    return result
 
 
 def parameters(op: Backward, node: Node) -> list[ir.Value | None]:
