@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from support import evaluate, one_node, precision, registered_cases, run, sample
 
 from onnxplain.vjp import OPS
-from support import evaluate, one_node, precision, registered_cases, run, sample
 
 CASES = registered_cases()
 IDS = [f"{name}-{i}" for name, i, _ in CASES]
