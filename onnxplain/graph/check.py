@@ -104,9 +104,7 @@ def _repeated(names: Sequence[str]) -> str | None:
     return None
 
 
-def _ops(
-    nodes: Iterable[onnx.NodeProto], opsets: dict[str, int], functions: set[tuple[str, str]], label: str
-) -> None:
+def _ops(nodes: Iterable[onnx.NodeProto], opsets: dict[str, int], functions: set[tuple[str, str]], label: str) -> None:
     for node in nodes:
         domain = "" if node.domain == "ai.onnx" else node.domain
         if (domain, node.op_type) not in functions:

@@ -1,59 +1,334 @@
-"""Types and shapes that onnx does not infer: most of ai.onnx.ml, and functions whose body it does not open."""
+"""Shapes of every tensor, so that equal symbols mean equal lengths and every axis has a number or a symbol.
+
+onnx's own inference comes first. It gives up on Reshape with a free axis: there the elements are counted with
+symbols (N*16*5*5 into [-1, 400] leaves N), shapes computed in the graph (Shape, Gather, Concat …) are followed as
+lists of such products, and what comes after is inferred again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import prod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 
+import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
-Shape = list[int | str | None]
+from onnxplain.graph.fold import silence
+from onnxplain.graph.node import constant
 
-
-def same(node: ir.Node, x: Shape) -> Shape:
-    """That of the first input."""
-    return x
-
-
-def targets(node: ir.Node, x: Shape) -> Shape:
-    """A row of targets for each row."""
-    return [x[0] if len(x) > 1 else 1, _int(node, "targets", 1)]
+Dim = int | str | None
+MEANINGLESS = {"?", "*", "-1", "None", ""}  # what exporters write where they know nothing
+LONGEST = 64  # elements of a shape tensor followed through the graph
 
 
-def vectors(node: ir.Node, x: Shape) -> Shape:
-    """Tables side by side."""
-    return [x[0] if len(x) > 1 else 1, sum(node.attributes["inputdimensions"].as_ints())]
+@dataclass(frozen=True)
+class Product:
+    """A whole number times symbols: 4*N*H."""
+
+    number: int = 1
+    symbols: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, dim: Dim) -> Product | None:
+        """A dimension as a product; None where nothing is known."""
+        if isinstance(dim, int):
+            return cls(dim)
+        return None if dim is None else cls.parse(dim)
+
+    @classmethod
+    def parse(cls, text: str) -> Product:
+        """The reverse of `dim`; any other text is one symbol."""
+        head, _, rest = text.partition("*")
+        if rest and head.isdigit():
+            return cls(int(head), tuple(sorted(rest.split("*"))))
+        return cls(1, tuple(sorted(text.split("*"))) if rest else (text,))
+
+    def dim(self) -> Dim:
+        """As a dimension: a number or "4*N"."""
+        if not self.symbols:
+            return self.number
+        return "*".join([*([str(self.number)] if self.number != 1 else []), *self.symbols])
+
+    def __mul__(self, other: Product) -> Product:
+        return Product(self.number * other.number, tuple(sorted(self.symbols + other.symbols)))
+
+    def over(self, other: Product) -> Product | None:
+        """The exact quotient, None where there is none."""
+        left = list(self.symbols)
+        for symbol in other.symbols:
+            if symbol not in left:
+                return None
+            left.remove(symbol)
+        if other.number == 0 or self.number % other.number:
+            return None
+        return Product(self.number // other.number, tuple(left))
 
 
-def picked(node: ir.Node, x: Shape) -> Shape:
-    """One column for each index."""
-    indices = node.inputs[1]
-    lengths = [None] if indices is None or indices.shape is None else list(indices.shape)
-    known = [length for length in lengths if isinstance(length, int)]
-    columns = int(prod(known)) if len(known) == len(lengths) else None
-    return [*(x[:-1] or [1]), columns]
+Entry = Product | None
 
 
-def _int(node: ir.Node, name: str, default: int) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else default
+def infer_shapes(model: ir.Model) -> None:
+    """Type and shape of every value, in place."""
+    declared = {value: value.shape for node in model.graph for value in node.outputs}
+    _forget(model)
+    with silence():
+        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for value, shape in declared.items():
+        if value.shape is None and shape is not None:
+            value.shape = ir.Shape([dim if isinstance(dim, int) else None for dim in shape])
+    refine(model)
 
 
-SHAPES: dict[str, Callable[[ir.Node, Shape], Shape]] = {
-    **dict.fromkeys(("Scaler", "Normalizer", "Imputer", "GroupNormalization", "MeanVarianceNormalization"), same),
-    "LinearRegressor": targets,
-    "FeatureVectorizer": vectors,
-    "ArrayFeatureExtractor": picked,
-}
-SINGLE = {"Scaler", "Normalizer", "LinearRegressor", "FeatureVectorizer"}  # answer float32 whatever they are given
+def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) -> None:
+    """Solve what inference left open, node by node. learned: ranks and numbers seen at run time, by name."""
+    graph = model.graph
+    contents: dict[ir.Value, list[Entry]] = {}
+    changed: set[ir.Value] = set()
+    for node in graph:
+        known = {value: _dims(value) for value in node.outputs}
+        if any(value in changed for value in node.inputs) or any(_open(shape) for shape in known.values()):
+            _infer(node, model.opset_imports, contents)
+        solved = _solve(node, contents)
+        if solved is not None:
+            _merge(node.outputs[0], solved)
+        content = _content(node, contents)
+        if content is not None and len(content) <= LONGEST:
+            contents[node.outputs[0]] = content
+        for value in node.outputs:
+            if value.shape is None and learned is not None and value.name in learned:
+                value.shape = ir.Shape([None] * len(learned[value.name]))
+            _name_axes(value)
+            if known[value] != _dims(value):
+                changed.add(value)
 
 
-def infer(node: ir.Node) -> bool:
-    """Set type and shape of the output of an op listed here; False for others."""
-    shape_of, x = SHAPES.get(node.op_type), node.inputs[0] if node.inputs else None
-    if shape_of is None or x is None:
-        return False
-    y = node.outputs[0]
-    y.type = ir.TensorType(ir.DataType.FLOAT) if node.op_type in SINGLE else x.type
-    if x.shape is not None:
-        y.shape = ir.Shape(shape_of(node, [d if isinstance(d, int) else d.value for d in x.shape]))
-    return True
+def _forget(model: ir.Model) -> None:
+    """Declared inner shapes go: their symbols follow no rule. Unnamed axes of inputs get names."""
+    outputs = set(model.graph.outputs)
+    for value in model.graph.inputs:
+        if value.shape is not None:
+            value.shape = ir.Shape([None if _meaningless(dim) else dim for dim in _dims(value) or []])
+            _name_axes(value)
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in outputs or value.type is not None:
+                value.shape = None
+
+
+def _meaningless(dim: Dim) -> bool:
+    return dim is None or dim in MEANINGLESS
+
+
+def _name_axes(value: ir.Value) -> None:
+    if value.shape is not None and any(dim is None for dim in _dims(value) or []):
+        value.shape = ir.Shape(
+            [f"{value.name}.{i}" if dim is None else dim for i, dim in enumerate(_dims(value) or [])]
+        )
+
+
+def _dims(value: ir.Value) -> list[Dim] | None:
+    return None if value.shape is None else [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+
+
+def _open(shape: list[Dim] | None) -> bool:
+    return shape is None or any(dim is None or (isinstance(dim, str) and dim.startswith("unk__")) for dim in shape)
+
+
+def _infer(node: ir.Node, opsets: Mapping[str, int], contents: Mapping[ir.Value, list[Entry]]) -> None:
+    """onnx's inference of one node on what is known by now."""
+    version = opsets.get(node.domain)
+    if (
+        version is None
+        or not onnx.defs.has(node.op_type, version, node.domain)
+        or not onnx.defs.get_schema(node.op_type, version, node.domain).has_type_and_shape_inference_function
+    ):
+        return
+    if any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
+    ):
+        return
+    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
+    types, data = {}, {}
+    for i, value in enumerate(node.inputs):
+        name = "" if value is None else f"i{i}"
+        proto.input.append(name)
+        if value is None:
+            continue
+        if value.dtype is None:
+            return
+        types[name] = onnx.helper.make_tensor_type_proto(int(value.dtype), _dims(value))
+        tensor = value.const_value
+        if tensor is not None and tensor.size <= LONGEST:
+            data[name] = ir.serde.serialize_tensor(tensor)
+        elif value in contents and all(entry is not None and not entry.symbols for entry in contents[value]):
+            numbers = [entry.number for entry in contents[value] if entry is not None]
+            if value.shape is not None and len(value.shape) == 1:
+                data[name] = onnx.numpy_helper.from_array(_int64(numbers))
+    proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
+    proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
+    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    try:
+        imports = [onnx.helper.make_opsetid(node.domain, version)]
+        found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
+    except Exception:  # what cannot be inferred stays unknown; verification has the last word
+        return
+    for i, value in enumerate(node.outputs):
+        inferred = found.get(f"o{i}")
+        if inferred is None:
+            continue
+        if value.type is None:
+            value.type = ir.serde.deserialize_type_proto_for_type(inferred)
+        shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+        if shape is not None:
+            _merge(value, [dim if isinstance(dim, int) else dim.value for dim in shape])
+
+
+def _int64(numbers: Sequence[int]):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    return np.asarray(numbers, dtype=np.int64)
+
+
+def _merge(value: ir.Value, shape: Sequence[Dim]) -> None:
+    """Take over what is known better: numbers before symbols, given symbols before `unk__`."""
+    before = _dims(value)
+    if before is None or len(before) != len(shape):
+        value.shape = ir.Shape(shape)
+        return
+
+    def better(old: Dim, new: Dim) -> Dim:
+        if isinstance(old, int) or new is None:
+            return old
+        if isinstance(new, int) or old is None or old.startswith("unk__") or old == f"{value.name}.{len(shape)}":
+            return new
+        return new if not new.startswith("unk__") else old
+
+    value.shape = ir.Shape([better(old, new) for old, new in zip(before, shape, strict=True)])
+
+
+def _read(value: ir.Value | None, contents: Mapping[ir.Value, list[Entry]]) -> list[Entry] | None:
+    """A vector of integers as products, None where its length is not known."""
+    if value is None:
+        return None
+    if value in contents:
+        return contents[value]
+    tensor = value.const_value
+    if tensor is None or tensor.size > LONGEST or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+        return None
+    array = constant(value)
+    return None if array is None else [Product(int(number)) for number in array.reshape(-1)]
+
+
+def _content(node: ir.Node, contents: Mapping[ir.Value, list[Entry]]) -> list[Entry] | None:
+    """The integers a shape computation makes."""
+    op, inputs = node.op_type, node.inputs
+    if node.domain != "" or not inputs:
+        return None
+    if op == "Shape":
+        shape = None if inputs[0] is None else _dims(inputs[0])
+        if shape is None:
+            return None
+        start, end = node.attributes.get("start"), node.attributes.get("end")
+        return [
+            Product.of(dim)
+            for dim in shape[
+                start.as_int() if start is not None else 0 : end.as_int() if end is not None else len(shape)
+            ]
+        ]
+    if op == "Size":
+        shape = None if inputs[0] is None else _dims(inputs[0])
+        return None if shape is None else [_total([Product.of(dim) for dim in shape])]
+    data = _read(inputs[0], contents)
+    if op == "Concat":
+        parts = [_read(value, contents) for value in inputs]
+        if any(part is None for part in parts):
+            return None
+        return [entry for part in parts if part is not None for entry in part]
+    if data is None:
+        return None
+    if op in ("Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten"):
+        return data if node.outputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32) else None
+    if op == "Gather":
+        picks = _read(inputs[1], contents)
+        if picks is None or any(pick is None or pick.symbols or pick.number >= len(data) for pick in picks):
+            return None
+        return [data[pick.number] for pick in picks if pick is not None]
+    if op == "Slice":
+        bounds = [_read(value, contents) for value in inputs[1:5]]
+        if any(bound is None or len(bound) != 1 or bound[0] is None or bound[0].symbols for bound in bounds):
+            return None
+        numbers = [bound[0].number for bound in bounds if bound is not None and bound[0] is not None]
+        return data[numbers[0] : numbers[1] : numbers[3] if len(numbers) > 3 else 1]
+    if op == "ReduceProd":
+        return [_total(data)]
+    if op in ("Mul", "Div"):
+        other = _read(inputs[1], contents)
+        if other is None or (len(data) != len(other) and 1 not in (len(data), len(other))):
+            return None
+        length = max(len(data), len(other))
+        pairs = zip(data * (length if len(data) == 1 else 1), other * (length if len(other) == 1 else 1), strict=True)
+        return [None if a is None or b is None else a * b if op == "Mul" else a.over(b) for a, b in pairs]
+    return None
+
+
+def _total(entries: Sequence[Entry]) -> Entry:
+    if any(entry is None for entry in entries):
+        return None
+    return reduce(Product.__mul__, [entry for entry in entries if entry is not None], Product())
+
+
+def _solve(node: ir.Node, contents: Mapping[ir.Value, list[Entry]]) -> list[Dim] | None:
+    """The output shape of an op whose shape is data."""
+    if node.domain != "" or len(node.inputs) < 2 or node.inputs[0] is None:
+        if node.domain == "" and node.op_type == "ConstantOfShape":
+            target = _read(node.inputs[0], contents)
+            return None if target is None else [None if entry is None else entry.dim() for entry in target]
+        return None
+    target = _read(node.inputs[1], contents)
+    shape = _dims(node.inputs[0])
+    if target is None:
+        return None
+    if node.op_type == "Reshape" and shape is not None:
+        return _reshape(node, [Product.of(dim) for dim in shape], target)
+    if node.op_type == "Expand" and shape is not None:
+        return _expand([Product.of(dim) for dim in shape], target)
+    return None
+
+
+def _reshape(node: ir.Node, shape: list[Entry], target: list[Entry]) -> list[Dim]:
+    zero = node.attributes.get("allowzero")
+    result: list[Entry] = []
+    free: int | None = None
+    for i, entry in enumerate(target):
+        if entry == Product(-1):
+            free = i
+            result.append(None)
+        elif entry == Product(0) and not (zero is not None and zero.as_int()):
+            result.append(shape[i] if i < len(shape) else None)
+        else:
+            result.append(entry)
+    if free is not None:
+        total, rest = _total(shape), _total([entry for i, entry in enumerate(result) if i != free])
+        result[free] = total.over(rest) if total is not None and rest is not None else None
+    elif result.count(None) == 1:  # one axis computed in a way we do not follow: the count of elements gives it away
+        at = result.index(None)
+        total, rest = _total(shape), _total([entry for i, entry in enumerate(result) if i != at])
+        result[at] = total.over(rest) if total is not None and rest is not None else None
+    return [None if entry is None else entry.dim() for entry in result]
+
+
+def _expand(shape: list[Entry], target: list[Entry]) -> list[Dim]:
+    length = max(len(shape), len(target))
+    one: list[Entry] = [Product()]
+    pairs = zip(one * (length - len(shape)) + shape, one * (length - len(target)) + target, strict=True)
+    result: list[Dim] = []
+    for a, b in pairs:
+        if a == Product():
+            result.append(None if b is None else b.dim())
+        elif b == Product() or a == b or (a is not None and not a.symbols):
+            result.append(None if a is None else a.dim())
+        else:
+            result.append(b.dim() if b is not None and not b.symbols else None)
+    return result

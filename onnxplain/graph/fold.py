@@ -1,0 +1,109 @@
+"""Constants out of the way: shape arithmetic, `If` on a constant, Identity, Dropout, casts that change nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxscript.optimizer
+import onnxscript.rewriter
+from onnxscript.rewriter.rules import common as rules
+
+from onnxplain.graph.node import ints
+
+INPUT_LIMIT = 8192  # elements; larger constants are left to onnxruntime, which folds them without a copy in the file
+OUTPUT_LIMIT = 65536
+ROUNDS = 3
+LOGGERS = ("onnxscript", "onnx_ir")
+
+SIMPLIFICATIONS = [
+    rules.cast_cast_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_transpose_rule,
+    rules.no_op_expand_rule,
+    rules.transpose_transpose_rule,
+    rules.reshape_reshape_rule,
+    rules.unsqueeze_unsqueeze_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.mul_by_1_rule,
+    rules.add_0_rule,
+    rules.sub_0_rule,
+    rules.div_by_1_rule,
+    rules.dropout_zero_rule,
+    rules.dropout_inference_rule,
+    rules.min_min_rule,
+    rules.max_max_rule,
+    rules.min_max_rule,
+    rules.max_min_rule,
+    rules.normalize_pad_format_conv_rule,
+    rules.fuse_pad_into_conv_rule,
+]
+
+
+def inline_functions(model: ir.Model) -> None:
+    """Put the body of every model-local function where it is called."""
+    if model.functions:
+        passes.InlinePass()(model)
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Compute what depends on no input, and remove what does nothing. Large weights are never copied."""
+    with silence():
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        for _ in range(ROUNDS):
+            before = len(model.graph)
+            folded = onnxscript.optimizer.fold_constants_ir(
+                model,
+                onnx_shape_inference=True,
+                input_size_limit=INPUT_LIMIT,
+                output_size_limit=OUTPUT_LIMIT,
+                should_fold=_small_fill,
+            )
+            onnxscript.rewriter.rewrite(model, SIMPLIFICATIONS)
+            passes.IdentityEliminationPass()(model)
+            passes.RemoveUnusedNodesPass()(model)
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+            if not folded.modified and len(model.graph) == before:
+                break
+        passes.LiftSubgraphInitializersToMainGraphPass()(model)
+        passes.CommonSubexpressionEliminationPass()(model)
+
+
+def tidy(model: ir.Model) -> None:
+    """Nothing unused, topological order, a unique name for every node."""
+    with silence():
+        passes.RemoveUnusedNodesPass()(model)
+        passes.RemoveUnusedFunctionsPass()(model)
+        model.graph.sort()
+        for node in model.graph:
+            if not node.name:
+                node.name = node.outputs[0].name
+        passes.NameFixPass()(model)
+
+
+def _small_fill(node: ir.Node) -> bool | None:
+    """Fold ConstantOfShape where it makes a vector; weights made by it (up to 100 MB) stay one node."""
+    if node.op_type != "ConstantOfShape":
+        return None
+    shape = ints(node.inputs[0])
+    return shape is not None and prod(shape) <= INPUT_LIMIT
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """onnxscript and onnx-ir log every step they skip."""
+    before = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,73 @@
+"""A model as protobuf without its weights: fast to pass around, and no larger than protobuf allows."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxplain.runtime import Runtime
+
+SMALL = 1024  # bytes; smaller weights stay inside, because converters and shape inference look at them
+PLACE = "onnxplain.weights"  # a file that never exists: onnxruntime gets these weights in memory
+NATIVE = {"f", "i", "u", "b"}  # numpy kinds that onnxruntime takes as they are
+
+
+def outline(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """The model with its larger weights only declared, and those weights by name. The model itself is left alone."""
+    weights: dict[str, ir.TensorProtocol] = {}
+    values = []
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > SMALL and tensor.dtype != ir.DataType.STRING:
+            weights[name] = tensor
+            values.append((value, tensor))
+    try:
+        for value, tensor in values:
+            value.const_value = ir.ExternalTensor(
+                PLACE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
+            )
+        proto = ir.to_proto(model)
+    finally:
+        for value, tensor in values:
+            value.const_value = tensor
+    return proto, weights
+
+
+def runtime(model: ir.Model) -> Runtime:
+    """The model in onnxruntime, its weights read where they lie."""
+    proto, weights = outline(model)
+    proto.ir_version = max(proto.ir_version, 4)  # below, weights would have to be inputs
+    arrays: dict[str, np.ndarray] = {}
+    declared = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for name, tensor in weights.items():
+        array = tensor.numpy()
+        if array.dtype.kind in NATIVE and array.dtype.isbuiltin == 1:
+            arrays[name] = np.ascontiguousarray(array)
+        else:
+            declared[name].CopyFrom(ir.serde.serialize_tensor(tensor))
+            declared[name].name = name
+    return Runtime(proto.SerializeToString(), weights=arrays)
+
+
+def as_inputs(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]) -> onnx.ModelProto:
+    """Declare the outlined weights as inputs instead, for onnx's own C++ functions."""
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in weights]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    for name, tensor in weights.items():
+        proto.graph.input.append(
+            onnx.helper.make_tensor_value_info(name, int(tensor.dtype), list(tensor.shape.numpy()))
+        )
+    return proto
+
+
+def reattach(model: ir.Model, weights: dict[str, ir.TensorProtocol]) -> None:
+    """Make initializers again of inputs that `as_inputs` declared."""
+    inputs = list(model.graph.inputs)
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(value for value in inputs if value.name not in weights)
+    for value in inputs:
+        if value.name in weights:
+            value.const_value = weights[value.name]
+            model.graph.register_initializer(value)

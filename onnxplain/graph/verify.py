@@ -1,0 +1,130 @@
+"""Does a rewritten model still answer as the file does? One run of each, on the same random input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxplain.errors import UnsupportedModel
+from onnxplain.graph.feeds import candidates
+from onnxplain.graph.load import Source
+from onnxplain.graph.outline import runtime
+from onnxplain.runtime import Runtime, one_line
+
+TOLERANCE = 1e-5  # of the largest value
+HALF_TOLERANCE = 1e-2  # the same for float16, which carries 11 bits
+ATTEMPTS = 40  # feeds tried before giving up
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the model as it came answers: feeds, outputs by name (kept tensors among them)."""
+
+    feeds: Mapping[str, np.ndarray]
+    outputs: Mapping[str, Any]
+
+
+def reference(source: Source, keep: Sequence[str] = ()) -> Reference:
+    """Run the source; kept tensors are made outputs of a copy of its graph."""
+    if source.path is not None and source.faithful and not keep:
+        session = Runtime(source.path)
+    else:
+        model = source.model
+        if keep:
+            model = model.clone()
+            expose(model, keep)
+        session = runtime(model)
+    failure: Exception | None = None
+    fallback: Reference | None = None
+    for attempt, feeds in enumerate(candidates(source.model, session.inputs)):
+        if attempt == ATTEMPTS:
+            break
+        try:
+            outputs = session.run(feeds)
+        except UnsupportedModel as error:
+            failure = failure or error
+            continue
+        if all(np.isfinite(array).all() for array in arrays(outputs).values() if array.dtype.kind == "f"):
+            return Reference(feeds, outputs)
+        fallback = fallback or Reference(feeds, outputs)
+        if attempt >= 4:
+            break
+    if fallback is not None:
+        return fallback
+    shapes = ", ".join(f"{port.name} {list(port.shape)}" for port in session.inputs)
+    reason = one_line(failure) if failure is not None else "no input"
+    raise UnsupportedModel(f"the model itself does not run on random input ({shapes}): {reason}")
+
+
+def expose(model: ir.Model, names: Sequence[str]) -> list[str]:
+    """Make inner tensors outputs of the graph; returns those that were not outputs before."""
+    outputs = {value.name for value in model.graph.outputs}
+    fixed = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    wanted = [name for name in dict.fromkeys(names) if name not in outputs and name not in fixed]
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    model.graph.outputs.extend(values[name] for name in wanted)
+    return wanted
+
+
+def difference(model: ir.Model, expected: Reference, extra: Sequence[str] = ()) -> tuple[str | None, dict[str, Any]]:
+    """Say how the model's answers differ from the reference (None: they do not); also the values of `extra`."""
+    names = list(expected.outputs)
+    try:
+        session = runtime(_with_outputs(model, extra) if extra else model)
+        taken = {port.name for port in session.inputs}
+        found = session.run({name: x for name, x in expected.feeds.items() if name in taken}, [*names, *extra])
+    except UnsupportedModel as error:
+        return str(error), {}
+    before, after = arrays(expected.outputs), arrays({name: found[name] for name in names})
+    for name, y in before.items():
+        if name not in after:
+            return f"the output {name} is missing", {}
+        problem = _mismatch(y, after[name])
+        if problem is not None:
+            return f"output {name}: {problem}", {}
+    return None, {name: found[name] for name in extra}
+
+
+def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    model = model.clone()
+    expose(model, names)
+    return model
+
+
+def _mismatch(y: np.ndarray, found: np.ndarray) -> str | None:
+    if y.shape != found.shape or y.dtype != found.dtype:
+        return f"was {y.dtype}{list(y.shape)}, is {found.dtype}{list(found.shape)}"
+    if y.dtype.kind != "f":
+        wrong = int((y != found).sum())
+        return f"{wrong} of {y.size} values differ" if wrong else None
+    if y.size == 0:
+        return None
+    tolerance = HALF_TOLERANCE if y.dtype == np.float16 else TOLERANCE
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(y)
+        if not np.array_equal(finite, np.isfinite(found)):
+            return "other values are infinite or not a number"
+        if not finite.any():
+            return None
+        y, found = y[finite].astype(np.float64), found[finite].astype(np.float64)
+        worst = float(np.abs(y - found).max()) / max(float(np.abs(y).max()), 1e-30)
+    return f"differs by {worst:.1e} of its largest value" if worst > tolerance else None
+
+
+def arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Outputs as arrays; sequences and maps become one array an entry."""
+    result: dict[str, np.ndarray] = {}
+    for name, value in outputs.items():
+        if isinstance(value, np.ndarray):
+            result[name] = value
+        elif isinstance(value, Mapping):
+            result.update(arrays({f"{name}[{key}]": np.asarray(entry) for key, entry in value.items()}))
+        elif isinstance(value, (list, tuple)):
+            result.update(arrays({f"{name}[{i}]": entry for i, entry in enumerate(value)}))
+        elif value is not None:
+            result[name] = np.asarray(value)
+    return result
