@@ -15,11 +15,12 @@ from onnxplain import session as sessions
 from onnxplain.compile import Compiled, Request, compile_graph, resolve
 from onnxplain.compile.ledger import NAME as LEDGER
 from onnxplain.composites import Bounds
-from onnxplain.errors import InputError, UsageError
+from onnxplain.errors import ConversionChanged, InputError, UsageError
 from onnxplain.explanation import Explanation
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
-from onnxplain.inputs import InputSpec
+from onnxplain.graph.verify import mismatch
+from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.targets import Target
 from onnxplain.recipes import Recipe
@@ -140,6 +141,25 @@ class Explainer:
         """Write the compiled graph; any onnxruntime runs it."""
         self.compiled.save(Path(path))
 
+    def verify(self, path: str | Path | None = None) -> None:
+        """Run the compiled graph (or the file at `path`) on the sample of normalisation: forward values must be the model's.
+
+        Raises ConversionChanged.
+        """
+        expected = self.subject.normalised.reference
+        session = self.session if path is None else Session(Path(path), self.subject.provider, self.subject.threads)
+        names = [str(v.name) for v in self.subject.source.model.graph.outputs]
+        seeds = {}
+        for name, source in self.compiled.seeds.items():
+            y = expected.outputs[source] if source in expected.outputs else expected.feeds[source]
+            shape = (*y.shape[:1], y.ndim - 1) if name.endswith(".target") and y.ndim > 2 else y.shape[:1]
+            index = name.endswith(".target")
+            seeds[name] = np.zeros(shape, np.int64) if index else np.zeros(y.shape, np.promote_types(y.dtype, np.float32))
+        found = session.run({**expected.feeds, **seeds}, names)
+        problem = mismatch({name: expected.outputs[name] for name in names}, found)
+        if problem is not None:
+            raise ConversionChanged(f"the compiled graph answers differently from the model: {problem}. Please report this model.")
+
     def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the compiled graph by name.
 
@@ -226,7 +246,7 @@ class Explainer:
         elif not self.compiled.streams:
             size = count
         else:
-            size = sessions.rows_per_run(self.bytes_per_stream, count)
+            size = sessions.rows_per_run(bytes_per_stream(self.compiled.model), count)
         parts = []
         for rows_of_chunk in sessions.chunks(count, size):
             part = {k: seed[rows_of_chunk] if seed.ndim and count > 1 else seed for k, seed in seeds.items()}
@@ -242,26 +262,24 @@ class Explainer:
             axes.setdefault(name, 0 if _rows_of(self.compiled.model, name) else None)
         return axes
 
-    @property
-    def bytes_per_stream(self) -> int:
-        """Upper estimate of the memory one more stream takes, in bytes."""
-        sizes = [
-            sessions.nbytes([d if isinstance(d, int) else None for d in value.shape])
-            for node in self.compiled.model.graph
-            for value in node.outputs
-            if value.shape is not None and (node.name or "").startswith("backward/")
-        ]
-        return sum(sizes) // 3 + 1  # onnxruntime reuses buffers; a third is what large networks were seen to take
-
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         specs = self.subject.inputs
         if not isinstance(inputs, Mapping):
             if len(specs) != 1:
                 raise InputError(f"the model has the inputs {', '.join(s.name for s in specs)}: give arrays by name.")
             inputs = {specs[0].name: inputs}
-        from onnxplain.inputs import bind
-
         return bind({k: np.asarray(v) for k, v in inputs.items()}, specs)
+
+
+def bytes_per_stream(model: ir.Model) -> int:
+    """Upper estimate of the memory one more stream of a compiled graph takes, in bytes."""
+    sizes = [
+        sessions.nbytes([d if isinstance(d, int) else None for d in value.shape])
+        for node in model.graph
+        for value in node.outputs
+        if value.shape is not None and (node.name or "").startswith("backward/")
+    ]
+    return sum(sizes) // 3 + 1  # onnxruntime reuses buffers; a third is what large networks were seen to take
 
 
 def serialised(model: ir.Model) -> bytes | Path:

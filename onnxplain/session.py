@@ -124,3 +124,25 @@ def concatenate(parts: Sequence[Mapping[str, Array]], axes: Mapping[str, int | N
         axis = axes.get(name)
         joined[name] = first if axis is None else np.concatenate([part[name] for part in parts], axis)
     return joined
+
+
+def describe_providers() -> dict[str, str]:
+    """Every provider this onnxruntime has, and whether a session can use it."""
+    found = {}
+    for name in onnxruntime.get_available_providers():
+        if name == PROVIDERS["cpu"]:
+            found[name] = "works"
+        elif name == PROVIDERS["cuda"]:
+            found[name] = "works" if _cuda_libraries() else "built in, no GPU seen"
+        else:
+            found[name] = "not used by onnxplain"
+    return found
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,7 +16,7 @@ from onnxplain.compile import provenance
 from onnxplain.compile.contract import Request, Resolved, candidates, tensors
 from onnxplain.compile.ledger import COLUMNS, NAME, Ledger
 from onnxplain.composites import LAST_RULES, Composite, places
-from onnxplain.errors import UnsupportedModel, UsageError
+from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import STREAMS, Backward, Facts
 from onnxplain.graph.node import Node, is_float, rank
@@ -68,11 +68,28 @@ def compile_graph(normalised: Normalised, resolved: Resolved, recipe: Recipe, re
     return job.finish(time.perf_counter() - begun)
 
 
+def survey(
+    normalised: Normalised, resolved: Resolved, recipe: Recipe, request: Request
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The rule every node on the path would get, and for each node that has none the reason. Nothing is emitted."""
+    job = _Job(normalised.model.clone(), normalised, resolved, recipe, request, strict=False)
+    rules, blocked = {}, {}
+    for node in reversed(job.path):
+        name = node.name or str(node.y.name)
+        try:
+            lookup(node)
+            place = job.places.get(node)
+            rules[name] = "" if place is None else rule_text(recipe.composite.rule_for(place), node)
+        except OnnxplainError as error:
+            blocked[name] = str(error)
+    return rules, blocked
+
+
 class _Job:
     """One compilation: what is found once and used by several steps."""
 
     def __init__(
-        self, model: ir.Model, normalised: Normalised, resolved: Resolved, recipe: Recipe, request: Request
+        self, model: ir.Model, normalised: Normalised, resolved: Resolved, recipe: Recipe, request: Request, strict: bool = True
     ) -> None:
         self.model, self.graph = model, model.graph
         self.normalised, self.resolved, self.recipe, self.request = normalised, resolved, recipe, request
@@ -102,8 +119,9 @@ class _Job:
         self.path = needed_nodes(self.nodes, self.explained, self.active)
         self._check_reached()
         self.op.facts.free = self._streams_are_free()
-        self.places = places(self.op, self.path)
-        self.rules: dict[Node, Rule] = {node: recipe.composite.rule_for(place) for node, place in self.places.items()}
+        known = self.path if strict else [node for node in self.path if _has_derivative(node)]
+        self.places = places(self.op, known)
+        self.rules: dict[Node, Rule] = {}
         self.seeds: dict[str, str] = {}
         self.relevances: dict[str, str] = {}
         self.ledger_rows: list[str] = []
@@ -190,6 +208,7 @@ class _Job:
     def build(self) -> None:
         """Seeds, passes, outputs."""
         op = self.op
+        self.rules = {node: self.recipe.composite.rule_for(place) for node, place in self.places.items()}
         poison: list[ir.Value] = []
         starts: list[dict[ir.Value, ir.Value]] = [{} for _ in self.recipe.passes]
         first_seed: ir.Value | None = None
@@ -380,6 +399,14 @@ def _group(rule: Rule) -> Rule:
         return [None if value is None else found.get(value) for value in node.inputs]
 
     return apply
+
+
+def _has_derivative(node: Node) -> bool:
+    try:
+        lookup(node)
+    except OnnxplainError:
+        return False
+    return True
 
 
 def _has_graph(node: ir.Node) -> bool:

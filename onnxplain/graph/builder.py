@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedModel
-from onnxplain.graph import shapes as own_shapes
+from onnxplain.graph import uninferred
 from onnxplain.graph.node import FLOATS, Node, dims, rank, static
 
 Operand = ir.Value | float | int | np.ndarray | Sequence[int] | None
@@ -130,15 +130,47 @@ class Builder:
         assert node is not None, value.name
         if len(node.outputs) <= index:
             node.resize_outputs(index + 1)
-        for i, output in enumerate(node.outputs):
-            if output.dtype is None and (output.name or i == index):
-                output.name = output.name or self._unique(f"{value.name}:{i}")
-        if node.outputs[index].dtype is None:
-            before = [(output, output.type, output.shape) for output in node.outputs if output.dtype is not None]
+        output = node.outputs[index]
+        if not output.name or output.dtype is None:
+            output.name = output.name or self._unique(f"{node.name or value.name}:{index}")
+            known = [(other, other.type, other.shape) for other in node.outputs if other is not output]
             self.infer(node)
-            for output, dtype, shape in before:  # what was known of the others stays
-                output.type, output.shape = dtype, shape
-        return node.outputs[index]
+            for other, dtype, shape in known:
+                other.type, other.shape = dtype, shape
+        return output
+
+    def scan(
+        self,
+        states: Sequence[ir.Value],
+        sequences: Sequence[ir.Value],
+        step: Callable[[Builder, Sequence[ir.Value], Sequence[ir.Value]], tuple[Sequence[ir.Value], Sequence[ir.Value]]],
+    ) -> tuple[list[ir.Value], list[ir.Value]]:
+        """A Scan over axis 0 of `sequences`: (last states, results of the steps along a new axis 0).
+
+        step(builder of the body, states, entries) -> (states, results); it may read tensors of the graph around it.
+        """
+        name = self._name("Scan")
+        body = ir.Graph([], [], nodes=[], opset_imports=dict(self.opsets), name=f"{name}/step")
+        inner = Builder(body, f"{name}/step")
+
+        def inside(value: ir.Value, label: str, shape: Sequence[int | str | None]) -> ir.Value:
+            entry = ir.Value(name=f"{name}/step/{label}", shape=ir.Shape(shape), type=value.type)
+            body.inputs.append(entry)
+            return entry
+
+        before = [inside(value, f"state_{i}", dims(value)) for i, value in enumerate(states)]
+        entries = [inside(value, f"entry_{i}", dims(value)[1:]) for i, value in enumerate(sequences)]
+        with inner.arithmetic():
+            after, results = step(inner, before, entries)
+            body.outputs.extend(inner.Identity(value) for value in (*after, *results))
+        attributes = [ir.AttrGraph("body", body), ir.AttrInt64("num_scan_inputs", len(sequences))]
+        node = ir.Node("", "Scan", [*states, *sequences], attributes, num_outputs=len(body.outputs), name=name)
+        self.graph.append(node)
+        for i, (output, inner_output) in enumerate(zip(node.outputs, body.outputs, strict=True)):
+            output.name, output.type = f"{name}:{i}", inner_output.type
+            lead = [] if i < len(states) else [dims(sequences[0])[0]]
+            output.shape = ir.Shape([*lead, *dims(inner_output)])
+        return list(node.outputs[: len(states)]), list(node.outputs[len(states) :])
 
     @contextmanager
     def scope(self, node: Node) -> Iterator[None]:
@@ -162,7 +194,7 @@ class Builder:
 
     def infer(self, node: ir.Node) -> None:
         """Type and shape of a node's outputs, from its schema."""
-        if own_shapes.infer(node):
+        if uninferred.infer(node):
             return
         opset = self.opsets[node.domain]
         try:

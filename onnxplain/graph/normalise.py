@@ -28,10 +28,13 @@ class Normalised:
     """A model ready to be walked.
 
     model: valid, topologically sorted, opset 18 or later, tensors under the source's names. changes: what was rewritten,
-    a line each. notes: what could not be done and why. timings: seconds per step.
+    a line each. notes: what could not be done and why. timings: seconds per step. source: where it came from;
+    reference: what the source answered on the random input of the verification.
     """
 
     model: ir.Model
+    source: Source
+    reference: Reference = field(default_factory=lambda: Reference({}, {}))
     changes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
@@ -52,9 +55,9 @@ Step = Callable[[Normalised, Sequence[str]], None]
 def normalise(source: Source, keep: Sequence[str] = ()) -> Normalised:
     """Bring a model into canonical form; the source stays as it is. keep: tensors that must survive under their names."""
     keep = _known(source, keep)
-    result = Normalised(source.model.clone())
+    result = Normalised(source.model.clone(), source)
     with result.timed("run the source"):
-        expected = reference(source, keep)
+        expected = result.reference = reference(source, keep)
     exposed = _prepare(result, keep, expected)
     for name, step in STEPS.items():
         with result.timed(name):
@@ -172,7 +175,7 @@ def _finish(model: ir.Model, exposed: Sequence[str]) -> None:
 
 def _blame(source: Source, keep: Sequence[str], expected: Reference, problem: str) -> ConversionChanged:
     """Take the steps one by one to name the one that changed the answer."""
-    again = Normalised(source.model.clone())
+    again = Normalised(source.model.clone(), source)
     _prepare(again, keep, expected)
     for name, step in STEPS.items():
         step(again, keep)

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxplain.graph import uninferred
 from onnxplain.graph.fold import silence
 from onnxplain.graph.node import constant
 
@@ -138,6 +139,8 @@ def _open(shape: list[Dim] | None) -> bool:
 
 def _infer(node: ir.Node, opsets: Mapping[str, int], contents: Mapping[ir.Value, list[Entry]]) -> None:
     """onnx's inference of one node on what is known by now."""
+    if uninferred.infer(node):
+        return
     version = opsets.get(node.domain)
     if (
         version is None

@@ -165,7 +165,7 @@ def unsqueeze(node: Node, axes: Sequence[Axis]) -> Axis:
 def gather(node: Node, axes: Sequence[Axis]) -> Axis:
     """Table look-up (indices carry the batch) or selection along another axis (data carry it)."""
     data, indices = axes[:2]
-    axis = node.attr("axis", 0) % rank(node.x)
+    axis: int = node.attr("axis", 0) % rank(node.x)
     index = node.input(1)
     assert index is not None
     if data == CONSTANT and indices >= 0:
@@ -298,7 +298,9 @@ def scatter_nd(node: Node, axes: Sequence[Axis]) -> Axis:
 def recurrent(node: Node, axes: Sequence[Axis]) -> Sequence[Axis]:
     """Sequences (time, batch, features), states (directions, batch, hidden); layout 1 puts the batch first."""
     first = node.attr("layout", 0) == 1
-    ok = axes[0] == (0 if first else 1) and all(axis == CONSTANT for axis in axes[1:4])
+    batch = 0 if first else 1
+    ok = axes[0] == batch and all(axis == CONSTANT for axis in axes[1:5])
+    ok = ok and all(axis in (batch, CONSTANT) for axis in axes[5:])
     sequence = [0, 0, 0] if first else [2, 1, 1]
     return sequence if ok else [UNPROVEN] * 3
 

@@ -79,14 +79,20 @@ def difference(model: ir.Model, expected: Reference, extra: Sequence[str] = ()) 
         found = session.run({name: x for name, x in expected.feeds.items() if name in taken}, [*names, *extra])
     except UnsupportedModel as error:
         return str(error), {}
-    before, after = arrays(expected.outputs), arrays({name: found[name] for name in names})
+    problem = mismatch(expected.outputs, {name: found[name] for name in names})
+    return problem, {} if problem is not None else {name: found[name] for name in extra}
+
+
+def mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """How outputs differ from the expected ones beyond rounding; None where they do not."""
+    before, after = arrays(expected), arrays(found)
     for name, y in before.items():
         if name not in after:
-            return f"the output {name} is missing", {}
+            return f"the output {name} is missing"
         problem = _mismatch(y, after[name])
         if problem is not None:
-            return f"output {name}: {problem}", {}
-    return None, {name: found[name] for name in extra}
+            return f"output {name}: {problem}"
+    return None
 
 
 def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:

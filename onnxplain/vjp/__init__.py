@@ -10,6 +10,7 @@ from onnxplain.vjp import (
     ml,
     normalisation,
     pooling,
+    recurrent,
     reduction,
     resize,
     shape,

@@ -115,6 +115,11 @@ def vjp(
 def lookup(node: Node) -> Op:
     """The entry for a node, or an error that says what to do."""
     entry = OPS.get(node.op_type)
+    if node.op_type.startswith("TreeEnsemble"):
+        raise UnsupportedOp(
+            f"{node}: a tree ensemble is constant between its thresholds, so its derivative is zero everywhere and no relevance "
+            f"rule applies. It needs a forward-only method (occlusion, LIME, KernelSHAP, permutation), which this version does not have yet."
+        )
     if entry is None or node.domain not in ("", entry.domain):
         domain = f"{node.domain}::" if node.domain else ""
         raise UnsupportedOp(

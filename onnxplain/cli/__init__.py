@@ -1,0 +1,56 @@
+"""The command line: thin commands over Explainer. One line and an exit code for every error, never a traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import click
+
+from onnxplain import __version__
+from onnxplain.cli.bench import bench
+from onnxplain.cli.compile import compile_command
+from onnxplain.cli.doctor import doctor
+from onnxplain.cli.inspect import inspect
+from onnxplain.cli.methods import methods
+from onnxplain.cli.run import run
+from onnxplain.errors import OnnxplainError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="onnxplain")
+def cli() -> None:
+    """Give it any ONNX model; it returns the model's answer and the reasons for it."""
+
+
+for command in (run, compile_command, inspect, methods, bench, doctor):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0, 2 usage, 3 model unsupported, 4 input or output, 130 interrupted."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    try:
+        cli.main(arguments, prog_name="onnxplain", standalone_mode=False)
+    except OnnxplainError as error:
+        _stop(str(error), error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        _stop(" ".join(error.format_message().split()), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _stop("interrupted", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as error:
+        _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 4)
+    except MemoryError:
+        _stop("out of memory; use a smaller batch or fewer targets", 4)
+
+
+def _stop(message: str, code: int) -> None:
+    click.echo(f"onnxplain: {' '.join(message.split())}", err=True)
+    sys.exit(code)

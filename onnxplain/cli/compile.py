@@ -1,0 +1,70 @@
+"""`onnxplain compile`: write the explanation graph."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxplain.cli.options import Pictures, explainer_of, machine_options, recipe_options, recipes, request_options, subject_of
+from onnxplain.compile import Request
+from onnxplain.errors import InputError
+
+
+@click.command("compile")
+@click.argument("model")
+@click.option("--method", default=None, metavar="NAME", help="Method (see `onnxplain methods`); default lrp.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default <model>.<method>.onnx here.")
+@click.option("--seed", type=click.Choice(["tensor", "index"]), default="tensor", help="Ask by a float seed or by class index.")
+@click.option("--fold", is_flag=True, help="Store derived weights instead of leaving them to onnxruntime.")
+@recipe_options
+@request_options
+@machine_options
+def compile_command(
+    model: str, method: str | None, output: Path | None, seed: str, fold: bool, composite: str | None, rules: tuple[str, ...],
+    form: str | None, recipe_file: Path | None, explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...],
+    keep: tuple[str, ...], ledger: bool, provider: str, threads: int,
+) -> None:  # fmt: skip
+    """Write one ONNX graph that returns MODEL's answer and its relevances; any onnxruntime runs it."""
+    begun = time.perf_counter()
+    request = Request(explain, head, seed, attribute_to, keep, ledger, fold)
+    resolved, subject = subject_of(model, request, provider, threads)
+    (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, [])
+    bounds = Pictures.of(resolved, None, None, None, None, None, None).bounds(subject.inputs)
+    explainer = explainer_of(subject, recipe, bounds=bounds)
+    path = output or Path(f"{resolved.name}.{recipe.method}.onnx")
+    written = time.perf_counter()
+    write_model(explainer, path)
+    seconds: dict[str, Any] = {**subject.seconds, "backward": explainer.compiled.seconds}
+    checked = time.perf_counter()
+    explainer.verify(path)
+    seconds |= {"write": checked - written, "verify": time.perf_counter() - checked}
+    for note in explainer.notes:
+        click.echo(f"note: {note}", err=True)
+    size = path.stat().st_size / 1e6
+    graph = explainer.compiled.model.graph
+    click.echo(f"{path}  {size:.1f} MB, {len(list(graph))} nodes, method {recipe.method}")
+    click.echo(f"  in   {', '.join(str(v.name) for v in graph.inputs)}")
+    click.echo(f"  out  {', '.join(str(v.name) for v in graph.outputs)}")
+    parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+    click.echo(f"  time {time.perf_counter() - begun:.2f} s: {parts}")
+
+
+def write_model(explainer: Any, path: Path) -> None:
+    """Write the compiled graph so that a failure leaves nothing behind."""
+    staged = path.with_name(f".{path.name}.partial")
+    data = staged.with_name(staged.name + ".data")
+    try:
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: the folder {path.parent} does not exist.")
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder; give a file name.")
+        explainer.save(staged)
+        staged.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        staged.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)

@@ -1,0 +1,59 @@
+"""`onnxplain doctor`: what this machine can do."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import click
+import onnx
+
+from onnxplain import __version__
+from onnxplain.session import Session, describe_providers, free_memory
+
+PACKAGES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "matplotlib", "grpcio", "protobuf")
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def doctor(as_json: bool) -> None:
+    """Versions, providers, threads, memory; runs a small model to see that they work."""
+    found = facts()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{name:<12} {text}")
+
+
+def facts() -> dict[str, Any]:
+    """What `doctor` prints."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "onnxplain": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "packages": versions,
+        "providers": describe_providers(),
+        "threads": os.cpu_count() or 1,
+        "memory": f"{free_memory() / 2**30:.1f} GB free",
+        "self-test": _self_test(),
+    }
+
+
+def _self_test() -> str:
+    """Run one Relu on whatever `auto` chooses."""
+    import numpy as np
+
+    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
+    session = Session(model.SerializeToString())
+    (y,) = session.run({"x": np.array([-1, 1], np.float32)}).values()
+    return f"{'ok' if y.tolist() == [0, 1] else 'WRONG RESULT'} on {session.providers[0]}"

@@ -1,0 +1,65 @@
+"""`onnxplain methods`: everything that can be chosen by name, with options, defaults and sources."""
+
+from __future__ import annotations
+
+import inspect as python
+import json
+from typing import Any
+
+import click
+
+from onnxplain.composites import COMPOSITES
+from onnxplain.methods import METHODS
+from onnxplain.rules import RULES
+from onnxplain.vjp import OPS
+
+
+@click.command("methods")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def methods(as_json: bool) -> None:
+    """List methods, composites, rules and ops."""
+    found = catalogue()
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for heading, entries in found.items():
+        if heading == "ops":
+            continue
+        click.secho(heading.upper(), bold=True)
+        for name, entry in entries.items():
+            options = f"({', '.join(f'{k}={v}' for k, v in entry['options'].items())})" if entry["options"] else ""
+            click.echo(f"  {name}{options}\n      {entry['doc']}\n      {entry['cite']}")
+        click.echo()
+    click.secho(f"OPS with a derivative: {len(OPS)}", bold=True)
+    click.echo(click.wrap_text(", ".join(sorted(OPS)), initial_indent="  ", subsequent_indent="  ", width=110))
+
+
+def catalogue() -> dict[str, dict[str, Any]]:
+    """The registries as plain data."""
+    return {
+        "methods": {
+            name: {"doc": m.doc, "cite": m.cite, "options": _method_options(name)} for name, m in METHODS.items()
+        },
+        "composites": {name: {"doc": c.doc, "cite": c.cite, "options": {}} for name, c in COMPOSITES.items()},
+        "rules": {
+            name: {"doc": _first(r.make.__doc__), "cite": r.cite, "options": {k: _default(k, v, r.choices) for k, v in r.options.items()}}
+            for name, r in RULES.items()
+        },
+        "ops": {name: {"kind": op.kind} for name, op in OPS.items()},
+    }
+
+
+def _method_options(name: str) -> dict[str, str]:
+    method = METHODS[name]
+    options = {"composite": method.composite} if method.form().start != "seed" else {}
+    return options | ({"form": "|".join(method.forms)} if len(method.forms) > 1 else {})
+
+
+def _default(name: str, value: Any, choices: dict[str, tuple[str, ...]]) -> str:
+    if name in choices:
+        return "|".join(dict.fromkeys((value, *choices[name])))
+    return "" if value is python.Parameter.empty else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _first(doc: str | None) -> str:
+    return (doc or "").strip().split("\n")[0]

@@ -1,0 +1,143 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnxplain.compile import Request
+from onnxplain.composites import Bounds
+from onnxplain.errors import UsageError
+from onnxplain.explainer import Explainer, Subject
+from onnxplain.inputs import InputSpec, ModelSettings, PictureSettings, from_options, load_labels
+from onnxplain.recipes import Recipe
+from onnxplain.sources import Resolved
+from onnxplain.sources import resolve as resolve_model
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+recipe_options = _all(
+    click.option("--composite", metavar="NAME", help="Which rule where, for lrp, clrp1, clrp2 (see `onnxplain methods`)."),
+    click.option("--rule", "rules", multiple=True, metavar="WHERE=RULE", help="type:Conv=…, name:fc*=…, first=…, last=…; the first match wins."),
+    click.option("--form", type=click.Choice(["paper", "code"]), help="CLRP as the paper has it (default) or as its code does."),
+    click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="A TOML file with method, composite, rules, form."),
+)  # fmt: skip
+request_options = _all(
+    click.option("--explain", multiple=True, metavar="TENSOR", help="Tensor to explain; '*' for every float output."),
+    click.option("--head", type=click.Choice(["cut", "keep"]), default="cut", help="Step back over a final softmax, or not."),
+    click.option("--attribute-to", multiple=True, metavar="TENSOR", help="Tensor to attribute to (default: the inputs)."),
+    click.option("--keep", multiple=True, metavar="TENSOR", help="Forward tensor to return as well."),
+    click.option("--ledger", is_flag=True, help="Book where relevance went, node by node."),
+)
+machine_options = _all(
+    click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
+    click.option("--threads", type=click.IntRange(0), default=0, help="Threads inside an op; 0 leaves it to onnxruntime."),
+)
+picture_options = _all(
+    click.option("--preprocess", metavar="NAME", help="imagenet, imagenet_bgr_caffe, unit, symmetric or none."),
+    click.option("--layout", metavar="NCHW", help="Axes of the picture input."),
+    click.option("--mean", metavar="A,B,C", help="Subtracted per channel."),
+    click.option("--std", metavar="A,B,C", help="Divided by per channel."),
+    click.option("--scale", metavar="X", help="Multiplies pixel values 0..255 first, e.g. 1/255."),
+    click.option("--labels", metavar="FILE", help="Class names: a txt or json file, or 'imagenet'."),
+)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How pictures become inputs: model.toml, under what the command line says."""
+
+    settings: ModelSettings
+    options: dict[str, Any]
+    labels_option: str | None
+
+    @classmethod
+    def of(cls, resolved: Resolved, preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None, labels: str | None) -> Pictures:
+        """From the options above."""
+        options = {"preprocess": preprocess, "layout": layout, "mean": _numbers("mean", mean), "std": _numbers("std", std), "scale": scale}
+        return cls(resolved.settings, options, labels)
+
+    def of_input(self, spec: InputSpec, position: int) -> tuple[PictureSettings | None, str | None]:
+        """Settings of one input, and what was guessed."""
+        base = self.settings.picture(spec.name, position)
+        if spec.shape is None:
+            return base, None
+        return from_options(spec.shape, base=base, dtype=spec.dtype, name=spec.name, **self.options)
+
+    def bounds(self, specs: Sequence[InputSpec]) -> Bounds:
+        """(lows, highs) of a single picture input in model units, where model.toml or the options say them."""
+        if len(specs) != 1 or not (self.settings.picture(specs[0].name) or any(self.options.values())):
+            return None
+        settings, _ = self.of_input(specs[0], 0)
+        if settings is None:
+            return None
+        lows, highs = settings.low_high()
+        return list(lows), list(highs)
+
+    def labels(self) -> list[str]:
+        """Class names, [] where none are known."""
+        source = self.labels_option or self.settings.output.labels
+        return list(load_labels(source)) if source else []
+
+
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--{name} {text}: numbers separated by commas are wanted, such as 0.485,0.456,0.406.") from None
+
+
+def recipes(
+    methods: Sequence[str], composite: str | None, rules: Sequence[str], form: str | None, recipe_file: Path | None, settings: ModelSettings | None, fallback: Sequence[str]
+) -> list[Recipe]:
+    """The recipes a command line asks for: `--recipe`, else options, over the model's defaults."""
+    if recipe_file is not None:
+        if methods or composite or rules or form:
+            raise UsageError("--recipe stands alone: put method, composite, rules and form into the file.")
+        return [Recipe.read(recipe_file)]
+    defaults = Recipe.of(settings.defaults, "[defaults]") if settings and settings.defaults else None
+    names = list(methods) or ([defaults.method] if defaults and not fallback else list(fallback)) or ["lrp"]
+    found = []
+    for name in dict.fromkeys(names):
+        base = defaults if defaults and defaults.method == name else Recipe(name)
+        takes = Recipe(name).passes()[1].form().start != "seed"
+        wide = takes or len(names) == 1
+        own_form = form if form is None or name.startswith("clrp") or len(names) == 1 else None
+        found.append(
+            replace(
+                base,
+                composite=composite if composite and wide else base.composite if not rules else base.composite,
+                rules=tuple(rules) + base.rules if wide else base.rules,
+                form=own_form or base.form,
+            )
+        )
+    return found
+
+
+def subject_of(model: str, request: Request, provider: str, threads: int) -> tuple[Resolved, Subject]:
+    """Find, load, normalise and verify the model of a command."""
+    resolved = resolve_model(model)
+    if not request.explain and resolved.settings.output.explain:
+        request = replace(request, explain=tuple(resolved.settings.output.explain))
+    return resolved, Subject.of(resolved.path, request, provider, threads)
+
+
+def explainer_of(subject: Subject, recipe: Recipe, **more: Any) -> Explainer:
+    """An explainer of a subject by a recipe."""
+    return Explainer(subject, recipe.method, composite=recipe.composite, rules=recipe.rules, form=recipe.form, **more)

@@ -1,0 +1,108 @@
+"""What `run` writes: pictures, arrays, report, manifest. All of it or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxplain import __version__, render
+from onnxplain.explanation import Explanation
+
+if TYPE_CHECKING:
+    from onnxplain.cli.run import Run
+
+
+def write_run(done: Run, folder: Path, palette: str | None) -> None:
+    """Write everything into `folder`. Raises InputError; nothing half written is left."""
+    samples = [file.name for file in done.loaded.files] if len(done.loaded.files) == done.explanations[0].samples else []
+    features = next(iter(done.loaded.features.values()), ())
+    panels = [panel for e in done.explanations for panel in e.panels(samples, features)]
+    names = _unique([_stem(e, panel) for e in done.explanations for panel in e.panels(samples, features)])
+    with render.OutputFolder(folder) as out:
+        for name, panel in zip(names, panels, strict=True):
+            out.write(f"{name}.png", render.png(render.picture(panel, palette)))
+            over = render.over_photo(panel, palette)
+            if over is not None:
+                out.write(f"{name}.overlay.png", render.png(over))
+        for name, e in zip(_unique([e.method.name for e in done.explanations]), done.explanations, strict=True):
+            out.write(f"{name}.npz", e.npz())
+        grid = render.png(render.grid(panels, palette=palette))
+        out.write("grid.png", grid)
+        for name, array in _kept(done).items():
+            safe = render.safe_name(name)
+            np.save(out.new(f"{safe}.npy"), np.asarray(array))
+            if np.asarray(array).dtype.kind == "f" and np.ndim(array) in (2, 3, 4):
+                out.write(f"{safe}.features.png", render.png(render.features(np.asarray(array[:1], np.float32), name)))
+        manifest = _manifest(done)
+        out.write("manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False, default=str))
+        out.write("report.html", render.html(_report(done, panels, grid, manifest), palette))
+
+
+def _stem(e: Explanation, panel: render.Panel) -> str:
+    parts = [panel.sample.rsplit(".", 1)[0], panel.method, panel.target_name or str(panel.target)]
+    return render.safe_name("_".join(part for part in parts if part))
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names told apart by a number where two are the same."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return found
+
+
+def _kept(done: Run) -> dict[str, Any]:
+    return dict(done.explanations[0].kept)
+
+
+def _manifest(done: Run) -> dict[str, Any]:
+    return {
+        "onnxplain": __version__,
+        "model": {"file": done.resolved.path.name, "name": done.resolved.name, "version": done.resolved.version, "sha256": done.subject.source.sha256},
+        "inputs": [file.name for file in done.loaded.files],
+        "random_seed": done.random_seed,
+        "preprocessing": {name: dataclasses.asdict(s) for name, s in done.loaded.settings.items()},
+        "recipes": [{**dataclasses.asdict(e.recipe), "digest": e.recipe.digest, "provenance": e.provenance} for e in done.explanations],
+        "targets": [t.name for t in done.explanations[0].targets],
+        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in ("onnx", "numpy")}},
+        "providers": done.subject.provider,
+        "seconds": {**done.subject.seconds, **done.seconds},
+        "notes": [*done.loaded.notes, *done.notes],
+    }  # fmt: skip
+
+
+def _report(done: Run, panels: list[render.Panel], grid: bytes, manifest: dict[str, Any]) -> render.Report:
+    first = done.explanations[0]
+    graph = done.subject.normalised.model.graph
+    facts = {
+        "model": f"{done.resolved.name} ({done.resolved.path.name})",
+        "sha256": done.subject.source.sha256,
+        "explained tensor": first.explained,
+        "input": ", ".join(str(spec) for spec in done.subject.inputs),
+        "nodes": f"{len(list(graph))} after normalisation",
+        "methods": ", ".join(dict.fromkeys(e.method.name for e in done.explanations)),
+        "files": ", ".join(file.name for file in done.loaded.files) or "random input",
+    }
+    classes = [
+        dataclasses.replace(row, sample=panels[0].sample and f"sample {n}" if first.samples > 1 else "")
+        for n in range(first.samples)
+        for row in first.top(n, 5 if first.samples == 1 else 2)
+    ]
+    return render.Report(
+        title=f"Why {done.resolved.name} decided",
+        facts=facts,
+        classes=classes,
+        panels=panels,
+        grid_png=grid,
+        recipe={e.method.name: dataclasses.asdict(e.recipe) for e in done.explanations},
+        provenance=manifest,
+        notes=[*done.loaded.notes, *done.notes],
+    )

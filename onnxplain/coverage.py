@@ -1,0 +1,63 @@
+"""What each node of a model would get, and what blocks: asked before anything runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxplain.compile import Request, Resolved, compile_graph
+from onnxplain.compile.assemble import survey
+from onnxplain.errors import OnnxplainError
+from onnxplain.graph.normalise import Normalised
+from onnxplain.methods import METHODS
+from onnxplain.recipes import Recipe
+
+@dataclass
+class Coverage:
+    """Per method: the rule of every node on the path, or why there is none (the first reason, and all by node)."""
+
+    explained: tuple[str, ...]
+    attributed: tuple[str, ...]
+    blocked: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, dict[str, str]] = field(default_factory=dict)
+    rules: dict[str, dict[str, str]] = field(default_factory=dict)
+    streams: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """For people: one line a method."""
+        lines = []
+        for method in METHODS:
+            if method in self.blocked:
+                lines.append(f"  {method:<18} blocked: {self.blocked[method]}")
+            else:
+                counts = Counter(rule.split("(")[0] for rule in self.rules[method].values())
+                lines.append(f"  {method:<18} ok: " + ", ".join(f"{name} ×{n}" for name, n in counts.most_common()))
+        return "coverage:\n" + "\n".join(lines)
+
+    def summary(self) -> dict[str, Any]:
+        """For machines."""
+        return {"explained": self.explained, "attributed": self.attributed, "blocked": self.blocked, "rules": self.rules, "streams": self.streams}  # fmt: skip
+
+
+def coverage(normalised: Normalised, resolved: Resolved, request: Request, chosen: Recipe | None = None) -> Coverage:
+    """Try every method (or one recipe) on a model without running it."""
+    found = Coverage(resolved.explained, ())
+    for recipe in [chosen] if chosen is not None else [Recipe(name) for name in METHODS]:
+        try:
+            passes, _ = recipe.passes()
+            found.rules[recipe.method], blocking = survey(normalised, resolved, passes, request)
+            if blocking:
+                found.nodes[recipe.method] = blocking
+                more = f" ({len(blocking) - 1} more nodes block)" if len(blocking) > 1 else ""
+                found.blocked[recipe.method] = next(iter(blocking.values())) + more
+                continue
+            compiled = compile_graph(normalised, resolved, passes, request)
+        except OnnxplainError as error:
+            found.blocked[recipe.method] = str(error)
+            continue
+        found.attributed = tuple(compiled.relevances.values())
+        found.streams = compiled.provenance["streams"]
+        found.notes += [note for note in compiled.notes if note not in found.notes]
+    return found
