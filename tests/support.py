@@ -187,7 +187,62 @@ class GroupNormalization(OpRun):
         return (y * scale + bias,)
 
 
+def _unrolled(op_type, x, w, r, b, h, c, p, direction, layout, activations, linear_before_reset=0, input_forget=0):
+    """One recurrent op, step by step, as the equations in ONNX's text have it: Y, Y_h, Y_c."""
+    functions = {"Sigmoid": lambda a: 1 / (1 + np.exp(-a)), "Tanh": np.tanh, "Relu": lambda a: np.maximum(a, 0)}
+    defaults = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}[op_type]
+    if layout:
+        x, h, c = (None if a is None else np.swapaxes(a, 0, 1) for a in (x, h, c))
+    directions, size = w.shape[0], r.shape[2]
+    names = activations or defaults * directions
+    ys, hs, cs = [], [], []
+    for d in range(directions):
+        act = [functions[name] for name in names[d * len(defaults) : (d + 1) * len(defaults)]]
+        ht, ct = (np.zeros((x.shape[1], size), x.dtype) if a is None else a[d] for a in (h, c))
+        wb, rb = np.split(np.zeros(2 * w.shape[1], x.dtype) if b is None else b[d], 2)
+        pi, po, pf = np.split(np.zeros(3 * size, x.dtype) if p is None else p[d], 3)
+        y = np.empty((len(x), x.shape[1], size), x.dtype)
+        for t in range(len(x))[:: -1 if d == 1 or direction == "reverse" else 1]:
+            from_x, from_h = x[t] @ w[d].T + wb, ht @ r[d].T + rb
+            if op_type == "RNN":
+                ht = act[0](from_x + from_h)
+            elif op_type == "GRU":
+                z, reset = (act[0](from_x[:, k : k + size] + from_h[:, k : k + size]) for k in (0, size))
+                last = slice(2 * size, None)
+                recur = from_h[:, last] * reset if linear_before_reset else (reset * ht) @ r[d][last].T + rb[last]
+                ht = (1 - z) * act[1](from_x[:, last] + recur) + z * ht
+            else:
+                i, o, f, n = np.split(from_x + from_h, 4, 1)
+                i = act[0](i + pi * ct)
+                f = 1 - i if input_forget else act[0](f + pf * ct)
+                ct = f * ct + i * act[1](n)
+                ht = act[0](o + po * ct) * act[2](ct)
+            y[t] = ht
+        for collected, last_one in ((ys, y), (hs, ht), (cs, ct)):
+            collected.append(last_one)
+    y, h, c = np.stack(ys, 1), np.stack(hs), np.stack(cs)
+    return (y.transpose(2, 0, 1, 3), h.swapaxes(0, 1), c.swapaxes(0, 1)) if layout else (y, h, c)
+
+
+class Unrolled(OpRun):
+    """onnx's evaluator leaves out activations, input_forget and more."""
+
+    op_domain = ""
+
+    def _run(self, x, w, r, b=None, lengths=None, h=None, c=None, p=None, **attributes):  # type: ignore[override]
+        names = ("direction", "layout", "activations", "linear_before_reset", "input_forget")
+        given = {name: attributes[name] for name in names if attributes.get(name) is not None}
+        given = {"direction": "forward", "layout": 0, "activations": None, **given}
+        return _unrolled(type(self).__name__, x, w, r, b, h, c, p, **given)[: len(self.onnx_node.output)]
+
+
+RNN, GRU, LSTM = (type(name, (Unrolled,), {}) for name in ("RNN", "GRU", "LSTM"))
+
+
 OWN_KERNELS = [
+    RNN,
+    GRU,
+    LSTM,
     LRN,
     LpNormalization,
     MeanVarianceNormalization,
@@ -301,7 +356,7 @@ def one_node(
         values.append(value)
     weights = op_type in ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "BatchNormalization")
     if weights:
-        for value in values[1:]:
+        for value in values[1:5] + values[7:]:  # a recurrent op's initial states are no weights
             if value is not None and value in wanted:
                 wanted.remove(value)
                 constants.append(value)

@@ -15,6 +15,7 @@ from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import uninferred
 from onnxplain.graph.node import FLOATS, Node, dims, rank, static
 
+Values = Sequence[ir.Value]
 Operand = ir.Value | float | int | np.ndarray | Sequence[int] | None
 
 _BUILDING = threading.RLock()  # operators on values go to one builder at a time: the handler is global in onnx-ir
@@ -141,9 +142,9 @@ class Builder:
 
     def scan(
         self,
-        states: Sequence[ir.Value],
-        sequences: Sequence[ir.Value],
-        step: Callable[[Builder, Sequence[ir.Value], Sequence[ir.Value]], tuple[Sequence[ir.Value], Sequence[ir.Value]]],
+        states: Values,
+        sequences: Values,
+        step: Callable[[Builder, Values, Values], tuple[Values, Values]],
     ) -> tuple[list[ir.Value], list[ir.Value]]:
         """A Scan over axis 0 of `sequences`: (last states, results of the steps along a new axis 0).
 

@@ -1,12 +1,12 @@
 """RNN, GRU, LSTM: back-propagation through time as one Scan; everything that can be is computed for all steps at once.
 
-Layout inside: sequences (T, B, ...), states (B, H); gradients have S streams in the place of B. A recurrent op that runs
-backwards in time is one that runs forwards over the turned sequence.
+Layout inside: sequences (T, B, ...), states (B, H); gradients have S streams in the place of B. A recurrent op that
+runs backwards in time is one that runs forwards over the turned sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,10 @@ from onnxplain.graph.node import Node, dims, ints
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.registry import case, vjp
 from onnxplain.vjp.shape import END
+
+Values = Sequence[ir.Value]
+Step = Callable[[Builder, ir.Value, Values, Values], tuple[Values, Values]]
+Sent = tuple[ir.Value, ir.Value, Gradient]  # to the gates (T, S, G), to the first hidden state, to the first cell state
 
 DEFAULTS = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
 
@@ -58,7 +62,8 @@ def slope(op: Builder, name: str, y: ir.Value) -> ir.Value:
     """The activation's derivative, from its value."""
     if name == "relu":
         return op.Cast(op.Greater(y, 0.0), to=int(y.dtype))  # type: ignore[no-any-return, arg-type]
-    return op.Mul(y, op.Sub(1.0, y)) if name == "sigmoid" else op.Sub(1.0, op.Mul(y, y))
+    value: ir.Value = op.Mul(y, op.Sub(1.0, y)) if name == "sigmoid" else op.Sub(1.0, op.Mul(y, y))
+    return value
 
 
 def turned(op: Backward, value: ir.Value) -> ir.Value:
@@ -139,20 +144,24 @@ def check(node: Node) -> None:
     lengths = ints(node.input(4))
     if node.input(4) is not None and (lengths is None or any(n != length for n in lengths)):
         raise UnsupportedOp(
-            f"{node}: sequence_lens that differ or are known at run time only have no derivative here. Remove the input "
-            f"where all sequences are whole, or attribute to a tensor above this node (--attribute-to)."
+            f"{node}: sequence_lens that differ or are known at run time only have no derivative here. Remove the "
+            f"input where all sequences are whole, or attribute to a tensor above this node (--attribute-to)."
         )
     if node.attr("clip") is not None:
         raise UnsupportedOp(f"{node}: no derivative for the attribute clip.")
     names = node.attr("activations") or []
     unknown = [name for name in names if name.lower() not in ("sigmoid", "tanh", "relu")]
     if unknown or node.attr("activation_alpha") or node.attr("activation_beta"):
-        raise UnsupportedOp(f"{node}: only the activations Sigmoid, Tanh and Relu are covered, not {', '.join(unknown)}.")
-    if any(i < len(node.inputs) and node.inputs[i] is not None for i in (1, 2)) and None in (
-        *dims(node.inputs[1])[1:],  # type: ignore[arg-type]
-        *dims(node.inputs[2])[1:],  # type: ignore[arg-type]
-    ):
+        raise UnsupportedOp(
+            f"{node}: of activations only Sigmoid, Tanh and Relu are covered, not {', '.join(unknown) or 'scaled ones'}."
+        )
+    if any(not isinstance(length, int) for i in (1, 2) for length in dims(node.inputs[i])):  # type: ignore[arg-type]
         raise UnsupportedOp(f"{node}: the weights' shapes must be known at compile time.")
+
+
+def time_first(op: Backward, value: ir.Value, perm: list[int]) -> ir.Value:
+    """A forward tensor of layout 1 in layout 0."""
+    return op.once(("time first", value), lambda: op.Transpose(value, perm=perm))
 
 
 def _direction(
@@ -163,10 +172,8 @@ def _direction(
     x, h = node.x, op.forward_output(node.outputs[0], 0)
     states = [node.input(5), node.input(6)]
     if batch_first:
-        x = op.once(("time first", x), lambda: op.Transpose(node.x, perm=[1, 0, 2]))
-        whole = h
-        h = op.once(("time first", h), lambda: op.Transpose(whole, perm=[1, 2, 0, 3]))
-        states = [None if s is None else op.once(("time first", s), lambda s=s: op.Transpose(s, perm=[1, 0, 2])) for s in states]  # type: ignore[misc]  # fmt: skip  # noqa: E501
+        x, h = time_first(op, x, [1, 0, 2]), time_first(op, h, [1, 2, 0, 3])
+        states = [None if state is None else time_first(op, state, [1, 0, 2]) for state in states]
     h = of_direction(op, h, index, count, 1)
     start_h, start_c = [None if s is None else of_direction(op, s, index, count, 0) for s in states]
     if reverse:
@@ -175,60 +182,52 @@ def _direction(
     earlier = op.reshaped(op.Concat(first, op.Slice(h, [0], [-1], [0]), axis=0), dims(h))
     if node.op_type == "LSTM" and start_c is None:
         start_c = nothing_like(op, op.Squeeze(op.Slice(h, [0], [1], [0]), [0]))
-    g, g_h, g_c = (None if v is None else of_direction(op, v, index, count, axis) for v, axis in zip(given, (1, 0, 0), strict=True))  # fmt: skip  # noqa: E501
+    g, g_h, g_c = (
+        None if v is None else of_direction(op, v, index, count, axis) for v, axis in zip(given, (1, 0, 0), strict=True)
+    )
     if g is not None and reverse:
         g = turned(op, g)
     if g_h is None:
         like = g_c if g_c is not None else op.Squeeze(op.Slice(g, [0], [1], [0]), [0])
         g_h = nothing_like(op, like)
     bias, peephole = node.input(3), node.input(7)
-    biases: list[ir.Value | None] = [None, None]
-    if bias is not None:
-        own = of_direction(op, bias, index, count, 0)
-        biases = [piece(op, own, i, 2, 0) for i in range(2)]
+    bias = None if bias is None else of_direction(op, bias, index, count, 0)
+    peephole = None if peephole is None else of_direction(op, peephole, index, count, 0)
     names = [name.lower() for name in node.attr("activations") or DEFAULTS[node.op_type] * count]
     per = len(DEFAULTS[node.op_type])
     return Direction(
-        x,
-        h,
-        earlier,
-        of_direction(op, w, index, count, 0),
-        of_direction(op, r, index, count, 0),
-        *biases,
-        None if peephole is None else [piece(op, of_direction(op, peephole, index, count, 0), i, 3, 0) for i in range(3)],
-        start_c,
-        names[per * index : per * (index + 1)],
-        g,
-        g_h,
-        g_c,
+        x=x,
+        h=h,
+        before=earlier,
+        w=of_direction(op, w, index, count, 0),
+        r=of_direction(op, r, index, count, 0),
+        bias_w=None if bias is None else piece(op, bias, 0, 2, 0),
+        bias_r=None if bias is None else piece(op, bias, 1, 2, 0),
+        peepholes=None if peephole is None else [piece(op, peephole, i, 3, 0) for i in range(3)],
+        start_c=start_c,
+        activations=names[per * index : per * (index + 1)],
+        g=g,
+        g_h=g_h,
+        g_c=g_c,
     )
 
 
 def backwards(
-    op: Backward, d: Direction, states: Sequence[ir.Value], factors: Sequence[ir.Value], step: StepFunction
+    op: Backward, d: Direction, states: Sequence[ir.Value], factors: Sequence[ir.Value], step: Step
 ) -> tuple[list[ir.Value], list[ir.Value]]:
     """Scan from the last step to the first: step(op, g at h_t, states but the first, factors) -> (states, results)."""
     sequences = [turned(op, value) for value in ([d.g] if d.g is not None else []) + list(factors)]
 
-    def body(
-        inner: Builder, before: Sequence[ir.Value], entries: Sequence[ir.Value]
-    ) -> tuple[Sequence[ir.Value], Sequence[ir.Value]]:
+    def body(inner: Builder, before: Values, entries: Values) -> tuple[Values, Values]:
         arrived = before[0]
         if d.g is not None:
             arrived, entries = inner.Add(before[0], entries[0]), entries[1:]
         after, results = step(inner, arrived, before[1:], entries)
-        return [inner_reshaped(inner, a, b) for a, b in zip(after, before, strict=True)], results
+        kept = [inner.reshaped(a, dims(b)) for a, b in zip(after, before, strict=True)]  # from step to step
+        return kept, results
 
     last, results = op.scan(states, sequences, body)
     return last, [turned(op, result) for result in results]
-
-
-def inner_reshaped(op: Builder, value: ir.Value, like: ir.Value) -> ir.Value:
-    """A state keeps its shape from step to step."""
-    return op.reshaped(value, dims(like))
-
-
-StepFunction = object
 
 
 @vjp(
@@ -238,9 +237,20 @@ StepFunction = object
     streams=streams.recurrent,
     cases=[
         case(x=(4, 2, 3), w=(1, 5, 3), r=(1, 5, 5), b=(1, 10), hidden_size=5, sample="unit"),
-        case(x=(4, 2, 3), w=(2, 5, 3), r=(2, 5, 5), b=None, lengths=None, h=(2, 2, 5), hidden_size=5, direction="bidirectional", activations=["Tanh", "Sigmoid"], sample="unit"),
+        case(
+            x=(4, 2, 3),
+            w=(2, 5, 3),
+            r=(2, 5, 5),
+            b=None,
+            lengths=None,
+            h=(2, 2, 5),
+            hidden_size=5,
+            direction="bidirectional",
+            activations=["Tanh", "Sigmoid"],
+            sample="unit",
+        ),
     ],
-)  # fmt: skip
+)
 @vjp(
     "GRU",
     kind="other",
@@ -248,11 +258,42 @@ StepFunction = object
     streams=streams.recurrent,
     cases=[
         case(x=(4, 2, 3), w=(1, 15, 3), r=(1, 15, 5), b=(1, 30), hidden_size=5, sample="unit"),
-        case(x=(4, 2, 3), w=(1, 15, 3), r=(1, 15, 5), b=(1, 30), lengths=None, h=(1, 2, 5), hidden_size=5, linear_before_reset=1, sample="unit"),
-        case(x=(4, 2, 3), w=(1, 15, 3), r=(1, 15, 5), b=None, lengths=np.array([4, 4], np.int32), hidden_size=5, direction="reverse", sample="unit"),
-        case(x=(3, 1, 3), w=(2, 15, 3), r=(2, 15, 5), b=(2, 30), lengths=None, h=(2, 1, 5), hidden_size=5, direction="bidirectional", linear_before_reset=1, outputs=2, sample="unit"),
+        case(
+            x=(4, 2, 3),
+            w=(1, 15, 3),
+            r=(1, 15, 5),
+            b=(1, 30),
+            lengths=None,
+            h=(1, 2, 5),
+            hidden_size=5,
+            linear_before_reset=1,
+            sample="unit",
+        ),
+        case(
+            x=(4, 2, 3),
+            w=(1, 15, 3),
+            r=(1, 15, 5),
+            b=None,
+            lengths=np.array([4, 4], np.int32),
+            hidden_size=5,
+            direction="reverse",
+            sample="unit",
+        ),
+        case(
+            x=(3, 1, 3),
+            w=(2, 15, 3),
+            r=(2, 15, 5),
+            b=(2, 30),
+            lengths=None,
+            h=(2, 1, 5),
+            hidden_size=5,
+            direction="bidirectional",
+            linear_before_reset=1,
+            outputs=2,
+            sample="unit",
+        ),
     ],
-)  # fmt: skip
+)
 @vjp(
     "LSTM",
     kind="other",
@@ -260,20 +301,56 @@ StepFunction = object
     streams=streams.recurrent,
     cases=[
         case(x=(4, 2, 3), w=(1, 20, 3), r=(1, 20, 5), b=(1, 40), hidden_size=5, sample="unit"),
-        case(x=(4, 2, 3), w=(1, 20, 3), r=(1, 20, 5), b=None, lengths=None, h=(1, 2, 5), c=(1, 2, 5), hidden_size=5, direction="reverse", sample="unit"),
-        case(x=(3, 2, 3), w=(2, 20, 3), r=(2, 20, 5), b=(2, 40), lengths=None, h=(2, 2, 5), c=(2, 2, 5), p=(2, 15), hidden_size=5, direction="bidirectional", outputs=3, sample="unit"),
-        case(x=(3, 1, 3), w=(1, 20, 3), r=(1, 20, 5), b=(1, 40), lengths=None, h=None, c=None, p=(1, 15), hidden_size=5, input_forget=1, sample="unit"),
+        case(
+            x=(4, 2, 3),
+            w=(1, 20, 3),
+            r=(1, 20, 5),
+            b=None,
+            lengths=None,
+            h=(1, 2, 5),
+            c=(1, 2, 5),
+            hidden_size=5,
+            direction="reverse",
+            sample="unit",
+        ),
+        case(
+            x=(3, 2, 3),
+            w=(2, 20, 3),
+            r=(2, 20, 5),
+            b=(2, 40),
+            lengths=None,
+            h=(2, 2, 5),
+            c=(2, 2, 5),
+            p=(2, 15),
+            hidden_size=5,
+            direction="bidirectional",
+            outputs=3,
+            sample="unit",
+        ),
+        case(
+            x=(3, 1, 3),
+            w=(1, 20, 3),
+            r=(1, 20, 5),
+            b=(1, 40),
+            lengths=None,
+            h=None,
+            c=None,
+            p=(1, 15),
+            hidden_size=5,
+            input_forget=1,
+            sample="unit",
+        ),
     ],
-)  # fmt: skip
+)
 def through_time(op: Backward, node: Node, gs: list[Gradient]) -> list[Gradient]:
     """Back-propagation through time (Werbos 1990); hidden states come from the forward node's own first output."""
     return recurrent(op, node, gs)
 
 
-def rnn(op: Backward, node: Node, d: Direction) -> tuple[ir.Value, ir.Value, Gradient]:
+def rnn(op: Backward, node: Node, d: Direction) -> Sent:
     """h_t = f(x W^T + h_{t-1} R^T + b)."""
 
-    def step(inner, g, states, factors):
+    def step(inner: Builder, g: ir.Value, states: Values, factors: Values) -> tuple[Values, Values]:
         gate = inner.Mul(g, factors[0])
         return [inner.MatMul(gate, d.r)], [gate]
 
@@ -281,7 +358,7 @@ def rnn(op: Backward, node: Node, d: Direction) -> tuple[ir.Value, ir.Value, Gra
     return gates, h, None
 
 
-def gru(op: Backward, node: Node, d: Direction) -> tuple[ir.Value, ir.Value, Gradient]:
+def gru(op: Backward, node: Node, d: Direction) -> Sent:
     """h_t = (1 - z) n + z h_{t-1}; z and r gates, n the candidate, which sees h_{t-1} through r.
 
     n = g(x W^T + (r h) R^T + b), or with linear_before_reset n = g(x W^T + b_w + r (h R^T + b_r)).
@@ -304,14 +381,14 @@ def gru(op: Backward, node: Node, d: Direction) -> tuple[ir.Value, ir.Value, Gra
         to_r = to_n * inside * slope(op, f, r)
         factors = [op.Concat(to_z, to_r, to_n * r, axis=-1), z]
 
-        def step(inner, g, states, factors):
+        def step(inner: Builder, g: ir.Value, states: Values, factors: Values) -> tuple[Values, Values]:
             gates = inner.Mul(inner.Concat(g, g, g, axis=-1), factors[0])
             return [inner.Add(inner.MatMul(gates, d.r), inner.Mul(g, factors[1]))], [g]
 
         (h,), (g,) = backwards(op, d, [d.g_h], factors, step)
         return op.Concat(g * to_z, g * to_r, g * to_n, axis=-1), h, None
 
-    def step_inside(inner, g, states, factors):
+    def step_inside(inner: Builder, g: ir.Value, states: Values, factors: Values) -> tuple[Values, Values]:
         to_z, to_n, to_r, z, r = factors
         candidate = inner.Mul(g, to_n)
         passed = inner.MatMul(candidate, r_n)
@@ -339,7 +416,7 @@ def _cut(op: Backward, value: ir.Value) -> tuple[ir.Value, ir.Value]:
     return first, last
 
 
-def lstm(op: Backward, node: Node, d: Direction) -> tuple[ir.Value, ir.Value, Gradient]:
+def lstm(op: Backward, node: Node, d: Direction) -> Sent:
     """c_t = f c_{t-1} + i n; h_t = o tanh(c_t). Gates i, o, f see c through the peepholes, o the new one.
 
     The cell states are no output for every step: a first Scan computes them again.
@@ -352,7 +429,7 @@ def lstm(op: Backward, node: Node, d: Direction) -> tuple[ir.Value, ir.Value, Gr
     peep = d.peepholes
     assert d.start_c is not None
 
-    def cells(inner, states, entries):
+    def cells(inner: Builder, states: Values, entries: Values) -> tuple[Values, Values]:
         (c,), (i, f, n) = states, entries
         i = activate(inner, sigmoid, inner.Add(i, inner.Mul(c, peep[0])) if peep else i)
         f = activate(inner, sigmoid, inner.Add(f, inner.Mul(c, peep[2])) if peep else f)
@@ -375,7 +452,7 @@ def lstm(op: Backward, node: Node, d: Direction) -> tuple[ir.Value, ir.Value, Gr
         f = activate(op, sigmoid, to_f)
         df = before * slope(op, sigmoid, f)
 
-    def step(inner, g, states, factors):
+    def step(inner: Builder, g: ir.Value, states: Values, factors: Values) -> tuple[Values, Values]:
         to_c, do, others, f = factors
         out = inner.Mul(g, do)
         c = inner.Add(states[0], inner.Mul(g, to_c))
