@@ -152,9 +152,7 @@ def check(node: Node) -> None:
     names = node.attr("activations") or []
     unknown = [name for name in names if name.lower() not in ("sigmoid", "tanh", "relu")]
     if unknown or node.attr("activation_alpha") or node.attr("activation_beta"):
-        raise UnsupportedOp(
-            f"{node}: of activations only Sigmoid, Tanh and Relu are covered, not {', '.join(unknown) or 'scaled ones'}."
-        )
+        raise UnsupportedOp(f"{node}: of activations only plain Sigmoid, Tanh and Relu have a derivative here.")
     if any(not isinstance(length, int) for i in (1, 2) for length in dims(node.inputs[i])):  # type: ignore[arg-type]
         raise UnsupportedOp(f"{node}: the weights' shapes must be known at compile time.")
 
