@@ -1,13 +1,13 @@
 """BatchNormalization and constant scales and shifts, folded into the linear layer before them.
 
 A trained BatchNormalization is y = s x + t per channel. After a Conv it changes what the sign of a weight means, so it
-is folded before any rule looks at weights: W' = s W, b' = s b + t, computed in float64. The same holds for the Mul, Add,
-Sub and Div that exporters write for it, also with a Transpose in between (NHWC models).
+is folded before any rule looks at weights: W' = s W, b' = s b + t, computed in float64. The same holds for the Mul,
+Add, Sub and Div that exporters write for it, also with a Transpose in between (NHWC models).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -298,15 +298,10 @@ def initializer(graph: ir.Graph | ir.Function | None, name: str, array: np.ndarr
 
 def _free(graph: ir.Graph | ir.Function, name: str) -> str:
     """`name`, or with a number where it is taken."""
-    taken: Callable[[str], bool] = lambda n: (
-        n in graph.initializers
-        or any(  # type: ignore[union-attr]  # noqa: E731
-            n in (value.name, node.name) for node in graph for value in node.outputs
-        )
-    )
-    if not taken(name):
-        return name
-    n = 1
-    while taken(f"{name}_{n}"):
+    taken = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
+    taken |= set(graph.initializers) if isinstance(graph, ir.Graph) else set()
+    n, free = 0, name
+    while free in taken:
         n += 1
-    return f"{name}_{n}"
+        free = f"{name}_{n}"
+    return free

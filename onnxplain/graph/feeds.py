@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -70,10 +71,10 @@ def _shapes(ports: Sequence[Port]) -> Iterator[dict[str, tuple[int, ...]]]:
                     shapes, open_channels = {}, False
                     for port in ports:
                         shape = list(_numbers(port.shape, batch, length))
-                        if channels is not None and channel_axis is not None and len(shape) >= 3:
-                            if not isinstance(port.shape[channel_axis], int):
-                                shape[channel_axis] = channels
-                                open_channels = True
+                        free = channel_axis is not None and len(shape) >= 3
+                        if channels and channel_axis and free and not isinstance(port.shape[channel_axis], int):
+                            shape[channel_axis] = channels
+                            open_channels = True
                         shapes[port.name] = tuple(shape)
                     if channels is None or open_channels:
                         yield shapes
@@ -89,7 +90,7 @@ def _numbers(shape: Sequence[int | str | None], batch: int | None, length: int) 
 
 def _array(port: Port, shape: tuple[int, ...], rows: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    dtype = np.dtype(DTYPES.get(port.type.removeprefix("tensor(").removesuffix(")"), np.float32))
+    dtype: np.dtype[Any] = np.dtype(DTYPES.get(port.type.removeprefix("tensor(").removesuffix(")"), np.float32))
     if dtype.kind == "f":
         return (0.5 * rng.standard_normal(shape)).astype(dtype)
     if dtype.kind == "U":

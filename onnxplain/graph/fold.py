@@ -67,7 +67,7 @@ def fold_constants(model: ir.Model) -> None:
                 should_fold=_small_fill,
             )
             onnxscript.rewriter.rewrite(model, SIMPLIFICATIONS)
-            passes.IdentityEliminationPass()(model)
+            remove_identities(model.graph)
             passes.RemoveUnusedNodesPass()(model)
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             if not folded.modified and len(model.graph) == before:
@@ -76,11 +76,42 @@ def fold_constants(model: ir.Model) -> None:
         passes.CommonSubexpressionEliminationPass()(model)
 
 
+def remove_identities(graph: ir.Graph) -> None:
+    """Read what Identity reads. Bodies of If and Loop must keep theirs, and outputs their names."""
+    for node in list(graph):
+        if node.op_type != "Identity" or node.domain != "":
+            continue
+        x, y = node.inputs[0], node.outputs[0]
+        if x is None:
+            continue
+        if y.is_graph_output():
+            producer = x.producer()
+            if producer is None or producer.graph is not graph or x.is_graph_output() or _used_in_bodies(x, graph):
+                continue
+            graph.outputs[list(graph.outputs).index(y)] = x
+            y.replace_all_uses_with(x)
+            graph.remove(node, safe=True)
+            x.name = y.name
+        elif not _used_in_bodies(y, graph):
+            y.replace_all_uses_with(x)
+            graph.remove(node, safe=True)
+
+
+def _used_in_bodies(value: ir.Value, graph: ir.Graph) -> bool:
+    return any(user.graph is not graph for user, _ in value.uses()) or any(
+        value is output
+        for node in graph
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.GRAPH
+        for output in attribute.as_graph().outputs
+    )
+
+
 def tidy(model: ir.Model) -> None:
     """Nothing unused, topological order, a unique name for every node."""
     with silence():
         passes.RemoveUnusedNodesPass()(model)
-        passes.RemoveUnusedFunctionsPass()(model)
+        model.functions.clear()
         model.graph.sort()
         for node in model.graph:
             if not node.name:

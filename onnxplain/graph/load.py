@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.graph.check import check
@@ -34,9 +34,9 @@ FORMATS = {  # first bytes of files that people take for models
 class Source:
     """A model as it came: the graph, where it lies, its fingerprint.
 
-    path: None for a model that came as bytes. sha256: of the file (of the serialised bytes without one), in hex; weights
-    in external files are not part of it. weight_inputs: initializers that an old model also lists among its inputs; the
-    graph here no longer does. faithful: whether `path` can be given to onnxruntime as it is.
+    path: None for a model that came as bytes. sha256: of the file (of the serialised bytes without one), in hex;
+    weights in external files are not part of it. weight_inputs: initializers that an old model also lists among its
+    inputs; the graph here no longer does. faithful: whether `path` can be given to onnxruntime as it is.
     """
 
     model: ir.Model

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import ConversionChanged, UnknownName, UnsupportedModel
@@ -20,15 +21,15 @@ from onnxplain.graph.fold import fold_constants, inline_functions, tidy
 from onnxplain.graph.gemm import fuse_bias
 from onnxplain.graph.load import Source
 from onnxplain.graph.shapes import infer_shapes, refine
-from onnxplain.graph.verify import Reference, difference, expose, reference
+from onnxplain.graph.verify import Reference, before_squashing, difference, expose, reference
 
 
 @dataclass
 class Normalised:
     """A model ready to be walked.
 
-    model: valid, topologically sorted, opset 18 or later, tensors under the source's names. changes: what was rewritten,
-    a line each. notes: what could not be done and why. timings: seconds per step. source: where it came from;
+    model: valid, topologically sorted, opset 18 or later, tensors under the source's names. changes: what was
+    rewritten, a line each. notes: what could not be done and why. timings: seconds per step. source: where it came from;
     reference: what the source answered on the random input of the verification.
     """
 
@@ -53,12 +54,16 @@ Step = Callable[[Normalised, Sequence[str]], None]
 
 
 def normalise(source: Source, keep: Sequence[str] = ()) -> Normalised:
-    """Bring a model into canonical form; the source stays as it is. keep: tensors that must survive under their names."""
+    """Bring a model into canonical form; the source stays as it is.
+
+    keep: tensors that must survive under their names. What is before a final Softmax or Sigmoid always does.
+    """
     keep = _known(source, keep)
     result = Normalised(source.model.clone(), source)
     with result.timed("run the source"):
-        expected = result.reference = reference(source, keep)
-    exposed = _prepare(result, keep, expected)
+        watched = [*keep, *before_squashing(source.model).values()]
+        expected = result.reference = reference(source, watched)
+    exposed = _prepare(result, watched, expected)
     for name, step in STEPS.items():
         with result.timed(name):
             step(result, keep)
@@ -66,7 +71,7 @@ def normalise(source: Source, keep: Sequence[str] = ()) -> Normalised:
     with result.timed("verify"):
         problem, learned = difference(result.model, expected, unknown)
     if problem is not None:
-        raise _blame(source, keep, expected, problem)
+        raise _blame(source, keep, watched, expected, problem)
     if learned:
         refine(result.model, {name: array.shape for name, array in learned.items() if hasattr(array, "shape")})
     _finish(result.model, exposed)
@@ -91,6 +96,12 @@ def _fold(result: Normalised, keep: Sequence[str]) -> None:
     before = sum(node.op_type != "Constant" for node in result.model.graph)
     fold_constants(result.model)
     after = len(result.model.graph)
+    while any(node.op_type == "Shape" for node in result.model.graph):  # a shape that is known now folds some more
+        infer_shapes(result.model)
+        fold_constants(result.model)
+        if len(result.model.graph) >= after:
+            break
+        after = len(result.model.graph)
     if before != after:
         result.changes.append(f"folded constants: {before} nodes became {after}")
 
@@ -114,11 +125,12 @@ def _shapes(result: Normalised, keep: Sequence[str]) -> None:
 STEPS: dict[str, Step] = {
     "inline functions": _inline,
     "raise the opset": _raise,
+    "infer shapes": _shapes,
     "fold constants": _fold,
     "fold affine chains": _affine,
     "join bias": _gemm,
     "tidy": _tidy,
-    "infer shapes": _shapes,
+    "infer final shapes": _shapes,
 }
 
 
@@ -160,23 +172,25 @@ def _prepare(result: Normalised, keep: Sequence[str], expected: Reference) -> li
     exposed = expose(result.model, keep)
     for value in result.model.graph.outputs:
         found = expected.outputs.get(value.name or "")
-        if value.type is None and hasattr(found, "dtype") and hasattr(found, "shape"):
+        if value.type is None and isinstance(found, np.ndarray):
             value.type = ir.TensorType(ir.DataType.from_numpy(found.dtype))
             value.shape = ir.Shape([None] * len(found.shape))
     return exposed
 
 
 def _finish(model: ir.Model, exposed: Sequence[str]) -> None:
-    """Kept tensors are inner tensors again."""
+    """Kept tensors are inner tensors again; what they alone needed goes with them."""
     kept = [value for value in model.graph.outputs if value.name not in exposed]
     model.graph.outputs.clear()
     model.graph.outputs.extend(kept)
 
 
-def _blame(source: Source, keep: Sequence[str], expected: Reference, problem: str) -> ConversionChanged:
+def _blame(
+    source: Source, keep: Sequence[str], watched: Sequence[str], expected: Reference, problem: str
+) -> ConversionChanged:
     """Take the steps one by one to name the one that changed the answer."""
     again = Normalised(source.model.clone(), source)
-    _prepare(again, keep, expected)
+    _prepare(again, watched, expected)
     for name, step in STEPS.items():
         step(again, keep)
         found, _ = difference(again.model, expected)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -21,6 +22,15 @@ from onnxplain.graph.node import constant
 
 Dim = int | str | None
 MEANINGLESS = {"?", "*", "-1", "None", ""}  # what exporters write where they know nothing
+LIKE_FIRST = {  # ops without inference of their own whose output is shaped as their first input
+    ("ai.onnx.ml", "Scaler"),
+    ("ai.onnx.ml", "Normalizer"),
+    ("ai.onnx.ml", "Imputer"),
+    ("ai.onnx.ml", "Binarizer"),
+    *(("com.microsoft", op) for op in ("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "SkipLayerNormalization")),
+    *(("com.microsoft", op) for op in ("BiasAdd", "SkipSimplifiedLayerNormalization", "RotaryEmbedding")),
+    ("", "SimplifiedLayerNormalization"),
+}
 LONGEST = 64  # elements of a shape tensor followed through the graph
 
 
@@ -91,14 +101,19 @@ def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) 
         known = {value: _dims(value) for value in node.outputs}
         if any(value in changed for value in node.inputs) or any(_open(shape) for shape in known.values()):
             _infer(node, model.opset_imports, contents)
-        solved = _solve(node, contents)
+        if (node.domain, node.op_type) in LIKE_FIRST and node.inputs[0] is not None:
+            solved = _dims(node.inputs[0])
+            if node.outputs[0].type is None:
+                node.outputs[0].type = node.inputs[0].type
+        else:
+            solved = _solve(node, contents)
         if solved is not None:
             _merge(node.outputs[0], solved)
         content = _content(node, contents)
         if content is not None and len(content) <= LONGEST:
             contents[node.outputs[0]] = content
         for value in node.outputs:
-            if value.shape is None and learned is not None and value.name in learned:
+            if value.shape is None and learned is not None and value.name and value.name in learned:
                 value.shape = ir.Shape([None] * len(learned[value.name]))
             _name_axes(value)
             if known[value] != _dims(value):
@@ -168,7 +183,7 @@ def _infer(node: ir.Node, opsets: Mapping[str, int], contents: Mapping[ir.Value,
         elif value in contents and all(entry is not None and not entry.symbols for entry in contents[value]):
             numbers = [entry.number for entry in contents[value] if entry is not None]
             if value.shape is not None and len(value.shape) == 1:
-                data[name] = onnx.numpy_helper.from_array(_int64(numbers))
+                data[name] = onnx.numpy_helper.from_array(np.asarray(numbers, dtype=np.int64))
     proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
     proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
     schema = onnx.defs.get_schema(node.op_type, version, node.domain)
@@ -186,12 +201,6 @@ def _infer(node: ir.Node, opsets: Mapping[str, int], contents: Mapping[ir.Value,
         shape = ir.serde.deserialize_type_proto_for_shape(inferred)
         if shape is not None:
             _merge(value, [dim if isinstance(dim, int) else dim.value for dim in shape])
-
-
-def _int64(numbers: Sequence[int]):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.asarray(numbers, dtype=np.int64)
 
 
 def _merge(value: ir.Value, shape: Sequence[Dim]) -> None:

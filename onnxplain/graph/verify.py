@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,21 @@ from onnxplain.runtime import Runtime, one_line
 
 TOLERANCE = 1e-5  # of the largest value
 HALF_TOLERANCE = 1e-2  # the same for float16, which carries 11 bits
+SQUASHING = {"Sigmoid", "Softmax", "LogSoftmax", "HardSigmoid", "Tanh"}
+SHAPED = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Transpose"}
 ATTEMPTS = 40  # feeds tried before giving up
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model as it came answers: feeds, outputs by name (kept tensors among them)."""
+    """What the model as it came answers: feeds, outputs by name (kept tensors among them).
+
+    bounded: outputs of Sigmoid and the like, whose scale is 1 however small they are.
+    """
 
     feeds: Mapping[str, np.ndarray]
     outputs: Mapping[str, Any]
+    bounded: frozenset[str] = frozenset()
 
 
 def reference(source: Source, keep: Sequence[str] = ()) -> Reference:
@@ -38,6 +44,7 @@ def reference(source: Source, keep: Sequence[str] = ()) -> Reference:
             model = model.clone()
             expose(model, keep)
         session = runtime(model)
+    bounded = frozenset(before_squashing(source.model))
     failure: Exception | None = None
     fallback: Reference | None = None
     for attempt, feeds in enumerate(candidates(source.model, session.inputs)):
@@ -49,8 +56,8 @@ def reference(source: Source, keep: Sequence[str] = ()) -> Reference:
             failure = failure or error
             continue
         if all(np.isfinite(array).all() for array in arrays(outputs).values() if array.dtype.kind == "f"):
-            return Reference(feeds, outputs)
-        fallback = fallback or Reference(feeds, outputs)
+            return Reference(feeds, outputs, bounded)
+        fallback = fallback or Reference(feeds, outputs, bounded)
         if attempt >= 4:
             break
     if fallback is not None:
@@ -58,6 +65,24 @@ def reference(source: Source, keep: Sequence[str] = ()) -> Reference:
     shapes = ", ".join(f"{port.name} {list(port.shape)}" for port in session.inputs)
     reason = one_line(failure) if failure is not None else "no input"
     raise UnsupportedModel(f"the model itself does not run on random input ({shapes}): {reason}")
+
+
+def before_squashing(model: ir.Model) -> dict[str, str]:
+    """Outputs that end in a Sigmoid, Softmax or the like, and the tensor before it.
+
+    A change of the logits can hide in a saturated output, and the logits are what is explained, so they are compared
+    too.
+    """
+    found = {}
+    for output in model.graph.outputs:
+        value: ir.Value | None = output
+        node = output.producer()
+        while node is not None and node.op_type in SHAPED and node.inputs:
+            value = node.inputs[0]
+            node = value.producer() if value is not None else None
+        if node is not None and node.op_type in SQUASHING and node.domain == "" and node.inputs[0] is not None:
+            found[output.name or ""] = node.inputs[0].name or ""
+    return found
 
 
 def expose(model: ir.Model, names: Sequence[str]) -> list[str]:
@@ -79,17 +104,19 @@ def difference(model: ir.Model, expected: Reference, extra: Sequence[str] = ()) 
         found = session.run({name: x for name, x in expected.feeds.items() if name in taken}, [*names, *extra])
     except UnsupportedModel as error:
         return str(error), {}
-    problem = mismatch(expected.outputs, {name: found[name] for name in names})
+    problem = mismatch(expected.outputs, {name: found[name] for name in names}, expected.bounded)
     return problem, {} if problem is not None else {name: found[name] for name in extra}
 
 
-def mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """How outputs differ from the expected ones beyond rounding; None where they do not."""
+def mismatch(
+    expected: Mapping[str, Any], found: Mapping[str, Any], bounded: Collection[str] = frozenset()
+) -> str | None:
+    """How outputs differ from the expected ones beyond rounding; None where they do not. bounded: as in `Reference`."""
     before, after = arrays(expected), arrays(found)
     for name, y in before.items():
         if name not in after:
             return f"the output {name} is missing"
-        problem = _mismatch(y, after[name])
+        problem = _mismatch(y, after[name], 1.0 if name in bounded else 0.0)
         if problem is not None:
             return f"output {name}: {problem}"
     return None
@@ -101,7 +128,7 @@ def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return model
 
 
-def _mismatch(y: np.ndarray, found: np.ndarray) -> str | None:
+def _mismatch(y: np.ndarray, found: np.ndarray, scale: float) -> str | None:
     if y.shape != found.shape or y.dtype != found.dtype:
         return f"was {y.dtype}{list(y.shape)}, is {found.dtype}{list(found.shape)}"
     if y.dtype.kind != "f":
@@ -117,7 +144,7 @@ def _mismatch(y: np.ndarray, found: np.ndarray) -> str | None:
         if not finite.any():
             return None
         y, found = y[finite].astype(np.float64), found[finite].astype(np.float64)
-        worst = float(np.abs(y - found).max()) / max(float(np.abs(y).max()), 1e-30)
+        worst = float(np.abs(y - found).max()) / max(float(np.abs(y).max()), scale, 1e-30)
     return f"differs by {worst:.1e} of its largest value" if worst > tolerance else None
 
 
