@@ -80,7 +80,7 @@ def backward(
                     r = op.unbroadcast(r, value)
                 elif is_float(value) or r.shape is None:
                     op.reshaped(r, op.stream_shape(value))
-                if how.routes and any(g in op.vanishing for g in gs if g is not None):
+                if how.routes and all(g in op.vanishing for g in gs if g is not None):
                     op.vanishing.add(r)
                 relevances[i] = r
                 arrived.setdefault(value, []).append(r)
@@ -92,11 +92,15 @@ def backward(
 
 
 def prune(graph: ir.Graph, first: int) -> None:
-    """Remove nodes emitted after the first `first` ones whose results nobody uses."""
+    """Remove nodes emitted after the first `first` ones whose results nobody uses, and constants left over."""
     outputs = set(graph.outputs)
     for node in reversed(list(graph)[first:]):
         if all(not value.uses() and value not in outputs for value in node.outputs):
             graph.remove(node, safe=True)
+    inputs = set(graph.inputs)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and value not in outputs and value not in inputs:
+            del graph.initializers[name]
 
 
 class Settings:
