@@ -29,8 +29,8 @@ class Normalised:
     """A model ready to be walked.
 
     model: valid, topologically sorted, opset 18 or later, tensors under the source's names. changes: what was
-    rewritten, a line each. notes: what could not be done and why. timings: seconds per step. source: where it came from;
-    reference: what the source answered on the random input of the verification.
+    rewritten, a line each. notes: what could not be done and why. timings: seconds per step. source: where it came
+    from; reference: what the source answered on the random input of the verification.
     """
 
     model: ir.Model

@@ -31,6 +31,8 @@ LIKE_FIRST = {  # ops without inference of their own whose output is shaped as t
     *(("com.microsoft", op) for op in ("BiasAdd", "SkipSimplifiedLayerNormalization", "RotaryEmbedding")),
     ("", "SimplifiedLayerNormalization"),
 }
+BROADCASTING = {"Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Equal", "Greater", "Less", "GreaterOrEqual"}
+BROADCASTING |= {"LessOrEqual", "Where", "PRelu", "Min", "Max", "Sum", "Mean"}
 LONGEST = 64  # elements of a shape tensor followed through the graph
 
 
@@ -275,14 +277,38 @@ def _content(node: ir.Node, contents: Mapping[ir.Value, list[Entry]]) -> list[En
         return data[numbers[0] : numbers[1] : numbers[3] if len(numbers) > 3 else 1]
     if op == "ReduceProd":
         return [_total(data)]
-    if op in ("Mul", "Div"):
+    if op == "ConstantOfShape" and len(data) == 1 and data[0] is not None and not data[0].symbols:
+        fill = node.attributes.get("value")
+        number = int(fill.as_tensor().numpy().reshape(-1)[0]) if fill is not None else 0
+        return [Product(number)] * data[0].number if 0 <= data[0].number <= LONGEST else None
+    if op == "Where":
+        yes, no = _read(inputs[1], contents), _read(inputs[2], contents)
+        if yes is None or no is None or not len(data) == len(yes) == len(no):
+            return None
+        return [
+            a if test == Product(1) else b if test == Product(0) else None
+            for test, a, b in zip(data, yes, no, strict=True)
+        ]
+    if op in ("Mul", "Div", "Equal"):
         other = _read(inputs[1], contents)
         if other is None or (len(data) != len(other) and 1 not in (len(data), len(other))):
             return None
         length = max(len(data), len(other))
         pairs = zip(data * (length if len(data) == 1 else 1), other * (length if len(other) == 1 else 1), strict=True)
+        if op == "Equal":
+            return [_equal(a, b) for a, b in pairs]
         return [None if a is None or b is None else a * b if op == "Mul" else a.over(b) for a, b in pairs]
     return None
+
+
+def _equal(a: Entry, b: Entry) -> Entry:
+    """1 or 0 where it is certain: a length is never negative."""
+    if a is None or b is None:
+        return None
+    if not a.symbols and not b.symbols:
+        return Product(int(a.number == b.number))
+    numbers = [entry.number for entry in (a, b) if not entry.symbols]
+    return Product(0) if numbers and numbers[0] < 0 else None
 
 
 def _total(entries: Sequence[Entry]) -> Entry:
@@ -298,8 +324,15 @@ def _solve(node: ir.Node, contents: Mapping[ir.Value, list[Entry]]) -> list[Dim]
             target = _read(node.inputs[0], contents)
             return None if target is None else [None if entry is None else entry.dim() for entry in target]
         return None
+    if node.op_type in BROADCASTING:
+        return _broadcast([_dims(value) for value in node.inputs if value is not None])
+    if node.op_type == "Range":
+        start, limit, delta = (_read(value, contents) for value in node.inputs)
+        return [limit[0].dim()] if start == [Product(0)] and delta == [Product(1)] and limit and limit[0] else None
     target = _read(node.inputs[1], contents)
     shape = _dims(node.inputs[0])
+    if node.op_type == "Slice" and shape is not None:
+        return _slice(node, shape, contents)
     if target is None:
         return None
     if node.op_type == "Reshape" and shape is not None:
@@ -329,6 +362,49 @@ def _reshape(node: ir.Node, shape: list[Entry], target: list[Entry]) -> list[Dim
         total, rest = _total(shape), _total([entry for i, entry in enumerate(result) if i != at])
         result[at] = total.over(rest) if total is not None and rest is not None else None
     return [None if entry is None else entry.dim() for entry in result]
+
+
+def _slice(node: ir.Node, shape: list[Dim], contents: Mapping[ir.Value, list[Entry]]) -> list[Dim] | None:
+    """Untouched axes keep their lengths; x[0:L] has length L (a model that asks for more than there is, fails)."""
+    starts, ends = _read(node.inputs[1], contents), _read(node.inputs[2], contents)
+    axes = _read(node.inputs[3], contents) if len(node.inputs) > 3 else None
+    steps = _read(node.inputs[4], contents) if len(node.inputs) > 4 and node.inputs[4] is not None else None
+    if axes is None or any(axis is None or axis.symbols for axis in axes):
+        return None
+    result = list(shape)
+    for i, axis in enumerate(axes):
+        assert axis is not None
+        at = axis.number % len(shape)
+        end = ends[i] if ends is not None else None
+        plain = starts is not None and starts[i] == Product(0) and (steps is None or steps[i] == Product(1))
+        if plain and end is not None and end.symbols:
+            result[at] = end.dim()
+        else:
+            known = _dims(node.outputs[0])
+            result[at] = known[at] if known is not None and not _open([known[at]]) else None
+    return result
+
+
+def _broadcast(shapes: Sequence[list[Dim] | None]) -> list[Dim] | None:
+    """Numpy's rule where a symbol meets one that nothing is known of: they are equal, or the model would not run."""
+    if any(shape is None for shape in shapes):
+        return None
+    known = [shape for shape in shapes if shape is not None]
+    length = max((len(shape) for shape in known), default=0)
+    result: list[Dim] = []
+    for i in range(length):
+        at = {shape[i - length + len(shape)] for shape in known if i - length + len(shape) >= 0} - {1}
+        numbers = [dim for dim in at if isinstance(dim, int)]
+        named = [dim for dim in at if isinstance(dim, str) and not _open([dim]) and "." not in dim]
+        if not at:
+            result.append(1)
+        elif numbers:
+            result.append(numbers[0])
+        elif len(at) == 1:
+            result.append(at.pop())
+        else:
+            result.append(named[0] if len(named) == 1 else None)
+    return result
 
 
 def _expand(shape: list[Entry], target: list[Entry]) -> list[Dim]:
