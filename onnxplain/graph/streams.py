@@ -60,7 +60,9 @@ def elementwise(node: Node, axes: Sequence[Axis]) -> Axis:
     for value, axis in zip(node.inputs, axes, strict=True):
         if value is not None and axis == CONSTANT:
             at = found - (result - rank(value))
-            if at >= 0 and dims(value)[at] not in (1, *lengths):
+            length = dims(value)[at] if at >= 0 else 1
+            # a length only the run knows was computed from the shape of an input: it is the batch's, or 1
+            if isinstance(length, int) and length not in (1, *lengths):
                 return UNPROVEN
     return found
 

@@ -28,7 +28,18 @@ def rises_with(node: Node, monotone: bool) -> ir.Value:
 @vjp("Relu", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5), sample="away")])
 def relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """g where y > 0. The mask is read from y: reading x costs onnxruntime its Conv+Relu fusion."""
-    return [op.Where(positive(op, node.y), g, 0.0)]
+    return [gated(op, g, positive(op, node.y))]
+
+
+def gated(op: Backward, g: ir.Value, condition: ir.Value) -> ir.Value:
+    """g where the condition holds, else 0, as a product with 0 and 1.
+
+    On onnxruntime's CPU that is faster than Where (measured on ResNet-50). An infinite g behind a closed gate becomes NaN
+    rather than 0: it says that the gradient above is broken.
+    """
+    dtype = g.dtype
+    assert dtype is not None
+    return g * op.once(("gate", condition, dtype), lambda: op.Cast(condition, to=int(dtype)))
 
 
 @vjp("Sigmoid", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5))])
@@ -75,21 +86,23 @@ def clip_sign(node: Node, known: Sequence[bool]) -> bool:
     ],
 )
 def clip(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """g between the bounds, borders included (torch.clamp); outside it goes to a bound the model computes.
+    """g strictly between the bounds (torch's relu6), outside it goes to a bound the model computes.
 
-    x is read, not y: y cannot tell a value on the border from one beyond it.
+    The gate is read from y, as in Relu: reading x costs onnxruntime its Conv+Clip fusion.
     """
     low, high = bounds(node)
-    to_x, to_low, to_high = g, None, None
-    if low is not None:
-        inside = op.GreaterOrEqual(node.x, low)
-        to_x = op.Where(inside, to_x, 0.0)
-        to_low = None if isinstance(low, float) or op.is_constant(low) else op.Where(inside, 0.0, g)
-    if high is not None:
-        inside = op.LessOrEqual(node.x, high)
-        to_x = op.Where(inside, to_x, 0.0)
-        to_high = None if isinstance(high, float) or op.is_constant(high) else op.Where(inside, 0.0, g)
-    return [to_x, to_low, to_high][: len(node.inputs)]
+    y = node.y
+    above = None if low is None else op.once(("above", y), lambda: op.Greater(y, low))
+    below = None if high is None else op.once(("below", y), lambda: op.Less(y, high))
+    gates = [gate for gate in (above, below) if gate is not None]
+    if not gates:
+        return [g, None, None][: len(node.inputs)]
+    inside = gates[0] if len(gates) == 1 else op.once(("inside", y), lambda: op.And(*gates))
+    to_low, to_high = (
+        None if gate is None or isinstance(bound, float) or op.is_constant(bound) else op.Where(gate, 0.0, g)
+        for gate, bound in ((above, low), (below, high))
+    )
+    return [gated(op, g, inside), to_low, to_high][: len(node.inputs)]
 
 
 @vjp(
