@@ -1,0 +1,78 @@
+"""The layers of docs/architecture.md as laws: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import onnxplain
+
+ROOT = Path(onnxplain.__file__).parent
+LAYERS = [
+    {"errors", "__version__"},
+    {"registry", "runtime"},
+    {"graph"},
+    {"vjp"},
+    {"rules"},
+    {"composites"},
+    {"compile"},
+    {"session"},
+    {"methods", "inputs", "render"},  # arrays and names: they know no graph
+    {"recipes"},  # a method by name, made into a composite, a start and a finish
+    {"coverage", "explanation"},
+    {"explainer"},
+    {"sources"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]  # which re-exports the top
+
+
+def unit(path: Path) -> str:
+    """The package or module directly under onnxplain that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything a file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_imports_point_down(path):
+    for line, name in imports(path):
+        package, _, rest = name.partition(".")
+        if package != "onnxplain":
+            continue
+        asked = rest.split(".")[0]
+        assert asked in LEVEL, f"{label(path)}:{line}: {asked} has no layer"
+        allowed = asked == unit(path) or LEVEL[asked] < LEVEL[unit(path)]
+        assert allowed, f"{label(path)}:{line}: {unit(path)} imports {asked}, which lies above or beside it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_onnxruntime_is_imported_by_runtime_and_session_only(path):
+    if unit(path) not in ("runtime", "session"):
+        assert not [line for line, name in imports(path) if name.split(".")[0] == "onnxruntime"]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if unit(p) in ("methods", "render", "evaluate")], ids=label)
+def test_methods_and_pictures_know_arrays_only(path):
+    assert not [line for line, name in imports(path) if name.split(".")[0] in ("onnx", "onnx_ir", "onnxscript")]
+
+
+def test_every_module_has_a_layer():
+    assert {unit(path) for path in FILES} <= set(LEVEL)
