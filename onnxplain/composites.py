@@ -1,6 +1,6 @@
 """Which rule where. A composite maps nodes to rules, the first match wins; composites join with `|`.
 
-    epsilon_gamma_box = first(box(low, high), "Conv") | by_type(Conv=gamma(0.25), Gemm=epsilon())
+epsilon_gamma_box = first(box(low, high), "Conv") | by_type(Conv=gamma(0.25), Gemm=epsilon())
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from onnxplain.graph.normalise import Normalised
 from onnxplain.methods import METHODS
 from onnxplain.recipes import Recipe
 
+
 @dataclass
 class Coverage:
     """Per method: the rule of every node on the path, or why there is none (the first reason, and all by node)."""

@@ -154,11 +154,15 @@ class Explainer:
             y = expected.outputs[source] if source in expected.outputs else expected.feeds[source]
             shape = (*y.shape[:1], y.ndim - 1) if name.endswith(".target") and y.ndim > 2 else y.shape[:1]
             index = name.endswith(".target")
-            seeds[name] = np.zeros(shape, np.int64) if index else np.zeros(y.shape, np.promote_types(y.dtype, np.float32))
+            seeds[name] = (
+                np.zeros(shape, np.int64) if index else np.zeros(y.shape, np.promote_types(y.dtype, np.float32))
+            )
         found = session.run({**expected.feeds, **seeds}, names)
         problem = mismatch({name: expected.outputs[name] for name in names}, found)
         if problem is not None:
-            raise ConversionChanged(f"the compiled graph answers differently from the model: {problem}. Please report this model.")
+            raise ConversionChanged(
+                f"the compiled graph answers differently from the model: {problem}. Please report this model."
+            )
 
     def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the compiled graph by name.
@@ -169,9 +173,13 @@ class Explainer:
         feeds = self._feeds(inputs)
         names = list(self.compiled.seeds)
         if isinstance(seed, Mapping):
-            given = {key: np.asarray(seed[name] if name in seed else seed[key]) for key, name in self.compiled.seeds.items()}
+            given = {
+                key: np.asarray(seed[name] if name in seed else seed[key]) for key, name in self.compiled.seeds.items()
+            }
         elif len(names) != 1:
-            raise UsageError(f"several tensors are explained: give a seed for each of {', '.join(self.compiled.seeds.values())}.")
+            raise UsageError(
+                f"several tensors are explained: give a seed for each of {', '.join(self.compiled.seeds.values())}."
+            )
         else:
             given = {names[0]: np.asarray(seed)}
         return self._run(feeds, given)
@@ -194,7 +202,9 @@ class Explainer:
         rows = scores.shape[0] if scores.ndim else 1
         begun = time.perf_counter()
         if self.subject.request.seed == "index":
-            raise UsageError("explain() makes float seeds; an explainer compiled with seed='index' is run by run(inputs, target).")
+            raise UsageError(
+                "explain() makes float seeds; an explainer compiled with seed='index' is run by run(inputs, target)."
+            )
         outputs = self._targets(feeds, name, targets, scores)
         relevance = {source: outputs[out] for out, source in self.compiled.relevances.items()}
         kept = {n: forward[n] for n in self.subject.request.keep if n in forward}

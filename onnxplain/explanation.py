@@ -92,7 +92,9 @@ class Explanation:
 
     def npz(self) -> bytes:
         """The arrays of `save` as bytes: `<tensor>.relevance` (tensor names verbatim), `scores`, `ledger`, `targets`."""
-        arrays: dict[str, Array] = {f"{name}.relevance": np.asarray(r, np.float32) for name, r in self.relevances.items()}
+        arrays: dict[str, Array] = {
+            f"{name}.relevance": np.asarray(r, np.float32) for name, r in self.relevances.items()
+        }
         arrays |= {"scores": self.scores, "targets": np.array([t.name for t in self.targets])}
         if self.ledger is not None:
             arrays["ledger"] = self.ledger
@@ -106,7 +108,11 @@ class Explanation:
         found = []
         for name in self.relevances:
             for target, sample, row in self.rows():
-                index = None if target.index is None else tuple(int(i) for i in target.index[min(sample, len(target.index) - 1)])
+                index = (
+                    None
+                    if target.index is None
+                    else tuple(int(i) for i in target.index[min(sample, len(target.index) - 1)])
+                )
                 array, values = self.row_map(row, name), self._values(name, sample)
                 kind, shown = panel_kind(array, self.layout or guess_layout(self.row(row, name).shape))
                 title = self.method.name if len(self.relevances) == 1 else f"{self.method.name}: {name}"
@@ -126,7 +132,11 @@ class Explanation:
                         names=tuple(features) if len(features) == shown.size else (),
                         values=tuple(values.reshape(-1).tolist()) if kind == "features" and values is not None else (),
                         photo=self.photos[sample] if sample < len(self.photos) else self._photo(name, sample, kind),
-                        sample=sample_names[sample] if sample < len(sample_names) else f"sample {sample}" if self.samples > 1 else "",
+                        sample=sample_names[sample]
+                        if sample < len(sample_names)
+                        else f"sample {sample}"
+                        if self.samples > 1
+                        else "",
                         predicted=self.predicted(sample),
                         where=self.where(row),
                     )

@@ -70,9 +70,7 @@ class Recipe:
         base = COMPOSITES[self.composite or method.composite]
         composite: Composite = parse_entries(self.rules) | base.make(bounds)
         options = {"form": self.form} if self.form else {}
-        return Passes(
-            self.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, options
-        ), method
+        return Passes(self.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, options), method
 
 
 def _relevance(method: Method) -> bool:

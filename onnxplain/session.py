@@ -28,7 +28,9 @@ def providers(choice: str) -> list[str]:
         raise UsageError(f"provider is auto, cuda or cpu, not {choice!r}.")
     available = onnxruntime.get_available_providers()
     if choice == "cuda" and PROVIDERS["cuda"] not in available:
-        raise UsageError("provider cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu, or use --provider cpu.")
+        raise UsageError(
+            "provider cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu, or use --provider cpu."
+        )
     if choice == "cpu" or PROVIDERS["cuda"] not in available or (choice == "auto" and not _cuda_libraries()):
         return [PROVIDERS["cpu"]]
     return [PROVIDERS["cuda"], PROVIDERS["cpu"]]
@@ -55,7 +57,9 @@ class Session:
             raise UnsupportedModel(f"onnxruntime cannot load the model: {one_line(error)}") from error
         self.providers: list[str] = self._session.get_providers()
         if provider == "cuda" and PROVIDERS["cuda"] not in self.providers:
-            raise UsageError("provider cuda: onnxruntime could not start CUDA (driver, CUDA or cuDNN libraries missing).")
+            raise UsageError(
+                "provider cuda: onnxruntime could not start CUDA (driver, CUDA or cuDNN libraries missing)."
+            )
         self.inputs = {value.name: value for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
 

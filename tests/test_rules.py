@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support import evaluate, one_node, run, sample
 
 from onnxplain.errors import OnnxplainError, UsageError
 from onnxplain.rules import RULES, parse_rule
 from onnxplain.vjp import OPS, case
-from support import evaluate, one_node, run, sample
 
 X = np.array([[1.0, -2.0, 0.5, 3.0]])
 W = np.array([[1.0, -1.0, 2.0, 0.0], [-2.0, 0.5, 1.0, 1.0], [0.0, 1.0, -1.0, -0.5]])
@@ -173,7 +173,9 @@ def test_every_rule_says_what_it_is_and_who_says_so(name):
     assert entry.cite and entry.make.__doc__
 
 
-@pytest.mark.parametrize("name", [n for n, e in RULES.items() if "linear" in e.kinds and n not in ("pass", "norm", "uniform")])
+@pytest.mark.parametrize(
+    "name", [n for n, e in RULES.items() if "linear" in e.kinds and n not in ("pass", "norm", "uniform")]
+)
 def test_every_linear_rule_runs_on_every_linear_op_and_is_linear_in_relevance(name):
     text = f"{name}(low=-4,high=4)" if name == "box" else name
     for layer_name, layer in LAYERS.items():
@@ -183,7 +185,9 @@ def test_every_linear_rule_runs_on_every_linear_op_and_is_linear_in_relevance(na
         built = one_node(op_type, fixed, np.float64, rule=parse_rule(text))
         rng = np.random.default_rng(1)
         one, two = rng.standard_normal(built.shape), rng.standard_normal(built.shape)
-        parts = [evaluate(built.proto, {"x": feeds["x"], "seed": s})["x.relevance"] for s in (one, two, 2 * one - 3 * two)]
+        parts = [
+            evaluate(built.proto, {"x": feeds["x"], "seed": s})["x.relevance"] for s in (one, two, 2 * one - 3 * two)
+        ]
         np.testing.assert_allclose(parts[2], 2 * parts[0] - 3 * parts[1], rtol=1e-9, atol=1e-9)  # float64
 
 
@@ -203,14 +207,27 @@ def test_add_abs_is_bounded_where_norm_explodes():
     feeds = {"x": np.array([[-3.0]]), "b": np.array([[3.0]])}
     seed = np.ones((1, 1))
     found = {
-        rule: abs(evaluate(one_node("Add", addition, np.float64, rule=parse_rule(rule)).proto, {**feeds, "seed": seed})["x.relevance"]).max()
+        rule: abs(
+            evaluate(one_node("Add", addition, np.float64, rule=parse_rule(rule)).proto, {**feeds, "seed": seed})[
+                "x.relevance"
+            ]
+        ).max()
         for rule in ("add_abs", "norm")
     }
     assert found["add_abs"] <= 1 < 1e5 < found["norm"]
 
 
 def test_options_are_checked():
-    for bad in ("alpha_beta(alpha=2,beta=2)", "gamma(gamma=-1)", "box", "epsilon(bias=maybe)", "epsilon(eps=1)", "nosuch", "flat(", "epsilon(0.1)"):
+    for bad in (
+        "alpha_beta(alpha=2,beta=2)",
+        "gamma(gamma=-1)",
+        "box",
+        "epsilon(bias=maybe)",
+        "epsilon(eps=1)",
+        "nosuch",
+        "flat(",
+        "epsilon(0.1)",
+    ):
         with pytest.raises(OnnxplainError) as caught:
             parse_rule(bad)
         assert isinstance(caught.value, UsageError) and "\n" not in str(caught.value)
@@ -218,4 +235,6 @@ def test_options_are_checked():
 
 
 def test_linear_ops_are_all_tried():
-    assert {n for n, e in OPS.items() if e.kind == "linear" and not e.domain} <= {n.split()[0] for n in LAYERS} | {"LinearRegressor"}
+    assert {n for n, e in OPS.items() if e.kind == "linear" and not e.domain} <= {n.split()[0] for n in LAYERS} | {
+        "LinearRegressor"
+    }

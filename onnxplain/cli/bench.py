@@ -41,7 +41,9 @@ def bench(
     wanted = recipes(methods, composite, rules, form, recipe_file, None, ["gradient", "lrp"])
     feeds = {name: _batched(array, batch) for name, array in subject.normalised.reference.feeds.items()}
     begun = time.perf_counter()
-    forward = Session(subject.source.path if subject.source.path else serialised(subject.source.model), provider, threads)
+    forward = Session(
+        subject.source.path if subject.source.path else serialised(subject.source.model), provider, threads
+    )
     result: dict[str, Any] = {
         "model": resolved.name,
         "batch": batch,
@@ -125,7 +127,9 @@ def interleaved(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 def _table(result: dict[str, Any]) -> str:
     seconds = ", ".join(f"{name} {value:.2f} s" for name, value in result["seconds"].items())
     lines = [f"{result['model']}, batch {result['batch']}, {result['provider']}; {seconds}", ""]
-    lines.append(f"{'':<40} {'ms':>9} {'× forward':>10} {'10–90 %':>14} {'compile s':>10} {'session s':>10} {'nodes':>6}")
+    lines.append(
+        f"{'':<40} {'ms':>9} {'× forward':>10} {'10–90 %':>14} {'compile s':>10} {'session s':>10} {'nodes':>6}"
+    )
     for name, entry in result["contenders"].items():
         if "failed" in entry:
             lines.append(f"{name:<40} {entry['failed']}")

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from onnxplain.cli.options import Pictures, explainer_of, machine_options, recipe_options, recipes, request_options, subject_of
+from onnxplain.cli.options import (
+    Pictures,
+    explainer_of,
+    machine_options,
+    recipe_options,
+    recipes,
+    request_options,
+    subject_of,
+)
 from onnxplain.compile import Request
 from onnxplain.errors import InputError
 
@@ -16,8 +24,12 @@ from onnxplain.errors import InputError
 @click.command("compile")
 @click.argument("model")
 @click.option("--method", default=None, metavar="NAME", help="Method (see `onnxplain methods`); default lrp.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default <model>.<method>.onnx here.")
-@click.option("--seed", type=click.Choice(["tensor", "index"]), default="tensor", help="Ask by a float seed or by class index.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write; default <model>.<method>.onnx here."
+)
+@click.option(
+    "--seed", type=click.Choice(["tensor", "index"]), default="tensor", help="Ask by a float seed or by class index."
+)
 @click.option("--fold", is_flag=True, help="Store derived weights instead of leaving them to onnxruntime.")
 @recipe_options
 @request_options

@@ -14,7 +14,18 @@ import onnx
 from onnxplain import __version__
 from onnxplain.session import Session, describe_providers, free_memory
 
-PACKAGES = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "matplotlib", "grpcio", "protobuf")
+PACKAGES = (
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+    "pillow",
+    "matplotlib",
+    "grpcio",
+    "protobuf",
+)
 
 
 @click.command("doctor")
@@ -53,7 +64,9 @@ def _self_test() -> str:
     """Run one Relu on whatever `auto` chooses."""
     import numpy as np
 
-    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { y = Relu(x) }')
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+    )
     session = Session(model.SerializeToString())
     (y,) = session.run({"x": np.array([-1, 1], np.float32)}).values()
     return f"{'ok' if y.tolist() == [0, 1] else 'WRONG RESULT'} on {session.providers[0]}"

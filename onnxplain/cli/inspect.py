@@ -19,7 +19,9 @@ from onnxplain.graph.node import dims
 
 @click.command("inspect")
 @click.argument("model")
-@click.option("--method", default=None, metavar="NAME", help="Show the rule of every node for this method (default: lrp).")
+@click.option(
+    "--method", default=None, metavar="NAME", help="Show the rule of every node for this method (default: lrp)."
+)
 @click.option("--nodes/--no-nodes", default=False, help="List every node with its rule.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @recipe_options
@@ -37,7 +39,11 @@ def inspect(
     report = describe(subject)
     found = coverage(subject.normalised, subject.resolved, subject.request)
     chosen = coverage(subject.normalised, subject.resolved, subject.request, recipe)
-    report |= {"coverage": found.summary(), "notes": [*subject.normalised.notes, *found.notes], "rules": chosen.rules.get(recipe.method, {})}
+    report |= {
+        "coverage": found.summary(),
+        "notes": [*subject.normalised.notes, *found.notes],
+        "rules": chosen.rules.get(recipe.method, {}),
+    }
     report["blocking"] = chosen.nodes.get(recipe.method, {})
     report["memory"] = _memory(subject, recipe)
     if as_json:
@@ -75,7 +81,9 @@ def describe(subject: Subject) -> dict[str, Any]:
         "opset": ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in source.opset_imports.items()),
         "explained": ", ".join(subject.resolved.explained),
         "inputs": [str(spec) for spec in subject.inputs],
-        "outputs": [f"{v.name!r} {tuple(dims(v)) if v.shape is not None else 'of any shape'} {v.dtype}" for v in graph.outputs],
+        "outputs": [
+            f"{v.name!r} {tuple(dims(v)) if v.shape is not None else 'of any shape'} {v.dtype}" for v in graph.outputs
+        ],
         "ops": dict(Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in source).most_common()),
         "nodes": {"source": len(list(source)), "normalised": len(list(graph))},
         "changes": list(subject.normalised.changes),
@@ -83,7 +91,9 @@ def describe(subject: Subject) -> dict[str, Any]:
 
 
 def _memory(subject: Subject, recipe: Any) -> str:
-    weights = sum(v.const_value.nbytes for v in subject.normalised.model.graph.initializers.values() if v.const_value is not None)
+    weights = sum(
+        v.const_value.nbytes for v in subject.normalised.model.graph.initializers.values() if v.const_value is not None
+    )
     text = f"weights {weights / 1e6:.1f} MB"
     try:
         compiled = compile_graph(subject.normalised, subject.resolved, recipe.passes()[0], subject.request)

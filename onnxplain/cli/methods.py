@@ -42,7 +42,11 @@ def catalogue() -> dict[str, dict[str, Any]]:
         },
         "composites": {name: {"doc": c.doc, "cite": c.cite, "options": {}} for name, c in COMPOSITES.items()},
         "rules": {
-            name: {"doc": _first(r.make.__doc__), "cite": r.cite, "options": {k: _default(k, v, r.choices) for k, v in r.options.items()}}
+            name: {
+                "doc": _first(r.make.__doc__),
+                "cite": r.cite,
+                "options": {k: _default(k, v, r.choices) for k, v in r.options.items()},
+            }
             for name, r in RULES.items()
         },
         "ops": {name: {"kind": op.kind} for name, op in OPS.items()},

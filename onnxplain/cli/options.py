@@ -38,14 +38,20 @@ recipe_options = _all(
 )  # fmt: skip
 request_options = _all(
     click.option("--explain", multiple=True, metavar="TENSOR", help="Tensor to explain; '*' for every float output."),
-    click.option("--head", type=click.Choice(["cut", "keep"]), default="cut", help="Step back over a final softmax, or not."),
-    click.option("--attribute-to", multiple=True, metavar="TENSOR", help="Tensor to attribute to (default: the inputs)."),
+    click.option(
+        "--head", type=click.Choice(["cut", "keep"]), default="cut", help="Step back over a final softmax, or not."
+    ),
+    click.option(
+        "--attribute-to", multiple=True, metavar="TENSOR", help="Tensor to attribute to (default: the inputs)."
+    ),
     click.option("--keep", multiple=True, metavar="TENSOR", help="Forward tensor to return as well."),
     click.option("--ledger", is_flag=True, help="Book where relevance went, node by node."),
 )
 machine_options = _all(
     click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
-    click.option("--threads", type=click.IntRange(0), default=0, help="Threads inside an op; 0 leaves it to onnxruntime."),
+    click.option(
+        "--threads", type=click.IntRange(0), default=0, help="Threads inside an op; 0 leaves it to onnxruntime."
+    ),
 )
 picture_options = _all(
     click.option("--preprocess", metavar="NAME", help="imagenet, imagenet_bgr_caffe, unit, symmetric or none."),
@@ -66,9 +72,24 @@ class Pictures:
     labels_option: str | None
 
     @classmethod
-    def of(cls, resolved: Resolved, preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None, labels: str | None) -> Pictures:
+    def of(
+        cls,
+        resolved: Resolved,
+        preprocess: str | None,
+        layout: str | None,
+        mean: str | None,
+        std: str | None,
+        scale: str | None,
+        labels: str | None,
+    ) -> Pictures:
         """From the options above."""
-        options = {"preprocess": preprocess, "layout": layout, "mean": _numbers("mean", mean), "std": _numbers("std", std), "scale": scale}
+        options = {
+            "preprocess": preprocess,
+            "layout": layout,
+            "mean": _numbers("mean", mean),
+            "std": _numbers("std", std),
+            "scale": scale,
+        }
         return cls(resolved.settings, options, labels)
 
     def of_input(self, spec: InputSpec, position: int) -> tuple[PictureSettings | None, str | None]:
@@ -100,11 +121,19 @@ def _numbers(name: str, text: str | None) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--{name} {text}: numbers separated by commas are wanted, such as 0.485,0.456,0.406.") from None
+        raise UsageError(
+            f"--{name} {text}: numbers separated by commas are wanted, such as 0.485,0.456,0.406."
+        ) from None
 
 
 def recipes(
-    methods: Sequence[str], composite: str | None, rules: Sequence[str], form: str | None, recipe_file: Path | None, settings: ModelSettings | None, fallback: Sequence[str]
+    methods: Sequence[str],
+    composite: str | None,
+    rules: Sequence[str],
+    form: str | None,
+    recipe_file: Path | None,
+    settings: ModelSettings | None,
+    fallback: Sequence[str],
 ) -> list[Recipe]:
     """The recipes a command line asks for: `--recipe`, else options, over the model's defaults."""
     if recipe_file is not None:

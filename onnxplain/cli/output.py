@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def write_run(done: Run, folder: Path, palette: str | None) -> None:
     """Write everything into `folder`. Raises InputError; nothing half written is left."""
-    samples = [file.name for file in done.loaded.files] if len(done.loaded.files) == done.explanations[0].samples else []
+    samples = (
+        [file.name for file in done.loaded.files] if len(done.loaded.files) == done.explanations[0].samples else []
+    )
     features = next(iter(done.loaded.features.values()), ())
     panels = [panel for e in done.explanations for panel in e.panels(samples, features)]
     names = _unique([_stem(e, panel) for e in done.explanations for panel in e.panels(samples, features)])

@@ -55,14 +55,30 @@ class Run:
 @click.command("run")
 @click.argument("model")
 @click.argument("files", nargs=-1)
-@click.option("--input", "inputs", multiple=True, metavar="FILE", help="Input file; also INPUT=FILE and glob patterns. Several are a batch.")
-@click.option("--target", "targets", multiple=True, metavar="TARGET", help="predicted (default), top3, a class name, an index, 'A vs B'.")
-@click.option("--method", "methods", multiple=True, metavar="NAME", help="Method, repeatable (see `onnxplain methods`).")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="FILE",
+    help="Input file; also INPUT=FILE and glob patterns. Several are a batch.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    help="predicted (default), top3, a class name, an index, 'A vs B'.",
+)
+@click.option(
+    "--method", "methods", multiple=True, metavar="NAME", help="Method, repeatable (see `onnxplain methods`)."
+)
 @recipe_options
 @request_options
 @picture_options
 @machine_options
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder to write to; default explanations/<model>.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Folder to write to; default explanations/<model>."
+)
 @click.option("--palette", metavar="NAME", help="bwr, rdbu, seismic; inferno, viridis, grey.")
 @click.option("--random-seed", type=int, default=0, help="For the random input when no file is given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -81,13 +97,18 @@ def run(
     given = (*files, *inputs)
     with _progress(as_json) as progress:
         step = progress.add_task("loading the model")
-        resolved, subject = subject_of(model, Request(explain, head, "tensor", attribute_to, keep, ledger), provider, threads)
+        resolved, subject = subject_of(
+            model, Request(explain, head, "tensor", attribute_to, keep, ledger), provider, threads
+        )
         pictures = Pictures.of(resolved, preprocess, layout, mean, std, scale, labels)
         fallback = [] if given else ["gradient", "lrp"]
         wanted = recipes(methods, composite, rules, form, recipe_file, resolved.settings, fallback)
         done = Run(resolved, subject, _load(subject, pictures, given, random_seed))
         if not given:
-            done.coverage, done.random_seed = coverage(subject.normalised, subject.resolved, subject.request), random_seed
+            done.coverage, done.random_seed = (
+                coverage(subject.normalised, subject.resolved, subject.request),
+                random_seed,
+            )
         names = pictures.labels()
         for recipe in wanted:
             progress.update(step, description=f"explaining by {recipe.method}")
@@ -123,11 +144,15 @@ def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_see
         if isinstance(axis, str)
     }
     loaded = Loaded(feeds=random_inputs(subject.inputs, np.random.default_rng(random_seed), sizes=sizes))
-    loaded.note(f"no input file: random input of the declared shapes (random seed {random_seed}), so the pictures mean nothing")
+    loaded.note(
+        f"no input file: random input of the declared shapes (random seed {random_seed}), so the pictures mean nothing"
+    )
     return loaded
 
 
-def _explain(done: Run, recipe: Recipe, pictures: Pictures, names: Sequence[str], targets: Sequence[str], strict: bool) -> None:
+def _explain(
+    done: Run, recipe: Recipe, pictures: Pictures, names: Sequence[str], targets: Sequence[str], strict: bool
+) -> None:
     begun = time.perf_counter()
     settings = pictures.settings.output
     try:

@@ -89,7 +89,13 @@ class _Job:
     """One compilation: what is found once and used by several steps."""
 
     def __init__(
-        self, model: ir.Model, normalised: Normalised, resolved: Resolved, recipe: Recipe, request: Request, strict: bool = True
+        self,
+        model: ir.Model,
+        normalised: Normalised,
+        resolved: Resolved,
+        recipe: Recipe,
+        request: Request,
+        strict: bool = True,
     ) -> None:
         self.model, self.graph = model, model.graph
         self.normalised, self.resolved, self.recipe, self.request = normalised, resolved, recipe, request
@@ -101,16 +107,15 @@ class _Job:
         if opset > VERIFIED_ON_CUDA:
             self.notes.append(f"opset {opset}: not verified on CUDA, whose kernels lag above opset {VERIFIED_ON_CUDA}")
         self.forward_count = len(list(self.graph))
-        self.nodes = [Node.of(node, opset) for node in self.graph]
+        single = [Node.of(node, opset) for node in self.graph]
         protected = {self._value(name) for name in resolved.protected}
-        if recipe.composite.relevance:
-            self.nodes = recognise(self.nodes, protected)
+        self.nodes = recognise(single, protected) if recipe.composite.relevance else single
         constants = self._constants()
         self.op = Backward(self.graph, Facts())
         self.op.facts = Facts(
-            streams.track(self.nodes, self.inputs, axis_rules()),
+            streams.track(single, self.inputs, axis_rules()),
             False,
-            signs.nonnegative(self.nodes, sign_rules()),
+            signs.nonnegative(single, sign_rules()),
             constants,
         )
         self.op.constants = set(constants)
@@ -192,7 +197,9 @@ class _Job:
         axes = self.op.facts.axes
         touched = {value for node in self.path for value in (*node.inputs, *node.outputs) if value is not None}
         touched |= {value for node in self.path for member in node.members for value in member.outputs}
-        lost = [v for v in touched if v not in self.op.facts.constants and axes.get(v, streams.UNPROVEN) == streams.UNPROVEN]
+        lost = [
+            v for v in touched if v not in self.op.facts.constants and axes.get(v, streams.UNPROVEN) == streams.UNPROVEN
+        ]
         lost += [v for v in touched if v in self.active and is_float(v) and axes.get(v) == streams.CONSTANT]
         heads_ok = all(value.shape is not None and rank(value) and axes.get(value) == 0 for value in self.explained)
         if lost or not heads_ok:
@@ -226,7 +233,9 @@ class _Job:
         del self.graph.outputs[:]
         self.graph.outputs.extend(outputs[: len(names)])
         for value, name in self.wanted.items():
-            self._output(self._relevance(value, [found.get(value) for found in arrived], poison), f"{name}.relevance", name)
+            self._output(
+                self._relevance(value, [found.get(value) for found in arrived], poison), f"{name}.relevance", name
+            )
         for name in self.request.keep:
             if self.values[name] not in self.graph.outputs:
                 self.graph.outputs.append(self.values[name])
@@ -275,7 +284,9 @@ class _Job:
 
     def _input(self, name: str, shape: Sequence[int | str | None], dtype: ir.DataType) -> ir.Value:
         if name in self.values:
-            raise UnsupportedModel(f"the model has a tensor named {name!r}, which the compiled graph needs for its seed. Rename it.")
+            raise UnsupportedModel(
+                f"the model has a tensor named {name!r}, which the compiled graph needs for its seed. Rename it."
+            )
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
         self.graph.inputs.append(value)
         self.seeds[name] = name.rsplit(".", 1)[0]
@@ -316,7 +327,9 @@ class _Job:
         axis = node.attr("axis", 0) % rank(node.x)
         features = rank(node.x) - 1
         if axis != 0 or features < 1:
-            raise UnsupportedModel(f"{node}: tokens are looked up along axis {axis}; only tables (tokens, features) are known.")
+            raise UnsupportedModel(
+                f"{node}: tokens are looked up along axis {axis}; only tables (tokens, features) are known."
+            )
         if features > 1:
             indices = node.inputs[1]
             assert indices is not None
@@ -336,7 +349,9 @@ class _Job:
         if is_float(value):
             result = self.recipe.finish.combine(op, rs, value)
         elif len(rs) > 1:
-            raise UnsupportedModel(f"{value.name}: this method takes two passes, which tokens do not have. Use --form paper.")
+            raise UnsupportedModel(
+                f"{value.name}: this method takes two passes, which tokens do not have. Use --form paper."
+            )
         else:
             result = rs[0]
         for invalid in poison:
@@ -347,7 +362,9 @@ class _Job:
 
     def _output(self, value: ir.Value, name: str, source: str) -> None:
         if name in self.values:
-            raise UnsupportedModel(f"the model has a tensor named {name!r}, which the compiled graph needs for an output. Rename it.")
+            raise UnsupportedModel(
+                f"the model has a tensor named {name!r}, which the compiled graph needs for an output. Rename it."
+            )
         if value.is_graph_input() or value in self.graph.outputs or value.producer() is None:
             value = self.op.Identity(value)
         value.name = name
@@ -371,7 +388,10 @@ class _Job:
             "relevances": self.relevances,
             "heads": dict(self.resolved.heads),
             "streams": STREAMS if free else "exact",
-            "stream_axis": {name: self.op.facts.axes.get(self.values[source], 0) if free else None for name, source in self.relevances.items()},
+            "stream_axis": {
+                name: self.op.facts.axes.get(self.values[source], 0) if free else None
+                for name, source in self.relevances.items()
+            },
             "rules": {node.name or str(node.y.name): rule_text(self.rules[node], node) for node in self.path},
             "changes": list(self.normalised.changes),
         }
@@ -410,6 +430,6 @@ def _has_derivative(node: Node) -> bool:
 
 
 def _has_graph(node: ir.Node) -> bool:
-    return any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values())
-
-
+    return any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
+    )

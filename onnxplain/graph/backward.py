@@ -145,7 +145,7 @@ class Backward(Builder):
             self.reshaped(result, dims(parts[0]))
             if all(part in self.vanishing for part in parts):
                 self.vanishing.add(result)
-        return result  # type: ignore[no-any-return]
+        return result
 
     def absorb(self, column: str, amount: ir.Value, node: Node) -> None:
         """Book relevance that does not reach an input (per stream: everything else is summed later)."""

@@ -241,7 +241,7 @@ class Builder:
         if operand is None or isinstance(operand, ir.Value):
             return operand
         if isinstance(operand, (list, tuple)):
-            return self.ints(operand)  # type: ignore[arg-type]
+            return self.ints(operand)
         if isinstance(operand, np.ndarray) and operand.dtype.kind in "iub":
             return self.constant(operand, ir.DataType.from_numpy(operand.dtype))
         return self.constant(operand, dtype or ir.DataType.FLOAT)

@@ -20,6 +20,7 @@ from onnxplain.graph.convert import raise_opset
 from onnxplain.graph.fold import fold_constants, inline_functions, tidy
 from onnxplain.graph.gemm import fuse_bias
 from onnxplain.graph.load import Source
+from onnxplain.graph.plumbing import settle
 from onnxplain.graph.shapes import infer_shapes, refine
 from onnxplain.graph.verify import Reference, before_squashing, difference, expose, reference
 
@@ -98,9 +99,9 @@ def _fold(result: Normalised, keep: Sequence[str]) -> None:
     after = len(result.model.graph)
     while any(node.op_type == "Shape" for node in result.model.graph):  # a shape that is known now folds some more
         infer_shapes(result.model)
-        fold_constants(result.model)
-        if len(result.model.graph) >= after:
+        if not settle(result.model):
             break
+        fold_constants(result.model)
         after = len(result.model.graph)
     if before != after:
         result.changes.append(f"folded constants: {before} nodes became {after}")

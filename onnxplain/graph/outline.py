@@ -19,11 +19,18 @@ def outline(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtoc
     values = []
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes > SMALL and tensor.dtype != ir.DataType.STRING:
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        if tensor.nbytes > SMALL:
             weights[name] = tensor
+            values.append((value, tensor))
+        elif isinstance(tensor, ir.ExternalTensor):
             values.append((value, tensor))
     try:
         for value, tensor in values:
+            if value.name not in weights:
+                value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+                continue
             value.const_value = ir.ExternalTensor(
                 PLACE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
             )

@@ -94,8 +94,11 @@ def infer_shapes(model: ir.Model) -> None:
     refine(model)
 
 
-def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) -> None:
-    """Solve what inference left open, node by node. learned: ranks and numbers seen at run time, by name."""
+def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) -> dict[ir.Value, list[Entry]]:
+    """Solve what inference left open, node by node. learned: shapes seen at run time by name, for their ranks.
+
+    Returns what is known of the contents of integer vectors.
+    """
     graph = model.graph
     contents: dict[ir.Value, list[Entry]] = {}
     changed: set[ir.Value] = set()
@@ -120,6 +123,7 @@ def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) 
             _name_axes(value)
             if known[value] != _dims(value):
                 changed.add(value)
+    return contents
 
 
 def _forget(model: ir.Model) -> None:

@@ -80,7 +80,11 @@ def backward(
                     r = op.unbroadcast(r, value)
                 elif is_float(value) or r.shape is None:
                     op.reshaped(r, op.stream_shape(value))
-                if how.routes and all(g in op.vanishing for g in gs if g is not None):
+                if (
+                    how.routes
+                    and node.attr("reduction", "none") == "none"
+                    and all(g in op.vanishing for g in gs if g is not None)
+                ):
                     op.vanishing.add(r)
                 relevances[i] = r
                 arrived.setdefault(value, []).append(r)

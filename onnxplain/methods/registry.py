@@ -13,7 +13,8 @@ from onnxplain.registry import Registry
 @dataclass(frozen=True)
 class Form:
     """One way of running a one-pass method: names of a start and a finish (`rules.endpoints`) and, for each pass over the
-    graph, what it does to the rule of the last linear node ("" leaves it alone)."""
+    graph, what it does to the rule of the last linear node ("" leaves it alone).
+    """
 
     start: str
     finish: str

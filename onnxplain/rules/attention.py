@@ -75,7 +75,9 @@ def centre(epsilon: float = EPSILON) -> Rule:
     def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
         assert isinstance(r, ir.Value)
         if node.op_type != "LayerNormalization":
-            raise UnsupportedOp(f"{node}: rule centre is for LayerNormalization; use `--rule type:{node.op_type}=pass`.")
+            raise UnsupportedOp(
+                f"{node}: rule centre is for LayerNormalization; use `--rule type:{node.op_type}=pass`."
+            )
         x, y = op.real(node.x), op.real(node.y)
         axes = op.ints(range(node.attr("axis", -1), 0)) if node.attr("axis", -1) < 0 else None
         if axes is None:

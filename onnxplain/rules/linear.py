@@ -150,7 +150,8 @@ def _share(op: Backward, layer: Layer, share: Share, r: ir.Value, epsilon: float
     if share.coefficient != 1.0:
         s = s * share.coefficient
     if share.where != "all":
-        keep = op.once(("positive", layer.node.y), lambda: op.GreaterOrEqual(op.real(layer.node.y), 0.0))
+        y = layer.forward(op, layer.x, layer.w, layer.bias) if layer.node.modified else op.real(layer.node.y)
+        keep = op.once(("not negative", y), lambda: op.GreaterOrEqual(y, 0.0))
         s = op.Where(keep, s, 0.0) if share.where == "positive" else op.Where(keep, 0.0, s)
     _book(op, layer, terms, s, z, epsilon, signed, known, eps_inside)
     back: dict[ir.Value, ir.Value] = {}
@@ -217,7 +218,7 @@ def _divide(
     if epsilon == 0:
         zero = op.once(("zero", z), lambda: op.Equal(z, 0.0))
         return op.Where(zero, 0.0, op.Div(r, op.Where(zero, 1.0, z)))  # type: ignore[no-any-return]
-    return r / (z if inside else stabilised(op, z, epsilon, signed=signed, known=known))
+    return r / (z if inside else stabilised(op, z, epsilon, signed=signed, known=known))  # type: ignore[no-any-return]
 
 
 def stabilised(op: Backward, z: ir.Value, epsilon: float, signed: bool = True, known: bool = False) -> ir.Value:

@@ -15,7 +15,19 @@ from onnxplain.errors import UsageError
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.walk import Gradient, Rule
-from onnxplain.rules.linear import EPSILON, Layer, Modifier, Share, Term, linear, minus, plus, same, signed_epsilon, stabilised
+from onnxplain.rules.linear import (
+    EPSILON,
+    Layer,
+    Modifier,
+    Share,
+    Term,
+    linear,
+    minus,
+    plus,
+    same,
+    signed_epsilon,
+    stabilised,
+)
 from onnxplain.rules.registry import rule
 from onnxplain.vjp import lookup
 
@@ -209,7 +221,9 @@ def _flat_conv(op: Backward, layer: Layer, r: ir.Value, epsilon: float) -> ir.Va
     w = op.constant(np.ones((1, 1, *(int(d) for d in dims(layer.w)[2:]))), dtype)  # type: ignore[arg-type]
     shape = [1, 1, *dims(layer.x)[2:]]
     if all(isinstance(dim, int) for dim in shape):
-        plane = op.once(("plane", layer.x), lambda: op.Expand(op.constant(1.0, dtype), op.ints([int(d) for d in shape])))  # type: ignore[arg-type]
+        plane = op.once(
+            ("plane", layer.x), lambda: op.Expand(op.constant(1.0, dtype), op.ints([int(d) for d in shape]))
+        )  # type: ignore[arg-type]
     else:
         lengths = op.Concat(op.ints([1, 1]), *(op.size(layer.x, 2 + i) for i in range(rank(layer.x) - 2)), axis=0)
         plane = op.once(("plane", layer.x), lambda: op.Expand(op.constant(1.0, dtype), lengths))
@@ -244,7 +258,9 @@ def norm(epsilon: float = EPSILON) -> Rule:
         z = op.real(node.y)
         s = r / stabilised(op, z, epsilon, known=op.is_nonnegative(node.y))
         if op.absorbed is not None:
-            op.absorb("stabiliser", s * (epsilon if op.is_nonnegative(node.y) else signed_epsilon(op, z, epsilon)), node)
+            op.absorb(
+                "stabiliser", s * (epsilon if op.is_nonnegative(node.y) else signed_epsilon(op, z, epsilon)), node
+            )
         result: list[Gradient] = []
         for value, part in zip(node.inputs, lookup(node).vjp(op, node, s), strict=True):
             if value is None or part is None:

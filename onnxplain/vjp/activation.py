@@ -39,7 +39,7 @@ def gated(op: Backward, g: ir.Value, condition: ir.Value) -> ir.Value:
     """
     dtype = g.dtype
     assert dtype is not None
-    return g * op.once(("gate", condition, dtype), lambda: op.Cast(condition, to=int(dtype)))
+    return g * op.once(("gate", condition, dtype), lambda: op.Cast(condition, to=int(dtype)))  # type: ignore[no-any-return]
 
 
 @vjp("Sigmoid", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5))])

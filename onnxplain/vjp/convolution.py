@@ -124,7 +124,7 @@ def conv_input_gradient(
     channels = dims(x)[1]
     unit = all(s == 1 for s in window.strides)
     flat_enough = all(
-        0 <= span - 1 - pad
+        span - 1 - pad >= 0
         for span, pads in zip(window.spans, zip(window.begin, window.end, strict=True), strict=True)
         for pad in pads
     )
