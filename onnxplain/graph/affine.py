@@ -235,8 +235,8 @@ def _scaled(node: ir.Node, weight: ir.Value, scale: np.ndarray) -> ir.Value:
     dtype = weight.dtype or ir.DataType.FLOAT
     if weight.const_value is not None:
         array = weight.const_value.numpy()
-        if array.dtype.isbuiltin == 1:
-            product = np.empty(array.shape, array.dtype)
+        if array.dtype.type.__module__ == "numpy":
+            product = np.empty(array.shape, array.dtype.newbyteorder("="))
             np.multiply(array, factor, out=product, dtype=np.float64, casting="unsafe")
         else:
             product = (array.astype(np.float64) * factor).astype(array.dtype)

@@ -49,11 +49,11 @@ def runtime(model: ir.Model) -> Runtime:
     declared = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name, tensor in weights.items():
         array = tensor.numpy()
-        if array.dtype.kind in NATIVE and array.dtype.isbuiltin == 1:
-            arrays[name] = np.ascontiguousarray(array)
+        if array.dtype.kind in NATIVE and tensor.dtype.bitwidth >= 8 and array.dtype.type.__module__ == "numpy":
+            arrays[name] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
         else:
-            declared[name].CopyFrom(ir.serde.serialize_tensor(tensor))
-            declared[name].name = name
+            embedded = ir.tensor(array, dtype=tensor.dtype, name=name)
+            declared[name].CopyFrom(ir.serde.serialize_tensor(embedded))
     return Runtime(proto.SerializeToString(), weights=arrays)
 
 

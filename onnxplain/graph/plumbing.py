@@ -59,7 +59,9 @@ def _target(node: ir.Node, content: list[Entry] | None) -> bool:
     zeros = any(entry == Product(0) for entry in content)
     if target.count(-1) > 1 or zeros or all(entry is not None and not entry.symbols for entry in content):
         return False
-    node.replace_input_with(1, initializer(node.graph, f"{node.outputs[0].name}.shape", np.asarray(target), ir.DataType.INT64))
+    node.replace_input_with(
+        1, initializer(node.graph, f"{node.outputs[0].name}.shape", np.asarray(target), ir.DataType.INT64)
+    )
     if "allowzero" in node.attributes:
         node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
     return True
