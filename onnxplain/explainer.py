@@ -24,6 +24,7 @@ from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.targets import Target
 from onnxplain.recipes import Recipe
+from onnxplain.runtime import Runtime
 from onnxplain.session import Array, Session
 
 
@@ -147,7 +148,7 @@ class Explainer:
         Raises ConversionChanged.
         """
         expected = self.subject.normalised.reference
-        session = self.session if path is None else Session(Path(path), self.subject.provider, self.subject.threads)
+        session = Runtime(serialised(self.compiled.model) if path is None else Path(path))  # unoptimised: starts faster
         names = [str(v.name) for v in self.subject.source.model.graph.outputs]
         seeds = {}
         for name, source in self.compiled.seeds.items():

@@ -29,6 +29,7 @@ from onnxplain.rules.linear import (
     stabilised,
 )
 from onnxplain.rules.registry import rule
+from onnxplain.rules.stacked import stacked, stacks
 from onnxplain.vjp import lookup
 
 BACH = "Bach et al. 2015, On Pixel-Wise Explanations for Non-Linear Classifier Decisions"
@@ -99,9 +100,17 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = EPSILON, 
     up, down = with_bias[bias]
     sure = bias != "shared"
     shares = [Share([Term(plus, plus, up), Term(minus, minus)], alpha, nonnegative=sure)]
-    if beta:
-        shares.append(Share([Term(plus, minus, down), Term(minus, plus)], -beta))
-    return linear("alpha_beta", shares, epsilon)
+    if not beta:
+        return linear("alpha_beta", shares, epsilon)
+    shares.append(Share([Term(plus, minus, down), Term(minus, plus)], -beta))
+    apart = linear("alpha_beta", shares, epsilon)
+
+    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
+        if sure and op.absorbed is None and stacks(op, node):
+            return stacked(op, node, r, (alpha, up), (-beta, down), epsilon)
+        return apart(op, node, r)
+
+    return apply
 
 
 @rule("z_plus", "linear", cite=MONTAVON_2017 + ", eq. 15", form=("full", "fast"), bias=("drop", "keep"))
