@@ -321,9 +321,9 @@ def one_node(
     dtype: type,
     rule=None,
     free: bool = False,
-    batch_one: bool = False,
     domain: str = "",
     open_axes: bool = False,
+    positive: bool = False,
 ) -> OneNode:
     """Build the node of a case and its derivative (or `rule`).
 
@@ -393,7 +393,8 @@ def one_node(
         graph.outputs.clear()
     view = Node.of(node, case.opset)
     axes = streams.track([view], [v for v in graph_inputs if v not in constants], axis_rules()) if free else {}
-    facts = Facts(axes, free, signs.nonnegative([view], sign_rules()), set(constants))
+    known = [v for v in graph_inputs if v not in constants] if positive else []
+    facts = Facts(axes, free, signs.nonnegative([view], sign_rules(), known), set(constants))
     op = Backward(graph, facts)
     seed = ir.Value(name="seed", shape=ir.Shape(op.stream_shape(y)), type=ir.TensorType(float_type))
     graph.inputs.append(seed)

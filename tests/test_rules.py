@@ -167,6 +167,19 @@ def test_relevance_is_conserved_without_bias(rule, layer_name):
     assert found.sum() == pytest.approx(r.sum(), abs=1e-4 * np.abs(r).sum())  # epsilon 1e-6 over denominators >= 0.01
 
 
+@pytest.mark.parametrize("layer_name", LAYERS)
+@pytest.mark.parametrize("rule", [r for r in GOLDEN if r not in ("flat",)])
+def test_knowing_the_signs_changes_the_cost_and_not_the_relevance(rule, layer_name):
+    """The short ways for inputs >= 0 (fewer convolutions, both halves stacked in one) against the long one."""
+    layer, op_type = LAYERS[layer_name], layer_name.split()[0]
+    feeds = sample(layer, np.random.default_rng(0), np.float64)
+    fixed = case(x=layer.inputs["x"], **{k: v for k, v in feeds.items() if k != "x"}, **layer.attributes)
+    built = [one_node(op_type, fixed, np.float64, rule=parse_rule(rule), positive=known) for known in (False, True)]
+    r = np.random.default_rng(1).standard_normal(built[0].shape)
+    found = [evaluate(b.proto, {"x": np.abs(feeds["x"]), "seed": r})["x.relevance"] for b in built]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-9)  # float64, other order of summation
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_says_what_it_is_and_who_says_so(name):
     entry = RULES[name]
