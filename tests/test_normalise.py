@@ -337,3 +337,30 @@ def test_the_source_is_left_alone():
     before = ir.to_proto(source.model).SerializeToString(deterministic=True)
     normalise(source, ["c"])
     assert ir.to_proto(source.model).SerializeToString(deterministic=True) == before
+
+
+def test_an_op_of_onnxruntime_in_the_standard_domain_cannot_be_raised():
+    body = "y = SimplifiedLayerNormalization (x, w)"
+    proto = model(graph(body, "float[N, 3] x", "float[N, 3] y", opset=17), w=weights(3))
+    with pytest.raises(UnsupportedModel, match="SimplifiedLayerNormalization"):
+        normalise(from_proto(proto))
+
+
+def test_shapes_computed_in_the_graph_are_followed():
+    """Heads split as transformers write it: [N, L, 8] -> [N, L, 2, 4], lengths from Shape, Gather and Concat."""
+    body = (
+        "s = Shape (x) n = Gather (s, zero) l = Gather (s, one) nu = Unsqueeze (n, first) lu = Unsqueeze (l, first) "
+        "t = Concat <axis = 0> (nu, lu, two, four) h = Reshape (x, t) y = Transpose <perm = [0, 2, 1, 3]> (h)"
+    )
+    numbers = {
+        "zero": np.int64(0),
+        "one": np.int64(1),
+        "first": np.int64([0]),
+        "two": np.int64([2]),
+        "four": np.int64([4]),
+    }
+    proto = model(graph(body, "float[N, L, 8] x", "float[A, B, C, D] y"), **numbers)
+    result = same_answers(proto, {"x": weights(3, 5, 8)}, {"x": weights(1, 2, 8)})
+    (y,) = result.model.graph.outputs
+    assert [dim if isinstance(dim, int) else dim.value for dim in y.shape] == ["N", 2, "L", 4]
+    assert ops(result) == {"Reshape": 1, "Transpose": 1}

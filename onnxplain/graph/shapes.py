@@ -7,7 +7,7 @@ lists of such products, and what comes after is inferred again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -102,6 +102,7 @@ def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) 
     graph = model.graph
     contents: dict[ir.Value, list[Entry]] = {}
     changed: set[ir.Value] = set()
+    given = {dim for value in graph.inputs for dim in _dims(value) or [] if isinstance(dim, str)}
     for node in graph:
         known = {value: _dims(value) for value in node.outputs}
         if any(value in changed for value in node.inputs) or any(_open(shape) for shape in known.values()):
@@ -111,7 +112,7 @@ def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) 
             if node.outputs[0].type is None:
                 node.outputs[0].type = node.inputs[0].type
         else:
-            solved = _solve(node, contents)
+            solved = _solve(node, contents, given)
         if solved is not None:
             _merge(node.outputs[0], solved)
         content = _content(node, contents)
@@ -321,7 +322,7 @@ def _total(entries: Sequence[Entry]) -> Entry:
     return reduce(Product.__mul__, [entry for entry in entries if entry is not None], Product())
 
 
-def _solve(node: ir.Node, contents: Mapping[ir.Value, list[Entry]]) -> list[Dim] | None:
+def _solve(node: ir.Node, contents: Mapping[ir.Value, list[Entry]], given: Collection[str]) -> list[Dim] | None:
     """The output shape of an op whose shape is data."""
     if node.domain != "" or len(node.inputs) < 2 or node.inputs[0] is None:
         if node.domain == "" and node.op_type == "ConstantOfShape":
@@ -329,7 +330,7 @@ def _solve(node: ir.Node, contents: Mapping[ir.Value, list[Entry]]) -> list[Dim]
             return None if target is None else [None if entry is None else entry.dim() for entry in target]
         return None
     if node.op_type in BROADCASTING:
-        return _broadcast([_dims(value) for value in node.inputs if value is not None])
+        return _broadcast([_dims(value) for value in node.inputs if value is not None], given)
     if node.op_type == "Range":
         start, limit, delta = (_read(value, contents) for value in node.inputs)
         return [limit[0].dim()] if start == [Product(0)] and delta == [Product(1)] and limit and limit[0] else None
@@ -389,8 +390,8 @@ def _slice(node: ir.Node, shape: list[Dim], contents: Mapping[ir.Value, list[Ent
     return result
 
 
-def _broadcast(shapes: Sequence[list[Dim] | None]) -> list[Dim] | None:
-    """Numpy's rule where a symbol meets one that nothing is known of: they are equal, or the model would not run."""
+def _broadcast(shapes: Sequence[list[Dim] | None], given: Collection[str]) -> list[Dim] | None:
+    """Numpy's rule; a symbol of the inputs that meets an unknown one is equal to it, or the model would not run."""
     if any(shape is None for shape in shapes):
         return None
     known = [shape for shape in shapes if shape is not None]
@@ -399,7 +400,7 @@ def _broadcast(shapes: Sequence[list[Dim] | None]) -> list[Dim] | None:
     for i in range(length):
         at = {shape[i - length + len(shape)] for shape in known if i - length + len(shape) >= 0} - {1}
         numbers = [dim for dim in at if isinstance(dim, int)]
-        named = [dim for dim in at if isinstance(dim, str) and not _open([dim]) and "." not in dim]
+        named = [dim for dim in at if isinstance(dim, str) and dim in given]
         if not at:
             result.append(1)
         elif numbers:
