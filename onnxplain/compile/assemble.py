@@ -19,7 +19,7 @@ from onnxplain.composites import LAST_RULES, Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import STREAMS, Backward, Facts
-from onnxplain.graph.node import Node, is_float, rank
+from onnxplain.graph.node import Node, dims, is_float, rank
 from onnxplain.graph.normalise import Normalised
 from onnxplain.graph.patterns import recognise
 from onnxplain.graph.walk import Gradient, Rule, active_values, backward, needed_nodes, prune
@@ -201,6 +201,7 @@ class _Job:
             v for v in touched if v not in self.op.facts.constants and axes.get(v, streams.UNPROVEN) == streams.UNPROVEN
         ]
         lost += [v for v in touched if v in self.active and is_float(v) and axes.get(v) == streams.CONSTANT]
+        lost += self._other_batches()
         heads_ok = all(value.shape is not None and rank(value) and axes.get(value) == 0 for value in self.explained)
         if lost or not heads_ok:
             where = min((str(v.name) for v in lost), default=self.resolved.explained[0])
@@ -209,6 +210,18 @@ class _Job:
             )
             return False
         return True
+
+    def _other_batches(self) -> list[ir.Value]:
+        """Inputs of the explained tensors whose axis 0 is not known to be as long as the first one's.
+
+        Such an input may be one row beside a batch, and then its relevance has to be summed over the batch.
+        """
+        reached = set(self.explained)
+        for node in reversed(self.nodes):
+            if any(value in reached for value in node.outputs):
+                reached.update(value for value in node.inputs if value is not None)
+        batched = [value for value in self.inputs if value in reached and value.shape is not None and rank(value)]
+        return [value for value in batched if dims(value)[0] != dims(batched[0])[0]]
 
     # -- the graph ---------------------------------------------------------------------------------------------------
 
@@ -355,9 +368,13 @@ class _Job:
         else:
             result = rs[0]
         for invalid in poison:
-            axis = op.facts.axes.get(value, 0) if op.facts.free else 0
-            shape = [-1 if i == axis else 1 for i in range(rank(value))]
-            result = op.Where(op.Reshape(invalid, op.ints(shape)), float("nan"), result)
+            axis = op.stream_axis(value)
+            if axis is None:  # which rows belong to which seed is not known: all of them
+                invalid = op.ReduceMax(op.Cast(invalid, to=int(ir.DataType.INT32)), keepdims=0)
+                invalid = op.Cast(invalid, to=int(ir.DataType.BOOL))
+            else:
+                invalid = op.Reshape(invalid, op.ints([-1 if i == axis else 1 for i in range(rank(value))]))
+            result = op.Where(invalid, float("nan"), result)
         return op.reshaped(result, op.stream_shape(value))
 
     def _output(self, value: ir.Value, name: str, source: str) -> None:
@@ -378,12 +395,15 @@ class _Job:
         """Provenance and the model's outside."""
         free = self.op.facts.free
         content: dict[str, Any] = {
-            "onnxplain": __version__,
-            "source_sha256": self.normalised.source.sha256,
+            "version": __version__,
+            "sha256": self.normalised.source.sha256,
             "method": self.recipe.name,
-            "options": self.recipe.options,
-            "composite": self.recipe.composite.name,
-            "entries": self.recipe.composite.text(),
+            "recipe": {
+                "composite": self.recipe.composite.name,
+                "entries": self.recipe.composite.text(),
+                "passes": list(self.recipe.passes),
+                **self.recipe.options,
+            },
             "seeds": self.seeds,
             "relevances": self.relevances,
             "heads": dict(self.resolved.heads),
@@ -398,8 +418,18 @@ class _Job:
         if self.request.ledger:
             content["ledger"] = {"rows": self.ledger_rows, "columns": list(COLUMNS)}
         provenance.write(self.model, content)
+        self._restore_ports()
         self.model.producer_name, self.model.producer_version = "onnxplain", __version__
         return Compiled(self.model, self.seeds, self.relevances, free, content, self.notes, seconds)
+
+
+    def _restore_ports(self) -> None:
+        """The model's own inputs and outputs as the source declares them: inference named their open lengths."""
+        source = self.normalised.source.model.graph
+        declared = {value.name: value for value in (*source.inputs, *source.outputs)}
+        for value in (*self.graph.inputs, *self.graph.outputs):
+            if (original := declared.get(value.name)) is not None:
+                value.shape = None if original.shape is None else original.shape.copy()
 
 
 def rule_text(rule: Rule, node: Node) -> str:
