@@ -364,3 +364,10 @@ def test_shapes_computed_in_the_graph_are_followed():
     (y,) = result.model.graph.outputs
     assert [dim if isinstance(dim, int) else dim.value for dim in y.shape] == ["N", 2, "L", 4]
     assert ops(result) == {"Reshape": 1, "Transpose": 1}
+
+
+def test_minus_one_is_no_length():
+    """Paddle declares a free batch as the number -1, and a fold would believe it."""
+    proto = model(graph("r = Relu (x) s = Shape (r) y = Cast <to = 1> (s)", "float[N, 3] x", "float[2] y"))
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    same_answers(proto, {"x": weights(4, 3)}, {"x": weights(1, 3)})

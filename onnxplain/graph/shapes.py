@@ -90,7 +90,7 @@ def infer_shapes(model: ir.Model) -> None:
         passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     for value, shape in declared.items():
         if value.shape is None and shape is not None:
-            value.shape = ir.Shape([dim if isinstance(dim, int) else None for dim in shape])
+            value.shape = ir.Shape([dim if isinstance(dim, int) and dim >= 0 else None for dim in shape])
     refine(model)
 
 
@@ -141,7 +141,7 @@ def _forget(model: ir.Model) -> None:
 
 
 def _meaningless(dim: Dim) -> bool:
-    return dim is None or dim in MEANINGLESS
+    return dim is None or dim in MEANINGLESS or (isinstance(dim, int) and dim < 0)
 
 
 def _name_axes(value: ir.Value) -> None:
