@@ -140,7 +140,16 @@ def _known(source: Source, keep: Sequence[str]) -> list[str]:
     graph = source.model.graph
     names = [v.name for v in graph.inputs] + list(graph.initializers) + [v.name for n in graph for v in n.outputs]
     known = {name for name in names if name}
+    side = {
+        v.name: node for node in graph for v in node.outputs[1:] if node.op_type in ("Dropout", "BatchNormalization")
+    }
     for name in keep:
+        if name in side:
+            near = side[name].outputs[0].name
+            raise UnsupportedModel(
+                f"the tensor {name!r} is a by-product of training ({side[name].op_type}) and cannot be kept; "
+                f"the nearest that can is {near!r}"
+            )
         if name in known:
             continue
         inner = next((n for n in graph for body in _bodies(n) for m in body.all_nodes() if name in _made(m)), None)
