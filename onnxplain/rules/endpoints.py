@@ -41,35 +41,48 @@ def seed_times_output(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Valu
 
 
 def against_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
-    """CLRP1: seed * y - (1 - seed) (sum seed * y) / (n - 1): the target's score, minus the same spread over the others."""
-    others = _others(op, seed, y, "clrp1")
+    """CLRP1: seed * y - (1 - seed) (sum seed * y) / (n - 1): the target's score, minus the same spread over the others.
+
+    The sum is over the n classes; with several positions (N, classes, H, W) each has its own.
+    """
+    axis = class_axis(y, "clrp1")
     relevance = seed * op.real(y)
-    total = op.ReduceSum(relevance, op.ints(range(1, rank(y))), keepdims=1) if rank(y) > 1 else relevance
-    count = dims(y)[-1]
+    total = op.ReduceSum(relevance, op.ints([axis]), keepdims=1)
+    count = dims(y)[axis]
     if isinstance(count, int):
-        return [relevance - others * (total / float(count - 1))]
-    rest = op.Cast(op.Sub(op.size(y, rank(y) - 1), op.ints([1])), to=int(seed.dtype or ir.DataType.FLOAT))
-    return [relevance - others * (total / rest)]
+        share = total / float(count - 1)
+    else:
+        rest = op.Sub(op.size(y, axis), op.ints([1]))
+        share = total / op.Cast(rest, to=int(seed.dtype or ir.DataType.FLOAT))
+    return [relevance - (1.0 - seed) * share]
 
 
 def magnitude_and_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
     """CLRP1 as its code has it: |y| on the target, and in a second pass |y| on every other class."""
     size = op.Abs(op.real(y))
-    return [seed * size, _others(op, seed, y, "clrp1") * size]
+    asked = op.ReduceMax(seed, op.ints([class_axis(y, "clrp1")]), keepdims=1)  # at positions that have a target
+    return [seed * size, (asked - seed) * size]
+
+
+def class_axis(y: ir.Value, method: str) -> int:
+    """The axis of the classes: the only one behind the batch that is longer than 1, else axis 1 (the last for rank 3)."""
+    shape = dims(y)
+    known = [axis for axis in range(1, len(shape)) if isinstance(shape[axis], int) and shape[axis] != 1]
+    if len(known) == 1:
+        return known[0]
+    chosen = {2: 1, 3: 2}.get(len(shape), 1)
+    if len(shape) < 2 or shape[chosen] == 1:
+        raise UnsupportedModel(
+            f"{method} contrasts a class with the others, and {y.name} of shape {shape} has one class only. Use clrp2, or "
+            f"name a tensor with several classes by --explain."
+        )
+    return chosen
 
 
 def magnitude_twice(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
     """CLRP2 as its code has it: |y| on the target, in two passes of which the second negates the last weights."""
     size = seed * op.Abs(op.real(y))
     return [size, size]
-
-
-def _others(op: Backward, seed: ir.Value, y: ir.Value, method: str) -> ir.Value:
-    if rank(y) < 2 or dims(y)[-1] == 1:
-        raise UnsupportedModel(
-            f"{method} contrasts a class with the others, and {y.name} has shape {dims(y)}. Use clrp2, or --explain a (N, classes) tensor."
-        )
-    return op.Sub(1.0, seed)  # type: ignore[no-any-return]
 
 
 def _token_axes(op: Backward, embedding: ir.Value) -> ir.Value:
