@@ -7,10 +7,10 @@ import hashlib
 import numpy as np
 import onnx
 import pytest
+from nets import NAMES, compiled, net, normal, one_hot, plain, relu_net, repository, sample
 
 from onnxplain import Explainer
 from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
-from nets import NAMES, compiled, net, normal, one_hot, plain, relu_net, repository, sample
 
 
 def describe(value: onnx.ValueInfoProto) -> tuple:

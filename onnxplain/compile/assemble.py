@@ -19,7 +19,7 @@ from onnxplain.composites import LAST_RULES, Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import STREAMS, Backward, Facts
-from onnxplain.graph.node import Node, dims, is_float, rank
+from onnxplain.graph.node import Node, dims, is_float, rank, static
 from onnxplain.graph.normalise import Normalised
 from onnxplain.graph.patterns import recognise
 from onnxplain.graph.walk import Gradient, Rule, active_values, backward, needed_nodes, prune
@@ -263,8 +263,7 @@ class _Job:
         op = self.op
         dtype = ir.DataType.DOUBLE if y.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
         if self.request.seed == "tensor":
-            seed = self._input(f"{y.name}.seed", op.stream_shape(y), dtype)
-            return seed, None
+            return self._exact(self._input(f"{y.name}.seed", op.stream_shape(y), dtype), y), None
         shape = op.stream_shape(y)
         if not shape:
             raise UsageError(f"--seed index: {y.name} has rank 0, there is nothing to index. Use --seed tensor.")
@@ -293,7 +292,13 @@ class _Job:
             hits = hit if hits is None else op.And(hits, hit)
         seed = op.Cast(hits, to=int(dtype))
         self.op.reshaped(seed, shape)
-        return seed, op.Not(valid)
+        return self._exact(seed, y), op.Not(valid)
+
+    def _exact(self, seed: ir.Value, y: ir.Value) -> ir.Value:
+        """Where streams are not free, refuse a seed of another shape when it comes: onnxruntime compares no symbols."""
+        if self.op.facts.free or static(y) is not None:
+            return seed
+        return self.op.reshaped(self.op.Reshape(seed, self.op.Shape(y)), dims(y))
 
     def _input(self, name: str, shape: Sequence[int | str | None], dtype: ir.DataType) -> ir.Value:
         if name in self.values:
