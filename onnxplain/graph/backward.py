@@ -97,14 +97,13 @@ class Backward(Builder):
 
     def zeros(self, g: ir.Value, x: ir.Value) -> ir.Value:
         """Zeros in the shape of `x`, with the streams of `g` (any tensor of the same stream count)."""
-        axis = self.stream_axis(x)
-        return self.expand(self.constant(0.0, g.dtype) if axis is None else self._zero_column(g, x, axis), x)  # type: ignore[arg-type]
-
-    def _zero_column(self, g: ir.Value, x: ir.Value, axis: int) -> ir.Value:
-        source = next(i for i, dim in enumerate(dims(g)) if dim == STREAMS)
-        count = self.size(g, source)
-        shape = self.Concat(*(count if i == axis else self.ints([1]) for i in range(rank(x))), axis=0)
-        return self.Expand(self.constant(0.0, g.dtype), shape)  # type: ignore[arg-type, no-any-return]
+        axis, dtype = self.stream_axis(x), g.dtype
+        assert dtype is not None
+        if axis is None:
+            return self.expand(self.constant(0.0, dtype), x)
+        streams = self.size(g, dims(g).index(STREAMS))
+        shape = self.Concat(*(streams if i == axis else self.size(x, i) for i in range(rank(x))), axis=0)
+        return self.reshaped(self.Expand(self.constant(0.0, dtype), shape), self.stream_shape(x))
 
     def unbroadcast(self, r: ir.Value, x: ir.Value) -> ir.Value:
         """Sum `r` over the axes along which `x` was stretched; never over the stream axis."""

@@ -90,7 +90,7 @@ class Builder:
         array = np.asarray(value, dtype=dtype.numpy())
         key = (dtype.name, array.tobytes(), array.shape)
         if key not in self._constants:
-            text = f"{array.item():g}" if array.size == 1 else f"{array.size}x{len(self._constants)}"
+            text = f"{array.item():g}" if array.size == 1 else f"{array.dtype}{list(array.shape)}".replace(" ", "")
             name = self._unique(f"{self.prefix}/const/{text}")
             result = ir.Value(
                 name=name,

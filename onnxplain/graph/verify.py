@@ -19,7 +19,6 @@ TOLERANCE = 1e-5  # of the largest value
 HALF_TOLERANCE = 1e-2  # the same for float16, which carries 11 bits
 SQUASHING = {"Sigmoid", "Softmax", "LogSoftmax", "HardSigmoid", "Tanh"}
 SHAPED = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Transpose"}
-FLOOR = 0.05  # a largest value below this counts as this: a sigmoid near 0 is rounded like its 1 - y, not like y
 ATTEMPTS = 40  # feeds tried before giving up
 
 
