@@ -121,7 +121,7 @@ class _Job:
         self.op.constants = set(constants)
         self.wanted = self._wanted()
         self.active = active_values(self.nodes, self.wanted, self._passes)
-        self.path = needed_nodes(self.nodes, self.explained, self.active)
+        self.path = needed_nodes(self.nodes, self.explained, self.active, self._passes)
         self._check_reached()
         self.op.facts.free = self._streams_are_free()
         known = self.path if strict else [node for node in self.path if _has_derivative(node)]
@@ -167,13 +167,17 @@ class _Job:
             return any(is_float(out) for out in node.outputs)
         if node.op_type == "Gather" and index == 1:
             return node.inputs[0] in self.op.facts.constants and is_float(node.y)
+        if ir.DataType.BOOL in (value.dtype, node.y.dtype):
+            return False
         if index == 0 and node.op_type == "Cast":
-            return value.dtype != ir.DataType.BOOL
+            return True
         entry = OPS.get(node.op_type)
         return index == 0 and entry is not None and entry.kind == "routing" and not is_float(node.y)
 
     def _check_reached(self) -> None:
-        reached = {value for node in self.path for value in node.inputs if value is not None} | set(self.explained)
+        reached = {
+            v for node in self.path for i, v in enumerate(node.inputs) if v is not None and self._passes(node, i)
+        } | set(self.explained)
         missing = [name for value, name in self.wanted.items() if value not in reached]
         for value in [value for value in self.wanted if value not in reached]:
             del self.wanted[value]
@@ -334,7 +338,9 @@ class _Job:
         """At a table look-up of integer tokens, or a Cast from integers, relevance turns to the integers."""
         if node.op_type == "Gather" and node.inputs[1] in self.active and node.inputs[0] not in self.active:
             return lambda op, n, g: [None, self._tokens(n, g)]
-        if node.op_type == "Cast" and not is_float(node.x) and is_float(node.y):
+        if node.op_type == "Cast" and not is_float(node.x):
+            if not is_float(node.y):
+                return lambda op, n, g: [g]  # type: ignore[list-item]
             return lambda op, n, g: [self.recipe.finish.combine(op, [g], n.y)]  # type: ignore[list-item]
         return None
 

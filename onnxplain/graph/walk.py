@@ -26,13 +26,21 @@ def active_values(
     return active
 
 
-def needed_nodes(nodes: Sequence[Node], explained: Collection[ir.Value], active: Collection[ir.Value]) -> list[Node]:
-    """The nodes on a path from `explained` back to active tensors, last first."""
+def needed_nodes(
+    nodes: Sequence[Node],
+    explained: Collection[ir.Value],
+    active: Collection[ir.Value],
+    passes: Callable[[Node, int], bool] = lambda node, index: True,
+) -> list[Node]:
+    """The nodes on a path from `explained` back to active tensors, last first. passes: as in `active_values`."""
     reached, path = set(explained), []
     for node in reversed(nodes):
-        if any(value in reached for value in node.outputs) and any(value in active for value in node.inputs):
+        if not any(value in reached for value in node.outputs):
+            continue
+        onwards = [v for i, v in enumerate(node.inputs) if v is not None and v in active and passes(node, i)]
+        if onwards:
             path.append(node)
-            reached.update(value for value in node.inputs if value is not None and value in active)
+            reached.update(onwards)
     return path
 
 
