@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain import __version__
-from onnxplain.compile import provenance
+from onnxplain.compile import cuda, provenance
 from onnxplain.compile.contract import Request, Resolved, candidates, tensors
+from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, NAME, Ledger
 from onnxplain.composites import LAST_RULES, Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
@@ -25,8 +26,6 @@ from onnxplain.graph.patterns import recognise
 from onnxplain.graph.walk import Gradient, Rule, active_values, backward, needed_nodes, prune
 from onnxplain.rules.endpoints import Finish, Start
 from onnxplain.vjp import OPS, axis_rules, lookup, sign_rules
-
-VERIFIED_ON_CUDA = 21  # opset above which onnxruntime's CUDA kernels lag behind
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,7 @@ class _Job:
         self.explained = [self._value(name) for name in resolved.explained]
         self.inputs = [value for value in self.graph.inputs if value.name not in self.graph.initializers]
         opset = self.graph.opset_imports.get("", 18)
-        if opset > VERIFIED_ON_CUDA:
-            self.notes.append(f"opset {opset}: not verified on CUDA, whose kernels lag above opset {VERIFIED_ON_CUDA}")
+        self.notes += cuda.notes(self.graph)
         self.forward_count = len(list(self.graph))
         single = [Node.of(node, opset) for node in self.graph]
         protected = {self._value(name) for name in resolved.protected}
@@ -261,6 +259,9 @@ class _Job:
             self._output(result, NAME, "")
             self.ledger_rows = ledger.rows
         prune(self.graph, self.forward_count)
+        share(self.graph, self.forward_count)
+        if self.request.fold:
+            fold(self.model, self.forward_count)
 
     def _seed(self, y: ir.Value) -> tuple[ir.Value, ir.Value | None]:
         """The seed of one explained tensor, and for `--seed index` which streams have an index out of range."""
