@@ -14,11 +14,13 @@ import onnx_ir as ir
 from onnxplain import session as sessions
 from onnxplain.compile import Compiled, Request, compile_graph, resolve
 from onnxplain.compile.ledger import NAME as LEDGER
+from onnxplain.compile.save import INLINE_LIMIT, save
 from onnxplain.composites import Bounds
 from onnxplain.errors import ConversionChanged, InputError, UsageError
 from onnxplain.explanation import Explanation
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
+from onnxplain.graph.outline import in_parts, runtime
 from onnxplain.graph.verify import mismatch
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
@@ -71,7 +73,7 @@ class Subject:
             for name in self.resolved.protected:
                 if values[name] not in model.graph.outputs and not values[name].is_graph_input():
                     model.graph.outputs.append(values[name])
-            self._forward = Session(serialised(model), self.provider, self.threads)
+            self._forward = _session(model, self.provider, self.threads)
         names = [n for n in (outputs or self._forward.outputs) if n not in feeds]
         found = self._forward.run(feeds, names)
         return {**found, **{n: feeds[n] for n in outputs or () if n in feeds}}
@@ -135,12 +137,12 @@ class Explainer:
     def session(self) -> Session:
         """The compiled graph in onnxruntime; created when first used."""
         if self._session is None:
-            self._session = Session(serialised(self.compiled.model), self.subject.provider, self.subject.threads)
+            self._session = _session(self.compiled.model, self.subject.provider, self.subject.threads)
         return self._session
 
     def save(self, path: str | Path) -> None:
         """Write the compiled graph; any onnxruntime runs it."""
-        self.compiled.save(Path(path))
+        save(self.compiled.model, Path(path), self.subject.source.path)
 
     def verify(self, path: str | Path | None = None) -> None:
         """Run the compiled graph (or the file at `path`) on the sample of normalisation: forward values must be the model's.
@@ -148,7 +150,7 @@ class Explainer:
         Raises ConversionChanged.
         """
         expected = self.subject.normalised.reference
-        session = Runtime(serialised(self.compiled.model) if path is None else Path(path))  # unoptimised: starts faster
+        session = runtime(self.compiled.model) if path is None else Runtime(Path(path))  # unoptimised: starts faster
         names = [str(v.name) for v in self.subject.source.model.graph.outputs]
         seeds = {}
         for name, source in self.compiled.seeds.items():
@@ -303,9 +305,19 @@ def bytes_per_stream(model: ir.Model) -> int:
     return sum(sizes) // 3 + 1  # onnxruntime reuses buffers; a third is what large networks were seen to take
 
 
-def serialised(model: ir.Model) -> bytes | Path:
-    """A model for onnxruntime."""
-    return ir.to_proto(model).SerializeToString()
+def _session(model: ir.Model, provider: str, threads: int) -> Session:
+    """A model in onnxruntime; weights that are large or lie in other files go beside it."""
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    if sum(t.nbytes for t in tensors) < INLINE_LIMIT and not any(isinstance(t, ir.ExternalTensor) for t in tensors):
+        return Session(serialised(model), provider, threads)
+    content, weights = in_parts(model)
+    return Session(content, provider, threads, weights)
+
+
+def serialised(model: ir.Model) -> bytes:
+    """A model as onnxruntime takes it in memory, up to 2 GB."""
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -19,7 +18,6 @@ Array = NDArray[Any]
 Provider = Literal["auto", "cuda", "cpu"]
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 SHARE_OF_MEMORY = 0.4  # of what is free, for the activations of one run
-INLINE_LIMIT = 2**31 - 2**20  # bytes; a larger protobuf cannot be handed over in memory
 
 
 def providers(choice: str) -> list[str]:
@@ -42,13 +40,18 @@ def _cuda_libraries() -> bool:
 
 
 class Session:
-    """One model in onnxruntime: `run(feeds) -> outputs by name`."""
+    """One model in onnxruntime: `run(feeds) -> outputs by name`. weights: those `model` only declares as external."""
 
-    def __init__(self, model: bytes | Path, provider: str = "auto", threads: int = 0):
+    def __init__(
+        self, model: bytes | Path, provider: str = "auto", threads: int = 0, weights: Mapping[str, Array] | None = None
+    ):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
         wanted = providers(provider)
+        self._weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(w) for name, w in (weights or {}).items()}
+        if self._weights:
+            options.add_external_initializers(list(self._weights), list(self._weights.values()))
         try:
             self._session = onnxruntime.InferenceSession(
                 str(model) if isinstance(model, Path) else model, options, providers=wanted
@@ -77,19 +80,6 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     _, _, reason = text.rpartition("Status Message: ")
     return (reason or text)[:400]
-
-
-class Stored:
-    """A model handed to onnxruntime: in memory while it is small, as a file in a temporary folder above 2 GB."""
-
-    def __init__(self, proto_bytes: bytes | None, save: Any = None):
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        if proto_bytes is not None:
-            self.source: bytes | Path = proto_bytes
-            return
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxplain-")
-        self.source = Path(self._folder.name) / "model.onnx"
-        save(self.source)
 
 
 def free_memory() -> int:

@@ -18,7 +18,6 @@ from onnxplain.cli.options import (
     subject_of,
 )
 from onnxplain.compile import Request
-from onnxplain.errors import InputError
 
 
 @click.command("compile")
@@ -48,7 +47,7 @@ def compile_command(
     explainer = explainer_of(subject, recipe, bounds=bounds)
     path = output or Path(f"{resolved.name}.{recipe.method}.onnx")
     written = time.perf_counter()
-    write_model(explainer, path)
+    explainer.save(path)
     seconds: dict[str, Any] = {**subject.seconds, "backward": explainer.compiled.seconds}
     checked = time.perf_counter()
     explainer.verify(path)
@@ -62,21 +61,3 @@ def compile_command(
     click.echo(f"  out  {', '.join(str(v.name) for v in graph.outputs)}")
     parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
     click.echo(f"  time {time.perf_counter() - begun:.2f} s: {parts}")
-
-
-def write_model(explainer: Any, path: Path) -> None:
-    """Write the compiled graph so that a failure leaves nothing behind."""
-    staged = path.with_name(f".{path.name}.partial")
-    data = staged.with_name(staged.name + ".data")
-    try:
-        if not path.parent.is_dir():
-            raise InputError(f"cannot write {path}: the folder {path.parent} does not exist.")
-        if path.is_dir():
-            raise InputError(f"cannot write {path}: it is a folder; give a file name.")
-        explainer.save(staged)
-        staged.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        staged.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)

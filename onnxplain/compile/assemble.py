@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,10 +50,6 @@ class Compiled:
     provenance: dict[str, Any]
     notes: list[str]
     seconds: float
-
-    def save(self, path: Path) -> None:
-        """Write the graph; weights that lie in external files stay there when `path` is in the same folder."""
-        ir.save(self.model, path)
 
 
 def compile_graph(normalised: Normalised, resolved: Resolved, recipe: Recipe, request: Request) -> Compiled:

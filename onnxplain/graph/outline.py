@@ -41,8 +41,8 @@ def outline(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtoc
     return proto, weights
 
 
-def runtime(model: ir.Model) -> Runtime:
-    """The model in onnxruntime, its weights read where they lie."""
+def in_parts(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The model without its larger weights, and these as arrays, read where they lie."""
     proto, weights = outline(model)
     proto.ir_version = max(proto.ir_version, 4)  # below, weights would have to be inputs
     arrays: dict[str, np.ndarray] = {}
@@ -54,7 +54,13 @@ def runtime(model: ir.Model) -> Runtime:
         else:
             embedded = ir.tensor(array, dtype=tensor.dtype, name=name)
             declared[name].CopyFrom(ir.serde.serialize_tensor(embedded))
-    return Runtime(proto.SerializeToString(), weights=arrays)
+    return proto.SerializeToString(), arrays
+
+
+def runtime(model: ir.Model) -> Runtime:
+    """The model in onnxruntime, its weights read where they lie."""
+    content, weights = in_parts(model)
+    return Runtime(content, weights=weights)
 
 
 def as_inputs(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]) -> onnx.ModelProto:

@@ -1,0 +1,79 @@
+"""Write a compiled graph: in one piece while it fits, its weights never doubled, all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxplain.errors import InputError
+
+INLINE_LIMIT = 2**31 - 2**24  # bytes of weights that one protobuf file holds beside its nodes
+SMALL = 1024  # bytes; smaller weights stay in the model file
+
+
+def save(model: ir.Model, path: Path, source: Path | None = None) -> None:
+    """Write `model` to `path`, replacing what is there. source: the file it was made from, which must not be that.
+
+    Weights in external files stay there when these lie in the folder of `path`. Elsewhere, and above 2 GB, the weights
+    go to `<path>.data`, because onnxruntime reads no weights outside a model's folder. Raises InputError.
+    """
+    path = Path(path)
+    if not path.name or path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give a file name.")
+    if source is not None and path.resolve() == Path(source).resolve():
+        raise InputError(f"cannot write {path}: it is the model to be explained; give another name.")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist.")
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _write(model, folder / path.name, path.parent.resolve())
+        for written in sorted(folder.iterdir(), key=lambda p: p.name == path.name):  # the model file last
+            _permit(written)
+            os.replace(written, path.parent / written.name)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(model: ir.Model, path: Path, home: Path) -> None:
+    model = model.clone()
+    outside, inline = False, 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = moved = _seen_from(home, tensor)
+            outside |= moved is tensor
+        elif tensor is not None:
+            inline += tensor.nbytes
+    if outside or inline > INLINE_LIMIT:
+        data = path.with_name(f"{path.name}.data")
+        ir.save(model, path, external_data=data.name, size_threshold_bytes=SMALL)
+        if not data.stat().st_size:  # every weight was small
+            data.unlink()
+    else:
+        ir.save(model, path)
+
+
+def _seen_from(home: Path, tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The tensor with its file named from the folder `home`; itself where the file lies outside."""
+    file = Path(tensor.path).resolve()
+    if not file.is_relative_to(home):
+        return tensor
+    location = file.relative_to(home).as_posix()
+    return ir.ExternalTensor(
+        location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name or "", base_dir=home
+    )
+
+
+def _permit(path: Path) -> None:
+    """The permissions a file made in the usual way would have."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
