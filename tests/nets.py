@@ -135,3 +135,32 @@ def one_hot(shape: tuple[int, ...], *classes: int, dtype: type = np.float32) -> 
     for row, index in enumerate(classes):
         seed[(row, index)] = 1
     return seed
+
+
+def widened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph in float64, for onnx's evaluator: onnxruntime's CPU has no float64 Conv to verify one with."""
+    single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+
+    def wide(tensor: onnx.TensorProto) -> None:
+        if tensor.data_type == single:
+            array = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+    def graph(g: onnx.GraphProto) -> None:
+        del g.value_info[:]
+        for tensor in g.initializer:
+            wide(tensor)
+        for value in (*g.input, *g.output):
+            if value.type.tensor_type.elem_type == single:
+                value.type.tensor_type.elem_type = double
+        for node in g.node:
+            for attribute in node.attribute:
+                wide(attribute.t)
+                if attribute.HasField("g"):
+                    graph(attribute.g)
+                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == single:
+                    attribute.i = double
+
+    graph(model.graph)
+    return model

@@ -336,14 +336,13 @@ class _Job:
             return lambda op, n, g: [None, self._tokens(n, g)]
         if node.op_type == "Cast" and not is_float(node.x):
             if not is_float(node.y):
-                return lambda op, n, g: [g]  # type: ignore[list-item]
-            return lambda op, n, g: [self.recipe.finish.combine(op, [g], n.y)]  # type: ignore[list-item]
+                return lambda op, n, g: [g]
+            return lambda op, n, g: [self.recipe.finish.combine(op, [g], n.y)]
         return None
 
-    def _tokens(self, node: Node, g: ir.Value | list[Gradient]) -> ir.Value:
+    def _tokens(self, node: Node, g: ir.Value) -> ir.Value:
         """Relevance per token: the finish at the embedding, summed over the feature axes."""
         op = self.op
-        assert isinstance(g, ir.Value)
         axis = node.attr("axis", 0) % rank(node.x)
         features = rank(node.x) - 1
         if axis != 0 or features < 1:
@@ -428,7 +427,6 @@ class _Job:
         self._restore_ports()
         self.model.producer_name, self.model.producer_version = "onnxplain", __version__
         return Compiled(self.model, self.seeds, self.relevances, free, content, self.notes, seconds)
-
 
     def _restore_ports(self) -> None:
         """The model's own inputs and outputs as the source declares them: inference named their open lengths."""

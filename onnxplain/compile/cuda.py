@@ -34,7 +34,7 @@ def has_kernel(node: ir.Node, opset: int) -> bool:
         schema = onnx.defs.get_schema(node.op_type, opset)
     except onnx.defs.SchemaError:
         return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    return bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]
 
 
 def _lopsided(node: ir.Node) -> bool:

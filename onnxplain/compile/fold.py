@@ -21,7 +21,8 @@ PLAIN = {
 
 def share(graph: ir.Graph, first: int) -> None:
     """Where a node behind the first `first` ones does what an earlier of these did, use the earlier one's results."""
-    outputs, seen = set(graph.outputs), {}
+    outputs = set(graph.outputs)
+    seen: dict[Hashable, ir.Node] = {}
     for node in list(graph)[first:]:
         key = _key(node)
         if key is None:
@@ -68,7 +69,7 @@ def fold(model: ir.Model, first: int) -> None:
             continue
         name = str(value.name)
         tensor = ir.tensor(found[name], dtype=value.dtype, name=name)
-        stored = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=value.type, const_value=tensor)
+        stored = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=value.type, const_value=tensor)
         value.replace_all_uses_with(stored)
         value.name = f"{name}/made"  # leaves the name to the initializer
         graph.register_initializer(stored)

@@ -31,10 +31,12 @@ class Ledger:
     def add(self, node: Node, outputs: list[Gradient], inputs: list[Gradient]) -> None:
         """After it: sum what arrived, what left, what was absorbed."""
         booked = self.op.absorbed or {}
-        columns = [self._sum(outputs, node.outputs), self._sum(inputs, node.inputs)]
-        for column in COLUMNS[2:]:
-            amounts: list[Gradient] = list(booked.get(column, []))
-            columns.append(self._sum(amounts, [node.y] * len(amounts)))
+        columns = []
+        moved = {"in": (outputs, node.outputs), "out": (inputs, node.inputs)}
+        for column in COLUMNS:
+            amounts, tensors = moved.get(column, ([], ()))
+            more: list[Gradient] = list(booked.get(column, []))
+            columns.append(self._sum([*amounts, *more], [*tensors, *[node.y] * len(more)]))
         self.rows.append(node.name or str(node.y.name))
         self._parts.append(self.op.Concat(*columns, axis=1))
         self.op.absorbed = {}

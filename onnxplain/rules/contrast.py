@@ -38,7 +38,7 @@ def contrast(base: RuleCall) -> RuleCall:
 
     def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
         result: list[Gradient] = []
-        for up, down in zip(base(op, node, r), against(op, node, r), strict=True):
+        for up, down in zip(base(op, node, r), _on_the_other_side(op, node, r, against), strict=True):
             if up is None or down is None:
                 result.append(None)
                 continue
@@ -49,6 +49,20 @@ def contrast(base: RuleCall) -> RuleCall:
         return result
 
     return RuleCall(f"contrast {base.name}", base.options, apply)
+
+
+def _on_the_other_side(op: Backward, node: Node, r: ir.Value | list[Gradient], rule: RuleCall) -> Sequence[Gradient]:
+    """`rule`, with what it takes in and absorbs booked with the other sign, since its result is subtracted."""
+    if op.absorbed is None:
+        return rule(op, node, r)
+    books, op.absorbed = op.absorbed, {}
+    result = rule(op, node, r)
+    taken = {**op.absorbed, "in": [value for value in (r if isinstance(r, list) else [r]) if value is not None]}
+    op.absorbed = books
+    for column, amounts in taken.items():
+        for amount in amounts:
+            op.absorb(column, op.Neg(amount), node)
+    return result
 
 
 __all__ = ["CITE", "Rule", "contrast", "opposite"]

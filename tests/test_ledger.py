@@ -1,0 +1,104 @@
+"""The ledger: for every node, what came in is what went on plus what was absorbed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from nets import compiled, net, normal, one_hot, relu_net, widened
+from support import evaluate
+
+from onnxplain.composites import COMPOSITES
+
+LRP = [name for name in COMPOSITES if COMPOSITES[name].make(None).relevance]
+BOUNDS = ([-4.0, -4.0], [4.0, 4.0])
+COLUMNS = ("in", "out", "bias", "stabiliser", "padding")
+X, SEED = normal(2, 2, 6, 6, dtype=np.float64), one_hot((2, 4), 1, 3, dtype=np.float64)
+
+
+def residual() -> object:
+    """Two branches of convolutions that meet in an Add and a Concat, padded, with an AveragePool and a Clip."""
+    return net(
+        """g (float[N, 2, 6, 6] x) => (float[N, 4] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+            b = Relu (a)
+            c = Conv <pads = [2, 2, 2, 2], dilations = [2, 2]> (b, w2, b2)
+            d = Add (b, c)
+            e = Relu (d)
+            f = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (e)
+            h = Concat <axis = 1> (f, f)
+            i = GlobalAveragePool (h)
+            j = Flatten (i)
+            y = Gemm <transB = 1> (j, w3, b3)
+        }""",
+        w1=normal(3, 2, 3, 3, seed=1),
+        b1=normal(3, seed=2),
+        w2=normal(3, 3, 3, 3, seed=3),
+        b2=normal(3, seed=4),
+        w3=normal(4, 6, seed=5),
+        b3=normal(4, seed=6),
+    )
+
+
+def ledger(model, folder, method="lrp", **options):
+    file = compiled(model, folder, method, ledger=True, **options)
+    seed = next(name for name in file.inputs if name.endswith(".seed"))
+    return file, evaluate(widened(file.proto), {"x": X, seed: SEED})
+
+
+def closes(rows: np.ndarray, names: list[str]) -> None:
+    """rows (streams, nodes, 5): in = out + bias + stabiliser + padding, to 1e-6 of what went through."""
+    gap = np.abs(rows[..., 0] - rows[..., 1:].sum(-1))
+    scale = np.maximum(np.abs(rows).max(-1), 1e-12)
+    worst = np.unravel_index((gap / scale).argmax(), gap.shape)
+    assert (gap <= 1e-6 * scale).all(), f"{names[worst[1]]}: {dict(zip(COLUMNS, rows[worst], strict=True))}"
+
+
+@pytest.mark.parametrize("bounds", [None, BOUNDS], ids=["no bounds", "bounds"])
+@pytest.mark.parametrize("composite", LRP)
+@pytest.mark.parametrize("make", [relu_net, residual], ids=["relu_net", "residual"])
+def test_every_row_closes(make, composite, bounds, tmp_path):
+    if bounds and composite not in ("epsilon_gamma_box", "deep_taylor", "clrp"):
+        pytest.skip("takes no bounds")
+    file, found = ledger(make(), tmp_path, composite=composite, bounds=bounds)
+    names = file.about["ledger"]["rows"]
+    assert found["onnxplain.ledger"].shape == (2, len(names), 5) and found["onnxplain.ledger"].dtype == np.float64
+    assert tuple(file.about["ledger"]["columns"]) == COLUMNS
+    closes(found["onnxplain.ledger"], names)
+
+
+@pytest.mark.parametrize("composite", LRP)
+def test_the_books_agree_with_what_comes_out(composite, tmp_path):
+    file, found = ledger(relu_net(), tmp_path, composite=composite)
+    rows, names = found["onnxplain.ledger"], file.about["ledger"]["rows"]
+    assert names[0].startswith("Gemm") and names[-1].startswith("Conv")
+    np.testing.assert_allclose(rows[:, 0, 0], (found["logits"] * SEED).sum(1), rtol=1e-9)
+    np.testing.assert_allclose(rows[:, -1, 1], found["x.relevance"].sum((1, 2, 3)), rtol=1e-9)
+    absorbed = rows[:, :, 2:].sum((1, 2))
+    np.testing.assert_allclose(rows[:, 0, 0], rows[:, -1, 1] + absorbed, rtol=1e-6)
+
+
+def test_without_bias_and_padding_nothing_is_absorbed(tmp_path):
+    _, found = ledger(relu_net(bias=False), tmp_path, composite="epsilon")
+    np.testing.assert_allclose(found["onnxplain.ledger"][..., [2, 4]], 0, atol=1e-12)
+
+
+def test_books_are_kept_per_stream(tmp_path):
+    model = relu_net()
+    file, found = ledger(model, tmp_path)
+    for row in range(2):
+        alone = evaluate(widened(file.proto), {"x": X[row : row + 1], "logits.seed": SEED[row : row + 1]})
+        np.testing.assert_allclose(alone["onnxplain.ledger"][0], found["onnxplain.ledger"][row], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["clrp1", "clrp2"])
+@pytest.mark.parametrize("form", ["paper", "code"])
+def test_contrastive_methods_keep_books_before_the_finish(method, form, tmp_path):
+    file, found = ledger(relu_net(), tmp_path, method, form=form)
+    rows = found["onnxplain.ledger"]
+    assert rows.shape == (2, len(file.about["ledger"]["rows"]), 5) and np.isfinite(rows).all()
+    closes(rows, file.about["ledger"]["rows"])
+
+
+def test_a_gradient_has_books_too(tmp_path):
+    file, found = ledger(relu_net(), tmp_path, "gradient")
+    assert found["onnxplain.ledger"].shape == (2, len(file.about["ledger"]["rows"]), 5)
