@@ -99,7 +99,7 @@ class Explanation:
         if self.ledger is not None:
             arrays["ledger"] = self.ledger
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **{k.replace("/", "_"): v for k, v in arrays.items()})  # type: ignore[arg-type]
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
 
     def panels(self, sample_names: Sequence[str] = (), features: Sequence[str] = ()) -> list[render.Panel]:
