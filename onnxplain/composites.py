@@ -66,8 +66,8 @@ class Composite:
             if place.kind not in RULES[entry.rule.name].kinds:
                 if entry.given and entry.text.startswith("name:"):
                     raise UnsupportedOp(
-                        f"{place.node}: the rule {entry.rule} ({entry.text}) is for {' and '.join(RULES[entry.rule.name].kinds)} "
-                        f"ops, and this one is of kind {place.kind}."
+                        f"{place.node}: the rule {entry.rule} ({entry.text}) is for "
+                        f"{' and '.join(RULES[entry.rule.name].kinds)} ops, and this one is of kind {place.kind}."
                     )
                 continue
             return self._last(place, entry.rule)
@@ -76,8 +76,9 @@ class Composite:
         base = BASE.get(place.kind)
         if base is None:
             raise UnsupportedOp(
-                f"{place.node}: no relevance rule for {place.node.op_type}. Use a gradient method (--method gradient), give it "
-                f"one by `--rule type:{place.node.op_type}=…`, or attribute to its output (--attribute-to {place.node.y.name})."
+                f"{place.node}: no relevance rule for {place.node.op_type}. Use a gradient method (--method gradient), give "
+                f"it one by `--rule type:{place.node.op_type}=…`, or attribute to its output (--attribute-to "
+                f"{place.node.y.name})."
             )
         return base(place.node)
 
@@ -294,7 +295,7 @@ def epsilon_alpha2_beta1_flat(bounds: Bounds) -> Composite:
 
 @composite("epsilon_gamma_box", cite=ZENNIT + ", EpsilonGammaBox")
 def epsilon_gamma_box(bounds: Bounds) -> Composite:
-    """Box in the first convolution (gamma where the bounds are unknown), gamma 0.25 in the others, epsilon in dense layers."""
+    """Box in the first convolution (gamma if bounds are unknown), gamma 0.25 in the others, epsilon in dense layers."""
     return first(_box_or(bounds, RULES["gamma"]()), *CONVOLUTIONS) | _layers(RULES["gamma"](), RULES["epsilon"]())
 
 

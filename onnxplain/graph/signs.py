@@ -37,7 +37,7 @@ def nonnegative(nodes: Sequence[Node], rules: Mapping[str, SignRule], known: Seq
 
 
 def always(node: Node, signs: Sequence[bool]) -> bool:
-    """Relu, Sigmoid, Softmax, Exp …"""
+    """Relu, Sigmoid, Softmax, Exp."""
     return True
 
 
@@ -47,7 +47,7 @@ def first(node: Node, signs: Sequence[bool]) -> bool:
 
 
 def every(node: Node, signs: Sequence[bool]) -> bool:
-    """When all inputs are: Add, Mul, Concat, MatMul …"""
+    """When all inputs are: Add, Mul, Concat, MatMul."""
     return all(sign for sign, value in zip(signs, node.inputs, strict=True) if value is not None)
 
 

@@ -12,8 +12,10 @@ from onnxplain.registry import Registry
 
 @dataclass(frozen=True)
 class Form:
-    """One way of running a one-pass method: names of a start and a finish (`rules.endpoints`) and, for each pass over the
-    graph, what it does to the rule of the last linear node ("" leaves it alone).
+    """One way of running a one-pass method.
+
+    start, finish: names in `rules.endpoints`. passes: for each pass over the graph, what it does to the rule of the last
+    linear node ("" leaves it alone).
     """
 
     start: str
@@ -26,7 +28,8 @@ class Method:
     """A method that is wholly in the compiled graph.
 
     composite: the one it takes unless told otherwise. forms: the first is the default. channels: how a picture's
-    channels are reduced to a map. signed: whether the map has two signs. bounded: its first layer wants the input's bounds.
+    channels are reduced to a map. signed: whether the map has two signs. bounded: its first layer wants the input's
+    bounds.
     """
 
     name: str

@@ -21,7 +21,7 @@ Start = Callable[[Backward, ir.Value, ir.Value], list[ir.Value]]
 
 @dataclass(frozen=True)
 class Finish:
-    """combine: relevances of the passes and x -> output, elementwise. token: the same at an embedding, summed per token."""
+    """combine: relevances of the passes and x -> output, elementwise. token: the same, summed over an embedding."""
 
     name: str
     combine: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
@@ -65,7 +65,7 @@ def magnitude_and_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.V
 
 
 def class_axis(y: ir.Value, method: str) -> int:
-    """The axis of the classes: the only one behind the batch that is longer than 1, else axis 1 (the last for rank 3)."""
+    """The axis of the classes: the only one behind the batch longer than 1, else axis 1 (the last for rank 3)."""
     shape = dims(y)
     known = [axis for axis in range(1, len(shape)) if isinstance(shape[axis], int) and shape[axis] != 1]
     if len(known) == 1:
@@ -73,8 +73,8 @@ def class_axis(y: ir.Value, method: str) -> int:
     chosen = {2: 1, 3: 2}.get(len(shape), 1)
     if len(shape) < 2 or shape[chosen] == 1:
         raise UnsupportedModel(
-            f"{method} contrasts a class with the others, and {y.name} of shape {shape} has one class only. Use clrp2, or "
-            f"name a tensor with several classes by --explain."
+            f"{method} contrasts a class with the others, and {y.name} of shape {shape} has one class only. Use "
+            f"clrp2, or name a tensor with several classes by --explain."
         )
     return chosen
 

@@ -1,7 +1,7 @@
 """The LRP rules for layers with weights, and for averages.
 
-Notation as in the papers: x the layer's input, w weights, b bias, z = w x + b, R relevance of the output. The parts of a
-tensor are v+ = max(v, 0) and v- = min(v, 0).
+Notation as in the papers: x the layer's input, w weights, b bias, z = w x + b, R relevance of the output. The parts of
+a tensor are v+ = max(v, 0) and v- = min(v, 0).
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = EPSILON, 
     apart = linear("alpha_beta", shares, epsilon)
 
     def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
+        assert isinstance(r, ir.Value)
         if sure and op.absorbed is None and stacks(op, node):
             return stacked(op, node, r, (alpha, up), (-beta, down), epsilon)
         return apart(op, node, r)
@@ -118,8 +119,8 @@ def z_plus(epsilon: float = EPSILON, form: str = "full", bias: str = "drop") -> 
     """Positive contributions only: R_j = sum_k (x_j w_jk)+ / sum_i (x_i w_ik)+ R_k.
 
     full: inputs of either sign are split too, and b+ takes its share (zennit's ZPlus). fast: only the weights are
-    clamped, as the CLRP and excitation backprop codes do; right for x >= 0, sign-flipped otherwise; bias: leave b out of
-    its denominator, or keep it (captum's Alpha1_Beta0_Rule).
+    clamped, as the CLRP and excitation backprop codes do; right for x >= 0, sign-flipped otherwise; bias: leave b out
+    of its denominator, or keep it (captum's Alpha1_Beta0_Rule).
     """
     if form == "full":
         return linear("z_plus", [Share([Term(plus, plus, plus), Term(minus, minus)], nonnegative=True)], epsilon)
@@ -163,7 +164,7 @@ def box(low: float | Sequence[float], high: float | Sequence[float], epsilon: fl
 
 @rule("w_square", "linear", cite=MONTAVON_2017 + ", eq. 12", bias=("keep", "drop"))
 def w_square(epsilon: float = EPSILON, bias: str = "keep") -> Rule:
-    """R_j = sum_k w_jk^2 / sum_i w_ik^2 R_k: shares that do not depend on the input. bias: b^2 takes a share, or not."""
+    """R_j = sum_k w_jk^2 / sum_i w_ik^2 R_k, whatever the input. bias: b^2 takes a share, or not."""
 
     def square(op: Backward, v: ir.Value) -> ir.Value:
         return op.once(("square", v), lambda: op.Mul(v, v))
@@ -222,20 +223,18 @@ def flat(epsilon: float = EPSILON) -> Rule:
 
 
 def _flat_conv(op: Backward, layer: Layer, r: ir.Value, epsilon: float) -> ir.Value:
-    """Output channels first summed, then one single-channel filter, spread over the input channels: C M times cheaper."""
+    """Sum the output channels, filter that one channel, spread it over the input channels: C M times cheaper."""
     node, channels = layer.node, dims(layer.x)[1]
     assert isinstance(channels, int)
     dtype = layer.w.dtype
     assert dtype is not None
     w = op.constant(np.ones((1, 1, *(int(d) for d in dims(layer.w)[2:]))), dtype)  # type: ignore[arg-type]
-    shape = [1, 1, *dims(layer.x)[2:]]
-    if all(isinstance(dim, int) for dim in shape):
-        plane = op.once(
-            ("plane", layer.x), lambda: op.Expand(op.constant(1.0, dtype), op.ints([int(d) for d in shape]))
-        )  # type: ignore[arg-type]
+    sizes = [dim for dim in dims(layer.x)[2:] if isinstance(dim, int)]
+    if len(sizes) == rank(layer.x) - 2:
+        lengths = op.ints([1, 1, *sizes])
     else:
         lengths = op.Concat(op.ints([1, 1]), *(op.size(layer.x, 2 + i) for i in range(rank(layer.x) - 2)), axis=0)
-        plane = op.once(("plane", layer.x), lambda: op.Expand(op.constant(1.0, dtype), lengths))
+    plane = op.once(("plane", layer.x), lambda: op.Expand(op.constant(1.0, dtype), lengths))
     count = op.once(("count", node.y), lambda: op.again(node, plane, w, None)) * float(channels)
     s = op.ReduceSum(r, [1], keepdims=1) / op.Add(count, epsilon)
     if op.absorbed is not None:
@@ -248,7 +247,7 @@ def _flat_conv(op: Backward, layer: Layer, r: ir.Value, epsilon: float) -> ir.Va
 
 @rule("pass", "linear", "mean", "product", "activation", "softmax", "normalisation", "routing", cite=MONTAVON_2019)
 def pass_through() -> Rule:
-    """R_in = R_out: for elementwise functions, scalings and normalisations. Of several operands, the first not constant."""
+    """R_in = R_out, for elementwise functions, scalings, normalisations; to the first operand that is not constant."""
 
     def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
         assert isinstance(r, ir.Value)

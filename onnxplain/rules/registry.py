@@ -31,6 +31,7 @@ class RuleCall:
     function: Rule = field(compare=False)
 
     def __call__(self, op: Backward, node: Node, g: ir.Value | list[Gradient]) -> Sequence[Gradient]:
+        """Apply the rule."""
         return self.function(op, node, g)
 
     def __str__(self) -> str:
@@ -54,6 +55,7 @@ class RuleEntry:
         return {name: p.default for name, p in inspect.signature(self.make).parameters.items()}
 
     def __call__(self, **options: Any) -> RuleCall:
+        """The rule with these options. Raises UnknownName, UsageError."""
         for name, value in options.items():
             if name not in self.options:
                 raise UnknownName(f"option of the rule {self.name}", name, self.options)

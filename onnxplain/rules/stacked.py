@@ -1,7 +1,7 @@
 """Both halves of alpha-beta in one convolution: positive and negative weights stacked along the output channels.
 
-Measured on onnxruntime's CPU this is a third faster than a convolution for each half: one pass over the input, twice the
-channels, and the factors alpha and -beta ride in the backward weights.
+Measured on onnxruntime's CPU this is a third faster than a convolution for each half: one pass over the input, twice
+the channels, and the factors alpha and -beta ride in the backward weights.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def stacked(op: Backward, node: Node, r: ir.Value, up: Half, down: Half, epsilon
     return [result, *[None] * (len(node.inputs) - 1)]
 
 
-def _bias(op: Backward, layer: Layer, up: Modifier | None, down: Modifier | None, count: int, epsilon: float) -> ir.Value:
+def _bias(
+    op: Backward, layer: Layer, up: Modifier | None, down: Modifier | None, count: int, epsilon: float
+) -> ir.Value:
     """The stabilised biases of both halves, one behind the other."""
     dtype = layer.w.dtype
     assert dtype is not None

@@ -24,7 +24,7 @@ FLIP_FROM = 16  # input channels from which the flipped Conv beats ConvTranspose
 
 @dataclass(frozen=True)
 class Window:
-    """Geometry of a sliding window, one entry per spatial axis. begin, end: padding; None where auto_pad needs run time."""
+    """Geometry of a sliding window, one entry per spatial axis. begin, end: padding."""
 
     kernel: list[int]
     strides: list[int]
@@ -63,8 +63,9 @@ def _same(node: Node, kernel: list[int], strides: list[int], dilations: list[int
             total = span - 1
         else:
             raise UnsupportedOp(
-                f"{node}: auto_pad={'SAME_UPPER' if upper else 'SAME_LOWER'} with stride {s} needs the size of spatial axis "
-                f"{axis}, which this model leaves open. Fix the input size (onnxruntime's make_dynamic_shape_fixed tool)."
+                f"{node}: auto_pad={'SAME_UPPER' if upper else 'SAME_LOWER'} with stride {s} needs the size of spatial "
+                f"axis {axis}, which this model leaves open. Fix the input size (onnxruntime's tool "
+                f"make_dynamic_shape_fixed)."
             )
         small, large = total // 2, total - total // 2
         begin.append(small if upper else large)
@@ -221,7 +222,7 @@ def _transposed(
 
 
 def _fit(op: Backward, full: ir.Value, window: Window, sizes: Sequence[int | str | None], x: ir.Value) -> ir.Value:
-    """Cut the padding off, and add zero rows (at most stride - 1, more where a pad was wider than the window) behind."""
+    """Cut the padding off, and add zero rows behind (stride - 1, more where a pad was wider than the window)."""
     axes = list(range(2, 2 + len(sizes)))
     grown = [s - 1 + end for s, end in zip(window.strides, window.end, strict=True)]
     if any(grown):
@@ -241,7 +242,8 @@ def _fit(op: Backward, full: ir.Value, window: Window, sizes: Sequence[int | str
 def _phases(op: Backward, g: ir.Value, w: ir.Value, window: Window, sizes: list[int]) -> ir.Value:
     """Stride s >= 4, two axes: one Conv makes the s x s sub-pixel phases as channels, DepthToSpace lays them out.
 
-    With q = i + begin = s t + r the gradient at i is sum_j g[t - j] w[s j + r]: a stride-1 Conv of g with phase r's taps.
+    With q = i + begin = s t + r the gradient at i is sum_j g[t - j] w[s j + r]: a stride-1 Conv of g with phase r's
+    taps.
     """
     s = window.strides[0]
     out_channels, channels = dims(w)[0], dims(w)[1]

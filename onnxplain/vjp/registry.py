@@ -21,18 +21,18 @@ from onnxplain.graph.walk import Rule, Settings
 Kind = Literal["linear", "sum", "mean", "product", "routing", "activation", "softmax", "normalisation", "flat", "other"]
 """What an op is to relevance; composites go by it.
 
-linear: weights times one activation (Conv, Gemm, MatMul). sum: of several activations (Add). mean: an average or sum over
-axes of one. product: of several activations (Mul). routing: every output is a copy of an input (Reshape, MaxPool).
+linear: weights times one activation (Conv, Gemm, MatMul). sum: of several activations (Add). mean: an average or sum
+over axes of one. product: of several activations (Mul). routing: every output is a copy of an input (Reshape, MaxPool).
 activation: elementwise. softmax, normalisation: as they say. flat: derivative zero everywhere. other: gradient only.
 """
 Sample = Literal["normal", "positive", "apart", "unit", "away", "above"]
-"""How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2 (kinks at 0).
-above: between 1.2 and 3."""
+"""How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2 (kinks
+at 0). above: between 1.2 and 3."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test of a derivative. Tuples are shapes of random float inputs, arrays constant inputs, the rest attributes."""
+    """One test of a derivative: tuples are shapes of random float inputs, arrays constants, the rest attributes."""
 
     inputs: dict[str, tuple[int, ...] | np.ndarray | None]
     attributes: dict[str, Any]
@@ -73,8 +73,8 @@ class Op(Settings):
     def unsupported(self, node: Node) -> UnsupportedOp:
         """Relevance arrived at a second output."""
         return UnsupportedOp(
-            f"{node}: the explained tensor depends on output 1 or later ({', '.join(v.name or '' for v in node.outputs[1:])}), "
-            f"and the derivative of {node.op_type} covers output 0 only. Explain another tensor (--explain)."
+            f"{node}: the explained tensor depends on output 1 or later "
+            f"({', '.join(v.name or '' for v in node.outputs[1:])}), and the derivative of {node.op_type} covers output 0 only. Explain another tensor (--explain)."
         )
 
 
@@ -117,15 +117,16 @@ def lookup(node: Node) -> Op:
     entry = OPS.get(node.op_type)
     if node.op_type.startswith("TreeEnsemble"):
         raise UnsupportedOp(
-            f"{node}: a tree ensemble is constant between its thresholds, so its derivative is zero everywhere and no relevance "
-            f"rule applies. It needs a forward-only method (occlusion, LIME, KernelSHAP, permutation), which this version does not have yet."
+            f"{node}: a tree ensemble is constant between its thresholds, so its derivative is zero everywhere and no "
+            f"relevance rule applies. It needs a forward-only method (occlusion, LIME, KernelSHAP, permutation), which "
+            f"this version does not have yet."
         )
     if entry is None or node.domain not in ("", entry.domain):
         domain = f"{node.domain}::" if node.domain else ""
         raise UnsupportedOp(
-            f"{node}: no derivative for {domain}{node.op_type} (opset {node.version}), which lies between the explained "
-            f"tensor and the input. Explain a tensor below it (--explain), or attribute to one above it (--attribute-to); "
-            f"`onnxplain inspect` lists both."
+            f"{node}: no derivative for {domain}{node.op_type} (opset {node.version}), which lies between the "
+            f"explained tensor and the input. Explain a tensor below it (--explain), or attribute to one above it "
+            f"(--attribute-to); `onnxplain inspect` lists both."
         )
     return entry
 
