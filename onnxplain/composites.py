@@ -76,8 +76,8 @@ class Composite:
         base = BASE.get(place.kind)
         if base is None:
             raise UnsupportedOp(
-                f"{place.node}: no relevance rule for {place.node.op_type}. Use a gradient method (--method gradient), give "
-                f"it one by `--rule type:{place.node.op_type}=…`, or attribute to its output (--attribute-to "
+                f"{place.node}: no relevance rule for {place.node.op_type}. Use a gradient method (--method gradient), "
+                f"give it one by `--rule type:{place.node.op_type}=…`, or attribute to its output (--attribute-to "
                 f"{place.node.y.name})."
             )
         return base(place.node)

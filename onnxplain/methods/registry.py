@@ -14,8 +14,8 @@ from onnxplain.registry import Registry
 class Form:
     """One way of running a one-pass method.
 
-    start, finish: names in `rules.endpoints`. passes: for each pass over the graph, what it does to the rule of the last
-    linear node ("" leaves it alone).
+    start, finish: names in `rules.endpoints`. passes: for each pass over the graph, what it does to the rule of the
+    last linear node ("" leaves it alone).
     """
 
     start: str

@@ -26,8 +26,8 @@ over axes of one. product: of several activations (Mul). routing: every output i
 activation: elementwise. softmax, normalisation: as they say. flat: derivative zero everywhere. other: gradient only.
 """
 Sample = Literal["normal", "positive", "apart", "unit", "away", "above"]
-"""How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2 (kinks
-at 0). above: between 1.2 and 3."""
+"""How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2
+(kinks at 0). above: between 1.2 and 3."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Op(Settings):
         """Relevance arrived at a second output."""
         return UnsupportedOp(
             f"{node}: the explained tensor depends on output 1 or later "
-            f"({', '.join(v.name or '' for v in node.outputs[1:])}), and the derivative of {node.op_type} covers output 0 only. Explain another tensor (--explain)."
+            f"({', '.join(v.name or '' for v in node.outputs[1:])}), and the derivative of {node.op_type} covers output 0 "
+            f"only. Explain another tensor (--explain)."
         )
 
 
