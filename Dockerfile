@@ -17,7 +17,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY onnxplain onnxplain
-# The wheel asks for onnxruntime-gpu, which runs on the CPU as well but is ten times the size: the CPU image takes the plain one.
+# The wheel asks for onnxruntime-gpu, which runs on the CPU as well but is much larger: the CPU image takes the plain one.
 # hadolint ignore=DL3013
 RUN pip install . \
     && if [ "$RUNTIME" = cpu ]; then \

@@ -1,0 +1,104 @@
+"""What the documents say, held against the code: names, options, paths, tables, commands, examples."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from onnxplain.cli import cli, main
+from onnxplain.composites import COMPOSITES
+from onnxplain.methods import METHODS
+from onnxplain.rules import RULES
+from onnxplain.vjp import OPS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "ops.md", ROOT / "models" / "README.md"]
+RENEW = "out of date: run `python docs/make_tables.py`"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def commands() -> list[list[str]]:
+    """Every `onnxplain …` of the README's shell blocks, as arguments."""
+    lines = [line for block in blocks("sh") for line in block.splitlines() if "docker" not in line]
+    parts = [shlex.split(part) for line in lines for part in line.split("&&")]
+    return [words[1:] for words in parts if words[0] == "onnxplain"]
+
+
+@pytest.fixture
+def make_tables():
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def beside_the_models(tmp_path, monkeypatch):
+    """A folder in which the README's relative paths hold and what is written does no harm."""
+    (tmp_path / "models").symlink_to(ROOT / "models", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ONNXPLAIN_MODELS", raising=False)
+    return tmp_path
+
+
+def test_the_table_of_ops_is_up_to_date(make_tables):
+    assert (ROOT / "docs" / "ops.md").read_text() == make_tables.ops_page(), RENEW
+
+
+def test_the_tables_of_the_readme_are_up_to_date(make_tables):
+    assert make_tables.with_tables(README) == README, RENEW
+
+
+@pytest.mark.parametrize("title, registry", [("Method", METHODS), ("Composite", COMPOSITES), ("Rule", RULES)])
+def test_the_readme_names_all_there_is_and_nothing_else(title, registry):
+    table = re.search(rf"^\| {title} \|.*?^(\n|<!--)", README, re.M | re.S)[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(registry)
+
+
+def test_what_the_readme_calls_unsupported_is():
+    (line,) = [line for line in README.splitlines() if line.startswith("* No derivative yet:")]
+    named = re.findall(r"`(\w+)`", line)
+    assert named and not set(named) & set(OPS)
+
+
+def test_every_option_named_in_the_readme_exists():
+    known = {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", prose)) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_files_named_in_the_architecture_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for name in re.findall(r"`((?:\w+/)*\w+\.py)(?:: \w+)?`", text):
+        places = [ROOT / name, ROOT / "onnxplain" / name, ROOT / "onnxplain" / "graph" / name]
+        assert any(place.exists() for place in places), name
+
+
+def test_examples_of_additions_are_the_code_itself():
+    code = "\n".join(path.read_text() for path in sorted((ROOT / "onnxplain").rglob("*.py")))
+    for example in blocks("text"):
+        assert example in code, example
+
+
+def test_the_readmes_commands_and_python_examples_run(beside_the_models, capsys):
+    for arguments in commands():
+        main(arguments)  # leaves by SystemExit where something is wrong
+    for example in blocks("python"):
+        exec(compile(example, "README.md", "exec"), {})
+    assert "3 (2, 1, 28, 28)" in capsys.readouterr().out
+    written = {path.name for path in Path("explanations/mobilenet_v2").iterdir()}
+    assert {"grid.png", "report.html", "manifest.json", "lrp.npz"} <= written
