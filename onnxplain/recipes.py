@@ -44,8 +44,11 @@ class Recipe:
         for key in content:
             if key not in names:
                 raise UnknownName(f"key of {where}", key, names)
+        for key, value in content.items():
+            if key != "rules" and not isinstance(value, str):
+                raise UsageError(f"{where}: {key} is a name, not {value!r}.")
         rules = content.get("rules", ())
-        if isinstance(rules, str) or not isinstance(rules, Sequence):
+        if isinstance(rules, str) or not isinstance(rules, Sequence) or not all(isinstance(r, str) for r in rules):
             raise UsageError(f"{where}: rules is a list such as ['type:Conv=flat'], not {rules!r}.")
         return cls(**{**content, "rules": tuple(rules)})
 

@@ -60,6 +60,34 @@ def relu_net(bias: bool = True, dtype: type = np.float32, batch: str = "N") -> o
     )
 
 
+def headed(nodes: str) -> onnx.ModelProto:
+    return net(
+        f"g (float[N, 3] x) => (float[N, 4] y) {{ z = MatMul (x, w) {nodes} }}",
+        w=normal(3, 4),
+        zero=np.array([0]),
+        shape=np.array([-1, 4]),
+    )
+
+
+def folded_heads() -> onnx.ModelProto:
+    """(N, L, heads * D) folded to (N * heads, L, D) and back: the batch is no axis of its own in between."""
+    return net(
+        """g (float[N, 3, 4] x) => (float[N, 3, 4] y) {
+            a = Reshape (x, split)
+            b = Transpose <perm = [0, 2, 1, 3]> (a)
+            h = Reshape (b, fold)
+            t = Tanh (h)
+            d = Reshape (t, unfold)
+            e = Transpose <perm = [0, 2, 1, 3]> (d)
+            y = Reshape (e, join)
+        }""",
+        split=np.array([-1, 3, 2, 2]),
+        fold=np.array([-1, 3, 2]),
+        unfold=np.array([-1, 2, 3, 2]),
+        join=np.array([-1, 3, 4]),
+    )
+
+
 @dataclass
 class Compiled:
     """A compiled file: its protobuf, its metadata, and plain onnxruntime."""

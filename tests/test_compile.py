@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import onnx
 import pytest
-from nets import NAMES, compiled, net, normal, one_hot, plain, relu_net, repository, sample
+from nets import NAMES, compiled, folded_heads, headed, net, normal, one_hot, plain, relu_net, repository, sample
 
 from onnxplain import Explainer
 from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
@@ -79,7 +79,6 @@ def test_opset_and_ir_version_are_what_onnxruntime_takes(tmp_path):
         assert {o.domain: o.version for o in file.proto.opset_import} == {"": expected}
         assert 8 <= file.proto.ir_version <= 13
         file.run(x=normal(2, 3), seed=normal(2, 3))
-    assert any("not verified on CUDA" in note for note in file.explainer.notes)  # opset 23
 
 
 # -- which tensor is explained ---------------------------------------------------------------------------------------
@@ -95,15 +94,6 @@ HEADS = {
     "Transpose": "s = Softmax (z) t = Transpose (s) y = Transpose (t)",
     "Cast": "s = Softmax (z) t = Cast <to = 11> (s) y = Cast <to = 1> (t)",
 }
-
-
-def headed(nodes: str) -> onnx.ModelProto:
-    return net(
-        f"g (float[N, 3] x) => (float[N, 4] y) {{ z = MatMul (x, w) {nodes} }}",
-        w=normal(3, 4),
-        zero=np.array([0]),
-        shape=np.array([-1, 4]),
-    )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -300,22 +290,3 @@ def test_an_index_out_of_range_makes_everything_nan_where_streams_are_not_free(t
     file = compiled(folded_heads(), tmp_path, seed="index", attribute_to=["x", "h"])
     found = file.run(x=normal(2, 3, 4), target=np.array([[0, 1], [3, 0]]))
     assert np.isnan(found["x.relevance"]).all() and np.isnan(found["h.relevance"]).all()
-
-
-def folded_heads() -> onnx.ModelProto:
-    """(N, L, heads * D) folded to (N * heads, L, D) and back: the batch is no axis of its own in between."""
-    return net(
-        """g (float[N, 3, 4] x) => (float[N, 3, 4] y) {
-            a = Reshape (x, split)
-            b = Transpose <perm = [0, 2, 1, 3]> (a)
-            h = Reshape (b, fold)
-            t = Tanh (h)
-            d = Reshape (t, unfold)
-            e = Transpose <perm = [0, 2, 1, 3]> (d)
-            y = Reshape (e, join)
-        }""",
-        split=np.array([-1, 3, 2, 2]),
-        fold=np.array([-1, 3, 2]),
-        unfold=np.array([-1, 2, 3, 2]),
-        join=np.array([-1, 3, 4]),
-    )

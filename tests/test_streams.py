@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 import pytest
-from nets import NAMES, compiled, net, normal, relu_net, repository, sample
+from nets import NAMES, compiled, folded_heads, net, normal, relu_net, repository, sample
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
-from test_compile import describe, folded_heads
+from test_compile import describe
 
 from onnxplain import Explainer
 

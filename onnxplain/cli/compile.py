@@ -17,7 +17,7 @@ from onnxplain.cli.options import (
     request_options,
     subject_of,
 )
-from onnxplain.compile import Request
+from onnxplain.compile import Request, cuda
 
 
 @click.command("compile")
@@ -52,7 +52,7 @@ def compile_command(
     checked = time.perf_counter()
     explainer.verify(path)
     seconds |= {"write": checked - written, "verify": time.perf_counter() - checked}
-    for note in explainer.notes:
+    for note in (*explainer.notes, *cuda.notes(subject.normalised.model.graph)):
         click.echo(f"note: {note}", err=True)
     size = path.stat().st_size / 1e6
     graph = explainer.compiled.model.graph

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from onnxplain.cli.options import machine_options, recipe_options, recipes, request_options, subject_of
-from onnxplain.compile import Request, compile_graph
+from onnxplain.compile import Request, compile_graph, cuda
 from onnxplain.coverage import coverage
 from onnxplain.errors import OnnxplainError
 from onnxplain.explainer import Subject, bytes_per_stream
@@ -41,7 +41,7 @@ def inspect(
     chosen = coverage(subject.normalised, subject.resolved, subject.request, recipe)
     report |= {
         "coverage": found.summary(),
-        "notes": [*subject.normalised.notes, *found.notes],
+        "notes": [*subject.normalised.notes, *found.notes, *cuda.notes(subject.normalised.model.graph)],
         "rules": chosen.rules.get(recipe.method, {}),
     }
     report["blocking"] = chosen.nodes.get(recipe.method, {})

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain import __version__
-from onnxplain.compile import cuda, provenance
+from onnxplain.compile import provenance
 from onnxplain.compile.contract import Request, Resolved, candidates, tensors
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, NAME, Ledger
@@ -98,7 +98,6 @@ class _Job:
         self.explained = [self._value(name) for name in resolved.explained]
         self.inputs = [value for value in self.graph.inputs if value.name not in self.graph.initializers]
         opset = self.graph.opset_imports.get("", 18)
-        self.notes += cuda.notes(self.graph)
         self.forward_count = len(list(self.graph))
         single = [Node.of(node, opset) for node in self.graph]
         protected = {self._value(name) for name in resolved.protected}
