@@ -63,8 +63,8 @@ def samples(name: str) -> Path:
 
 def test_a_photograph_is_explained_by_three_methods_in_one_grid(onnxplain, tmp_path):
     found = onnxplain(
-        "run", MODELS / "mobilenet_v2", samples("mobilenet_v2") / "chelsea.png", "--method", "gradient", "--method", "lrp",
-        "--composite", "epsilon_plus_flat", "--method", "clrp1", "--out", "o", "--json",
+        "run", MODELS / "mobilenet_v2", samples("mobilenet_v2") / "chelsea.png", "--out", "o", "--json",
+        "--method", "gradient", "--method", "lrp", "--composite", "epsilon_plus_flat", "--method", "clrp1",
     )  # fmt: skip
     assert found.code == 0, found.err
     top = found.json["classes"][0][0]
@@ -78,9 +78,7 @@ def test_a_photograph_is_explained_by_three_methods_in_one_grid(onnxplain, tmp_p
     manifest = json.loads((tmp_path / "o" / "manifest.json").read_text())
     assert manifest["recipes"][1]["composite"] == "epsilon_plus_flat" and manifest["model"]["sha256"]
     report = (tmp_path / "o" / "report.html").read_text()
-    assert (
-        "Egyptian Mau" in report and 'src="http' not in report and 'href="http' not in report.replace("https://", "", 0)
-    )
+    assert "Egyptian Mau" in report and 'src="http' not in report and "<link" not in report
 
 
 def test_what_a_person_reads(onnxplain):
@@ -156,9 +154,8 @@ def test_a_recipe_file_is_a_command_line(onnxplain, tmp_path):
     (tmp_path / "r.toml").write_text('method = "lrp"\ncomposite = "epsilon"\nrules = ["type:Conv=flat"]\n')
     image = samples("digits_cnn") / "digit_3.png"
     one = onnxplain("run", MODELS / "digits_cnn", image, "--recipe", "r.toml", "--json").json["explanations"][0]
-    other = onnxplain(
-        "run", MODELS / "digits_cnn", image, "--method", "lrp", "--composite", "epsilon", "--rule", "type:Conv=flat", "--json"
-    ).json["explanations"][0]  # fmt: skip
+    options = ["--method", "lrp", "--composite", "epsilon", "--rule", "type:Conv=flat"]
+    other = onnxplain("run", MODELS / "digits_cnn", image, *options, "--json").json["explanations"][0]
     assert one["recipe"] == other["recipe"] and one["where"] == other["where"]
 
 
@@ -262,7 +259,7 @@ def broken(name: str, folder: Path) -> Path:
     [
         ("missing", 4, "no such file"),
         ("directory", 4, "bad.onnx"),
-        ("empty", 3, "empty"),
+        ("empty", 4, "empty"),
         ("text", 3, "text"),
         ("truncated", 3, "truncated"),
         ("cyclic", 3, "cycl"),
@@ -304,8 +301,8 @@ def test_tree_ensembles_have_a_clear_message(onnxplain, tmp_path):
 def arrays(folder: Path) -> None:
     good = np.zeros((1, 1, 28, 28), np.float32)
     for name, array in {
-        "shape": good[..., :27], "rank": good[0, 0, 0], "text": np.array(["a"]), "nan": good * np.nan, "inf": good + np.inf,
-        "complex": good.astype(complex), "objects": np.array([{}], dtype=object), "none": good[:0], "good": good,
+        "shape": good[..., :27], "rank": good[0, 0, 0], "text": np.array(["a"]), "nan": good * np.nan,
+        "inf": good + np.inf, "complex": good.astype(complex), "objects": np.array([{}], dtype=object), "none": good[:0],
     }.items():  # fmt: skip
         np.save(folder / f"{name}.npy", array, allow_pickle=True)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -365,13 +362,16 @@ def test_recipes_that_cannot_be_read(onnxplain, tmp_path):
     (tmp_path / "bad.toml").write_text("method = ")
     (tmp_path / "key.toml").write_text('metod = "lrp"')
     (tmp_path / "type.toml").write_text("method = 3")
-    for name, code, word in (
-        ("none.toml", 4, "none.toml"),
-        ("bad.toml", 4, "TOML"),
-        ("key.toml", 2, "method"),
-        ("type.toml", 2, "3"),
-    ):
-        fails(onnxplain("compile", MODELS / "digits_cnn", "--recipe", name, "-o", "o.onnx"), code, word)
+    (tmp_path / "rules.toml").write_text("rules = [3]")
+    wrong = {
+        "none": (4, "none.toml"),
+        "bad": (4, "TOML"),
+        "key": (2, "method"),
+        "type": (2, "3"),
+        "rules": (2, "type:"),
+    }
+    for name, (code, word) in wrong.items():
+        fails(onnxplain("compile", MODELS / "digits_cnn", "--recipe", f"{name}.toml", "-o", "o.onnx"), code, word)
 
 
 def test_a_command_that_does_not_exist(onnxplain):
@@ -381,12 +381,8 @@ def test_a_command_that_does_not_exist(onnxplain):
 
 
 def test_a_looped_method_cannot_be_compiled(onnxplain):
-    fails(
-        onnxplain("compile", repository("digits_cnn"), "--method", "integrated_gradients"),
-        2,
-        "integrated_gradients",
-        "gradient",
-    )
+    found = onnxplain("compile", repository("digits_cnn"), "--method", "integrated_gradients")
+    fails(found, 2, "integrated_gradients", "gradient")
 
 
 @pytest.mark.parametrize("place", ["/proc/onnxplain", "file/o", "file"])
