@@ -302,7 +302,7 @@ def arrays(folder: Path) -> None:
     good = np.zeros((1, 1, 28, 28), np.float32)
     for name, array in {
         "shape": good[..., :27], "rank": good[0, 0, 0], "text": np.array(["a"]), "nan": good * np.nan,
-        "inf": good + np.inf, "complex": good.astype(complex), "objects": np.array([{}], dtype=object), "none": good[:0],
+        "inf": good + np.inf, "complex": good.astype(complex), "objects": np.array([{}], object), "none": good[:0],
     }.items():  # fmt: skip
         np.save(folder / f"{name}.npy", array, allow_pickle=True)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
