@@ -222,9 +222,9 @@ def _print(done: Run, folder: Path | None) -> None:
         name = files[sample] if sample < len(files) else f"sample {sample}"
         if first.samples > 1 or files:
             click.secho(name, bold=True)
-        for row in first.top(sample, 5 if first.samples == 1 else 1):
-            chance = "" if row.probability is None else f"  p {row.probability:.3f}"
-            click.echo(f"  {row.index:>5}  {row.score:10.4f}{chance}  {row.name}")
+        for entry in first.top(sample, 5 if first.samples == 1 else 1):
+            chance = "" if entry.probability is None else f"  p {entry.probability:.3f}"
+            click.echo(f"  {entry.index:>5}  {entry.score:10.4f}{chance}  {entry.name}")
     for e in done.explanations:
         for target, sample, row in e.rows():
             where = e.where(row)
