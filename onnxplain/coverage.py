@@ -39,7 +39,8 @@ class Coverage:
 
     def summary(self) -> dict[str, Any]:
         """For machines."""
-        return {"explained": self.explained, "attributed": self.attributed, "blocked": self.blocked, "rules": self.rules, "streams": self.streams}  # fmt: skip
+        names = ("explained", "attributed", "blocked", "rules", "streams")
+        return {name: getattr(self, name) for name in names}
 
 
 def coverage(normalised: Normalised, resolved: Resolved, request: Request, chosen: Recipe | None = None) -> Coverage:

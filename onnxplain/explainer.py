@@ -119,7 +119,8 @@ class Explainer:
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         if self.method.bounded and bounds is None and not rules:
             self.compiled.notes.append(
-                f"{method}: the input's bounds are not known, so the first convolution has z_plus (give --rule first=box(low=…,high=…))"
+                f"{method}: the input's bounds are not known, so the first convolution has z_plus "
+                "(give --rule first=box(low=…,high=…))"
             )
         self._session: Session | None = None
 
@@ -145,7 +146,7 @@ class Explainer:
         save(self.compiled.model, Path(path), self.subject.source.path)
 
     def verify(self, path: str | Path | None = None) -> None:
-        """Run the compiled graph (or the file at `path`) on the sample of normalisation: forward values must be the model's.
+        """Run the compiled graph (or the file at `path`) on the sample of normalisation: it must answer as the model.
 
         Raises ConversionChanged.
         """
@@ -192,7 +193,7 @@ class Explainer:
     ) -> Explanation:
         """Explain a batch for one or several targets.
 
-        inputs: (N, …) in model units. target: `predicted`, `top3`, a class name, an index, "A vs B", or a list of these.
+        inputs: (N, …) in model units. target: `predicted`, `top3`, a class name, an index, "A vs B", or several.
         """
         if len(self.explained) != 1:
             raise UsageError("several tensors are explained: use run(inputs, seed) with a seed for each.")

@@ -91,7 +91,7 @@ class Explanation:
         return path
 
     def npz(self) -> bytes:
-        """The arrays of `save` as bytes: `<tensor>.relevance` (tensor names verbatim), `scores`, `ledger`, `targets`."""
+        """The arrays of `save` as bytes: `<tensor>.relevance` (names verbatim), `scores`, `ledger`, `targets`."""
         arrays: dict[str, Array] = {
             f"{name}.relevance": np.asarray(r, np.float32) for name, r in self.relevances.items()
         }

@@ -67,7 +67,8 @@ def bench(
         ratios = np.array(seconds) / base / per.get(name, 1)
         result["contenders"].setdefault(name, {}).update(
             ms=1e3 * float(np.median(seconds)), ratio=float(np.median(ratios)),
-            low=float(np.quantile(ratios, 0.1)), high=float(np.quantile(ratios, 0.9)), runs=[round(float(r), 3) for r in ratios],
+            low=float(np.quantile(ratios, 0.1)), high=float(np.quantile(ratios, 0.9)),
+            runs=[round(float(r), 3) for r in ratios],
         )  # fmt: skip
     result["peak memory MB"] = peak_memory() / 1e6
     click.echo(json.dumps(result, indent=2) if as_json else _table(result))

@@ -34,8 +34,9 @@ from onnxplain.compile import Request, cuda
 @request_options
 @machine_options
 def compile_command(
-    model: str, method: str | None, output: Path | None, seed: str, fold: bool, composite: str | None, rules: tuple[str, ...],
-    form: str | None, recipe_file: Path | None, explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...],
+    model: str, method: str | None, output: Path | None, seed: str, fold: bool, composite: str | None,
+    rules: tuple[str, ...], form: str | None, recipe_file: Path | None,
+    explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...],
     keep: tuple[str, ...], ledger: bool, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Write one ONNX graph that returns MODEL's answer and its relevances; any onnxruntime runs it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -33,12 +34,14 @@ PACKAGES = (
 def doctor(as_json: bool) -> None:
     """Versions, providers, threads, memory; runs a small model to see that they work."""
     found = facts()
+    failed = "ok" not in str(found["self-test"])
     if as_json:
         click.echo(json.dumps(found, indent=2))
-        return
+        sys.exit(1 if failed else 0)
     for name, value in found.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         click.echo(f"{name:<12} {text}")
+    sys.exit(1 if failed else 0)
 
 
 def facts() -> dict[str, Any]:

@@ -28,8 +28,9 @@ from onnxplain.graph.node import dims
 @request_options
 @machine_options
 def inspect(
-    model: str, method: str | None, nodes: bool, as_json: bool, composite: str | None, rules: tuple[str, ...], form: str | None,
-    recipe_file: Path | None, explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...], keep: tuple[str, ...],
+    model: str, method: str | None, nodes: bool, as_json: bool, composite: str | None, rules: tuple[str, ...],
+    form: str | None, recipe_file: Path | None,
+    explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...], keep: tuple[str, ...],
     ledger: bool, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Inputs, outputs, ops, the rule each node would get, what blocks and why. Runs nothing but a verification."""

@@ -31,10 +31,15 @@ def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
 
 
 recipe_options = _all(
-    click.option("--composite", metavar="NAME", help="Which rule where, for lrp, clrp1, clrp2 (see `onnxplain methods`)."),
-    click.option("--rule", "rules", multiple=True, metavar="WHERE=RULE", help="type:Conv=…, name:fc*=…, first=…, last=…; the first match wins."),
-    click.option("--form", type=click.Choice(["paper", "code"]), help="CLRP as the paper has it (default) or as its code does."),
-    click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="A TOML file with method, composite, rules, form."),
+    click.option("--composite", metavar="NAME", help="Which rule where, for lrp and clrp (see `onnxplain methods`)."),
+    click.option(
+        "--rule", "rules", multiple=True, metavar="WHERE=RULE",
+        help="type:Conv=…, name:fc*=…, first=…, last=…; the first match wins.",
+    ),
+    click.option("--form", type=click.Choice(["paper", "code"]), help="CLRP by its paper (default) or by its code."),
+    click.option(
+        "--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file: method, composite, rules, form."
+    ),
 )  # fmt: skip
 request_options = _all(
     click.option("--explain", multiple=True, metavar="TENSOR", help="Tensor to explain; '*' for every float output."),
@@ -151,7 +156,7 @@ def recipes(
         found.append(
             replace(
                 base,
-                composite=composite if composite and wide else base.composite if not rules else base.composite,
+                composite=composite if composite and wide else base.composite,
                 rules=tuple(rules) + base.rules if wide else base.rules,
                 form=own_form or base.form,
             )

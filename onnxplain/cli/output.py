@@ -68,11 +68,17 @@ def _kept(done: Run) -> dict[str, Any]:
 def _manifest(done: Run) -> dict[str, Any]:
     return {
         "onnxplain": __version__,
-        "model": {"file": done.resolved.path.name, "name": done.resolved.name, "version": done.resolved.version, "sha256": done.subject.source.sha256},
+        "model": {
+            "file": done.resolved.path.name, "name": done.resolved.name, "version": done.resolved.version,
+            "sha256": done.subject.source.sha256,
+        },
         "inputs": [file.name for file in done.loaded.files],
         "random_seed": done.random_seed,
         "preprocessing": {name: dataclasses.asdict(s) for name, s in done.loaded.settings.items()},
-        "recipes": [{**dataclasses.asdict(e.recipe), "digest": e.recipe.digest, "provenance": e.provenance} for e in done.explanations],
+        "recipes": [
+            {**dataclasses.asdict(e.recipe), "digest": e.recipe.digest, "provenance": e.provenance}
+            for e in done.explanations
+        ],
         "targets": [t.name for t in done.explanations[0].targets],
         "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in ("onnx", "numpy")}},
         "providers": done.subject.provider,

@@ -86,8 +86,9 @@ def run(
     model: str, files: tuple[str, ...], inputs: tuple[str, ...], targets: tuple[str, ...], methods: tuple[str, ...],
     composite: str | None, rules: tuple[str, ...], form: str | None, recipe_file: Path | None,
     explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool,
-    preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None, labels: str | None,
-    provider: str, threads: int, out: Path | None, palette: str | None, random_seed: int, as_json: bool,
+    preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
+    labels: str | None, provider: str,
+    threads: int, out: Path | None, palette: str | None, random_seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Explain FILES by MODEL: a .onnx file, a folder, or a name in the model repository.
 

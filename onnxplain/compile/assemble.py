@@ -175,13 +175,14 @@ class _Job:
             del self.wanted[value]
         if self.request.attribute_to and missing:
             raise UsageError(
-                f"{', '.join(self.resolved.explained)} does not depend on {', '.join(missing)} in a way that relevance can follow."
+                f"{', '.join(self.resolved.explained)} does not depend on {', '.join(missing)} in a way that relevance "
+                "can follow."
             )
         if not self.wanted:
             near = ", ".join(candidates(self.graph))
             raise UnsupportedModel(
-                f"nothing to attribute to: no input reaches {', '.join(self.resolved.explained)} as a float, by table look-up or by "
-                f"Cast. Name a tensor by --attribute-to: {near}."
+                f"nothing to attribute to: no input reaches {', '.join(self.resolved.explained)} as a float, by table "
+                f"look-up or by Cast. Name a tensor by --attribute-to: {near}."
             )
         if missing:
             self.notes.append(f"no relevance for {', '.join(missing)}: used as a mask, length or index only")
@@ -202,7 +203,8 @@ class _Job:
         if lost or not heads_ok:
             where = min((str(v.name) for v in lost), default=self.resolved.explained[0])
             self.notes.append(
-                f"the batch axis cannot be followed through {where}: seeds have exactly the explained tensor's shape, one target a run"
+                f"the batch axis cannot be followed through {where}: seeds have exactly the explained tensor's shape, "
+                "one target a run"
             )
             return False
         return True

@@ -69,7 +69,8 @@ def resolve(model: ir.Model, request: Request) -> Resolved:
             heads[str(cut.name)] = head
             if head:
                 notes.append(
-                    f"explaining {cut.name}, the tensor below the final {head} of {floats[0].name} (--head keep explains the output itself)"
+                    f"explaining {cut.name}, the tensor below the final {head} of {floats[0].name} "
+                    "(--head keep explains the output itself)"
                 )
     if not explained:
         kinds = ", ".join(f"{value.name} ({value.dtype})" for value in model.graph.outputs)

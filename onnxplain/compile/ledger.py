@@ -7,11 +7,24 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxplain.graph.backward import Backward
-from onnxplain.graph.node import Node, rank
+from onnxplain.graph.node import Node, is_float, rank
 from onnxplain.graph.walk import Gradient
+from onnxplain.vjp import lookup
 
 COLUMNS = ("in", "out", "bias", "stabiliser", "padding")
 NAME = "onnxplain.ledger"
+
+
+PADDING = ("Pad", "CenterCropPad")
+
+
+def drops(node: Node, op: Backward) -> bool:
+    """Whether the node moves values without weighing them and takes in some that are not the input's."""
+    entry = lookup(node)
+    constants = any(value is not None and is_float(value) and op.is_constant(value) for value in node.inputs[1:])
+    first = node.inputs[0]
+    constants |= first is not None and is_float(first) and op.is_constant(first)
+    return entry.kind == "routing" and (node.op_type in PADDING or constants)
 
 
 @dataclass
@@ -31,6 +44,9 @@ class Ledger:
     def add(self, node: Node, outputs: list[Gradient], inputs: list[Gradient]) -> None:
         """After it: sum what arrived, what left, what was absorbed."""
         booked = self.op.absorbed or {}
+        if drops(node, self.op):
+            self._book_rest(node, outputs, inputs)
+            return
         columns = []
         moved = {"in": (outputs, node.outputs), "out": (inputs, node.inputs)}
         for column in COLUMNS:
@@ -40,6 +56,18 @@ class Ledger:
         self.rows.append(node.name or str(node.y.name))
         self._parts.append(self.op.Concat(*columns, axis=1))
         self.op.absorbed = {}
+
+    def _book_rest(self, node: Node, outputs: list[Gradient], inputs: list[Gradient]) -> None:
+        """A node that only moves values: what does not come out again fell on padding, or on a constant it joins."""
+        op = self.op
+        arrived, left = self._sum(outputs, node.outputs), self._sum(inputs, node.inputs)
+        zero = op.Mul(arrived, 0.0)
+        rest = op.Sub(arrived, left)
+        padding = node.op_type in PADDING
+        columns = [arrived, left, zero if padding else rest, zero, rest if padding else zero]
+        self.rows.append(node.name or str(node.y.name))
+        self._parts.append(op.Concat(*columns, axis=1))
+        op.absorbed = {}
 
     def _sum(self, values: list[Gradient], forward: object) -> ir.Value:
         """Sum per stream, in float64, shape (streams, 1)."""
