@@ -51,11 +51,10 @@ class Composite:
     name: str
     entries: tuple[Entry, ...] = ()
     relevance: bool = True
-    last_rule: Callable[[RuleCall], RuleCall] | None = field(default=None, compare=False)
 
     def __or__(self, other: Composite) -> Composite:
-        """The entries of both, these first; name, base and last rule of the other."""
-        return Composite(other.name, self.entries + other.entries, other.relevance, self.last_rule or other.last_rule)
+        """The entries of both, these first; name and base of the other."""
+        return Composite(other.name, self.entries + other.entries, other.relevance)
 
     def rule_for(self, place: Place) -> Rule:
         """The rule of a node. Raises UnsupportedOp where there is none: never the gradient in silence."""
@@ -64,13 +63,16 @@ class Composite:
             if not entry.matches(place):
                 continue
             if place.kind not in RULES[entry.rule.name].kinds:
-                if entry.given and entry.text.startswith("name:"):
+                bilinear = (
+                    place.kind == "product" and entry_of_op.kind == "linear"
+                )  # "type:MatMul" means those with weights
+                if entry.given and not (bilinear and entry.text.startswith("type:")):
                     raise UnsupportedOp(
                         f"{place.node}: the rule {entry.rule} ({entry.text}) is for "
                         f"{' and '.join(RULES[entry.rule.name].kinds)} ops, and this one is of kind {place.kind}."
                     )
                 continue
-            return self._last(place, entry.rule)
+            return entry.rule
         if not self.relevance:
             return entry_of_op.vjp
         base = BASE.get(place.kind)
@@ -81,9 +83,6 @@ class Composite:
                 f"{place.node.y.name})."
             )
         return base(place.node)
-
-    def _last(self, place: Place, rule: RuleCall) -> RuleCall:
-        return self.last_rule(rule) if self.last_rule is not None and place.last and place.kind == "linear" else rule
 
     def text(self) -> list[str]:
         """The entries as the command line writes them."""
@@ -117,6 +116,8 @@ def kind_of(op: Backward, node: Node) -> Kind:
     kind = lookup(node).kind
     if kind == "linear" and node.op_type in ("MatMul", "Gemm") and weight_and_bias(op, node) is None:
         return "product"
+    if kind == "routing" and node.attr("reduction", "none") != "none":
+        return "other"  # a scatter that adds is a sum, and its shares are not known here
     if kind == "product" and (op.is_constant(node.input(0)) or op.is_constant(node.input(1))):
         return "normalisation" if node.op_type == "Mul" or op.is_constant(node.input(1)) else "other"
     return kind
@@ -239,7 +240,7 @@ def composite(name: str, cite: str) -> Callable[[Callable[[Bounds], Composite]],
     def register(make: Callable[[Bounds], Composite]) -> CompositeEntry:
         def named(bounds: Bounds) -> Composite:
             made = make(bounds)
-            return Composite(name, made.entries, made.relevance, made.last_rule)
+            return Composite(name, made.entries, made.relevance)
 
         return COMPOSITES.add(name, CompositeEntry(name, named, (make.__doc__ or "").strip().split("\n")[0], cite))
 

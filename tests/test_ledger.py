@@ -102,3 +102,27 @@ def test_contrastive_methods_keep_books_before_the_finish(method, form, tmp_path
 def test_a_gradient_has_books_too(tmp_path):
     file, found = ledger(relu_net(), tmp_path, "gradient")
     assert found["onnxplain.ledger"].shape == (2, len(file.about["ledger"]["rows"]), 5)
+
+
+def test_what_falls_on_padding_and_on_constants_is_booked(tmp_path):
+    """A Pad with a value and a Concat with a constant take part in the next layer; their share is not the input's."""
+    model = net(
+        """g (float[N, 2, 6, 6] x) => (float[N, 4] y) {
+            p = Pad (x, pads, half)
+            c = Concat <axis = 1> (p, token)
+            f = Flatten (c)
+            y = Gemm <transB = 1> (f, w, b)
+        }""",
+        pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        half=np.float32(0.5).reshape(()),
+        token=normal(2, 1, 8, 8, seed=7),
+        w=normal(4, 192, seed=8),
+        b=normal(4, seed=9),
+    )
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    file, found = ledger(model, tmp_path, composite="epsilon")
+    rows, names = found["onnxplain.ledger"], file.about["ledger"]["rows"]
+    closes(rows, names)
+    books = {name.split("_")[0]: rows.sum(0)[i] for i, name in enumerate(names)}
+    assert books["Pad"][4] != 0 and books["Pad"][2] == 0  # padding
+    assert books["Concat"][2] != 0 and books["Concat"][4] == 0  # a constant beside the data counts as bias

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import numpy as np
+import onnx
 import pytest
+from nets import net
 from support import evaluate, one_node, run, sample
 
-from onnxplain.errors import OnnxplainError, UsageError
+from onnxplain import Explainer
+from onnxplain.errors import OnnxplainError, UnsupportedOp, UsageError
 from onnxplain.rules import RULES, parse_rule
 from onnxplain.vjp import OPS, case
 
@@ -251,3 +256,36 @@ def test_linear_ops_are_all_tried():
     assert {n for n, e in OPS.items() if e.kind == "linear" and not e.domain} <= {n.split()[0] for n in LAYERS} | {
         "LinearRegressor"
     }
+
+
+def test_turning_the_sign_of_a_tensor_does_not_turn_its_relevance():
+    model = net("g (float[N, 3] x) => (float[N, 2] y) { z = MatMul (x, w) y = Neg (z) }", w=np.ones((3, 2), np.float32))
+    explanation = explained(model, [[1.0, 2.0, 3.0]])
+    assert explanation.relevance.sum() == pytest.approx(float(explanation.scores[0, 0]), rel=1e-5)
+
+
+def explained(model, x, rules=()):
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, f"{folder}/model.onnx")
+        explainer = Explainer(f"{folder}/model.onnx", "lrp", composite="epsilon", rules=rules)
+        return explainer.explain(np.array(x, np.float32), 0)
+
+
+SCATTER = 'g (float[2, 3] x) => (float[2, 3] y) { h = Relu (x) y = ScatterElements <reduction = "add"> (h, at, h) }'
+EXP = "g (float[N, 3] x) => (float[N, 2] y) { e = Exp (x) y = MatMul (e, w) }"
+
+
+def test_a_scatter_that_adds_has_no_rule_of_its_own():
+    with pytest.raises(UnsupportedOp, match="ScatterElements"):
+        explained(net(SCATTER, at=np.zeros((2, 3), np.int64)), np.ones((2, 3)))
+
+
+def test_an_op_without_a_rule_can_be_given_one_and_a_rule_that_does_not_fit_is_an_error():
+    model = net(EXP, w=np.ones((3, 2), np.float32))
+    with pytest.raises(UnsupportedOp, match="type:Exp"):
+        explained(model, [[1, 2, 3]])
+    given = explained(model, [[1, 2, 3]], rules=("type:Exp=pass",))
+    np.testing.assert_allclose(given.relevance, [np.exp([1, 2, 3])], rtol=1e-5)
+    for rule in ("type:Exp=flat", "type:MatMul=add_abs", "first=add_half", "name:e=gamma"):
+        with pytest.raises(UnsupportedOp, match="is for"):
+            explained(model, [[1, 2, 3]], rules=(rule,))

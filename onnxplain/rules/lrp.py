@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.errors import UsageError
+from onnxplain.errors import UnsupportedOp, UsageError
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.walk import Gradient, Rule
@@ -30,7 +30,7 @@ from onnxplain.rules.linear import (
 )
 from onnxplain.rules.registry import rule
 from onnxplain.rules.stacked import stacked, stacks
-from onnxplain.vjp import lookup
+from onnxplain.vjp import Kind, lookup
 
 BACH = "Bach et al. 2015, On Pixel-Wise Explanations for Non-Linear Classifier Decisions"
 MONTAVON_2017 = "Montavon et al. 2017, Explaining NonLinear Classification Decisions with Deep Taylor Decomposition"
@@ -245,14 +245,25 @@ def _flat_conv(op: Backward, layer: Layer, r: ir.Value, epsilon: float) -> ir.Va
     return op.expand(found, layer.x)
 
 
-@rule("pass", "linear", "mean", "product", "activation", "softmax", "normalisation", "routing", cite=MONTAVON_2019)
+EVERY: tuple[Kind, ...] = ("linear", "mean", "sum", "product", "activation", "softmax", "normalisation", "other")
+
+
+@rule("pass", *EVERY, cite=MONTAVON_2019)
 def pass_through() -> Rule:
     """R_in = R_out, for elementwise functions, scalings, normalisations; to the first operand that is not constant."""
 
     def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
         assert isinstance(r, ir.Value)
         given = [i for i, value in enumerate(node.inputs) if value is not None and not op.is_constant(value)]
-        return [r if given and i == given[0] else None for i in range(len(node.inputs))]
+        x = node.inputs[given[0]]
+        assert x is not None
+        lengths = zip(dims(r), op.stream_shape(x), strict=False)
+        same_shape = rank(r) == rank(x) and all(a == b for a, b in lengths if isinstance(a, int) and isinstance(b, int))
+        if not same_shape and not lookup(node).broadcasts:
+            raise UnsupportedOp(
+                f"{node}: rule pass needs an output of the input's shape, here {dims(node.y)} from {dims(x)}."
+            )
+        return [r if i == given[0] else None for i in range(len(node.inputs))]
 
     return apply
 

@@ -149,7 +149,7 @@ def identity(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [g]
 
 
-@vjp("Neg", kind="routing", linear=True, streams=streams.elementwise, cases=[case(x=(2, 3))])
+@vjp("Neg", kind="activation", linear=True, streams=streams.elementwise, cases=[case(x=(2, 3))])
 def neg(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """-g."""
     return [-g]
