@@ -74,8 +74,8 @@ class Op(Settings):
         """Relevance arrived at a second output."""
         return UnsupportedOp(
             f"{node}: the explained tensor depends on output 1 or later "
-            f"({', '.join(v.name or '' for v in node.outputs[1:])}), and the derivative of {node.op_type} covers output "
-            f"0 only. Explain another tensor (--explain)."
+            f"({', '.join(v.name or '' for v in node.outputs[1:])}), and the derivative of {node.op_type} covers "
+            f"output 0 only. Explain another tensor (--explain)."
         )
 
 
