@@ -159,29 +159,45 @@ class Explanation:
         low, high = float(picture.min()), float(picture.max())
         return Image.fromarray(np.uint8(np.squeeze((picture - low) / (high - low or 1.0) * 255)))
 
-    def probabilities(self) -> Array | None:
-        """Softmax of (N, classes) scores, where the scores are logits."""
-        if self.scores.ndim != 2 or self.scores.shape[1] < 2 or self.kind == "regression":
+    @property
+    def classes(self) -> Array | None:
+        """The scores as (N, classes), trailing axes of length one left out; None where they are no list of several."""
+        shape = self.scores.shape
+        if len(shape) < 2 or shape[1] < 2 or any(length != 1 for length in shape[2:]) or self.kind == "regression":
             return None
-        if np.all(self.scores >= 0) and np.allclose(self.scores.sum(1), 1, atol=1e-3):
-            return self.scores
-        shifted = np.exp(self.scores.astype(np.float64) - self.scores.max(1, keepdims=True))
+        return self.scores.reshape(shape[:2])
+
+    def probabilities(self) -> Array | None:
+        """(N, classes): the scores where they are probabilities, their softmax where they are known to be logits.
+
+        Known by a softmax that was cut off, by `kind`, or by as many labels; four numbers of a box are neither.
+        """
+        scores = self.classes
+        if scores is None:
+            return None
+        if np.all(scores >= 0) and np.allclose(scores.sum(1), 1, atol=1e-3):
+            return scores
+        head = (self.provenance.get("heads") or {}).get(self.explained, "")
+        if "Softmax" not in head and self.kind != "classification" and len(self.labels) != scores.shape[1]:
+            return None
+        shifted = np.exp(scores.astype(np.float64) - scores.max(1, keepdims=True))
         return np.asarray(shifted / shifted.sum(1, keepdims=True))
 
     def top(self, sample: int, count: int = 5) -> list[render.ClassScore]:
         """The highest classes of one sample."""
-        if self.scores.ndim != 2 or self.scores.shape[1] < 2:
+        scores = self.classes
+        if scores is None:
             return []
         probabilities = self.probabilities()
-        named = len(self.labels) == self.scores.shape[1]
+        named = len(self.labels) == scores.shape[1]
         return [
             render.ClassScore(
                 int(i),
                 self.labels[i] if named else f"class {i}",
-                float(self.scores[sample, i]),
+                float(scores[sample, i]),
                 None if probabilities is None else float(probabilities[sample, i]),
             )
-            for i in np.argsort(-self.scores[sample])[:count]
+            for i in np.argsort(-scores[sample])[:count]
         ]
 
     def predicted(self, sample: int) -> str:

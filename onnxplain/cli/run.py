@@ -114,10 +114,10 @@ def run(
         for recipe in wanted:
             progress.update(step, description=f"explaining by {recipe.method}")
             _explain(done, recipe, pictures, names, targets or ("predicted",), strict=bool(given) or bool(methods))
-        if not done.explanations:
+        if not done.explanations and given:
             raise UnsupportedModel("; ".join(done.failed.values()))
         folder = None
-        if given or out is not None:
+        if done.explanations and (given or out is not None):
             progress.update(step, description="drawing")
             folder = out or Path("explanations") / render.safe_name(resolved.name)
             write_run(done, folder, palette)
@@ -185,15 +185,18 @@ def _sample_layout(layout: str | None, explanation: Explanation) -> str | None:
 
 def _summary(done: Run, folder: Path | None) -> dict[str, Any]:
     """What `--json` prints."""
-    first = done.explanations[0]
+    first = done.explanations[0] if done.explanations else None
     return {
         "model": str(done.resolved.path),
         "sha256": done.subject.source.sha256,
-        "explained": first.explained,
-        "classes": [
+        "explained": list(done.subject.resolved.explained),
+        "classes": []
+        if first is None
+        else [
             [{"index": c.index, "name": c.name, "score": c.score, "probability": c.probability} for c in first.top(n)]
             for n in range(first.samples)
         ],
+        "outputs": {} if first is not None else _answer(done),
         "explanations": [
             {
                 "method": e.method.name,
@@ -217,6 +220,33 @@ def _summary(done: Run, folder: Path | None) -> dict[str, Any]:
 
 def _print(done: Run, folder: Path | None) -> None:
     """What a person reads."""
+    if done.explanations:
+        _print_explanations(done)
+    else:
+        click.echo("the model answers; nothing can be explained of it yet")
+        for output, text in _answer(done).items():
+            click.echo(f"  {output}  {text}")
+    for method, reason in done.failed.items():
+        click.echo(f"{method:<18} not possible: {reason}")
+    if done.coverage is not None:
+        click.echo(done.coverage.text())
+    for note in dict.fromkeys((*done.loaded.notes, *done.notes)):
+        click.echo(f"note: {note}", err=True)
+    shown = {k: v for k, v in {**done.subject.seconds, **done.seconds}.items() if v >= 0.005}
+    click.echo("time: " + ", ".join(f"{name} {value:.2f} s" for name, value in shown.items()))
+    if folder is not None:
+        click.echo(f"wrote {folder}/report.html, grid.png, heat maps, overlays, arrays, manifest.json")
+
+
+def _answer(done: Run) -> dict[str, str]:
+    """The model's outputs on the input, in brief."""
+    found = done.subject.forward(done.loaded.feeds)
+    return {
+        name: f"{np.asarray(v).dtype}{list(np.shape(v))} {' '.join(str(v).split())[:80]}" for name, v in found.items()
+    }
+
+
+def _print_explanations(done: Run) -> None:
     first = done.explanations[0]
     files = [str(file) for file in done.loaded.files]
     for sample in range(first.samples):
@@ -232,14 +262,5 @@ def _print(done: Run, folder: Path | None) -> None:
             score = float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)])
             parts = ", ".join(f"{name} {value:.4g}" for name, value in where.items())
             of = f" of sample {sample}" if e.samples > 1 else ""
-            click.echo(f"{e.method.name:<18} {target.name}{of}: score {score:.4g}; relevance sums to: {parts}")
-    for method, reason in done.failed.items():
-        click.echo(f"{method:<18} not possible: {reason}")
-    if done.coverage is not None:
-        click.echo(done.coverage.text())
-    for note in dict.fromkeys((*done.loaded.notes, *done.notes)):
-        click.echo(f"note: {note}", err=True)
-    shown = {k: v for k, v in {**done.subject.seconds, **done.seconds}.items() if v >= 0.005}
-    click.echo("time: " + ", ".join(f"{name} {value:.2f} s" for name, value in shown.items()))
-    if folder is not None:
-        click.echo(f"wrote {folder}/report.html, grid.png, heat maps, overlays, arrays, manifest.json")
+            asked = target.names[sample] if len(target.names) > sample else target.name
+            click.echo(f"{e.method.name:<18} {asked}{of}: score {score:.4g}; relevance sums to: {parts}")
