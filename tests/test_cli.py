@@ -295,7 +295,7 @@ def test_tree_ensembles_have_a_clear_message(onnxplain, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((1, 2), np.float32))
     for arguments in (("run", "t.onnx", "x.npy"), ("compile", "t.onnx")):
         fails(onnxplain(*arguments), 3, "TreeEnsembleRegressor", "derivative", "forward")
-    for arguments in (("inspect", "t.onnx"), ("run", "t.onnx")):  # alone, run says what the model answers and what blocks
+    for arguments in (("inspect", "t.onnx"), ("run", "t.onnx")):  # alone: what it answers, what blocks
         found = onnxplain(*arguments)
         assert found.code == 0 and "TreeEnsembleRegressor" in found.out and "coverage" in found.out
 
