@@ -264,6 +264,12 @@ def no_rules(bounds: Bounds) -> Composite:
     return Composite("none", relevance=False)
 
 
+@composite("default", cite=ZENNIT + ", EpsilonPlusFlat; for pictures only")
+def default(bounds: Bounds) -> Composite:
+    """As epsilon_plus_flat, but flat only in a first convolution: in a dense layer it tells no feature from another."""
+    return first(RULES["flat"](), *CONVOLUTIONS) | _layers(RULES["z_plus"](), RULES["epsilon"]())
+
+
 @composite("epsilon", cite="Bach et al. 2015")
 def all_epsilon(bounds: Bounds) -> Composite:
     """LRP-epsilon in every layer with weights."""

@@ -27,12 +27,14 @@ class Coverage:
     notes: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """For people: one line a method."""
-        lines = []
+        """For people: one line a method, and each reason once."""
+        lines, said = [], dict[str, str]()
         for method in METHODS:
             if method in self.blocked:
-                lines.append(f"  {method:<18} blocked: {self.blocked[method]}")
-            else:
+                first = said.setdefault(self.blocked[method], method)
+                reason = self.blocked[method] if first == method else f"as {first}"
+                lines.append(f"  {method:<18} blocked: {reason}")
+            elif method in self.rules:
                 counts = Counter(rule.split("(")[0] for rule in self.rules[method].values())
                 lines.append(f"  {method:<18} ok: " + ", ".join(f"{name} ×{n}" for name, n in counts.most_common()))
         return "coverage:\n" + "\n".join(lines)

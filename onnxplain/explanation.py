@@ -113,14 +113,15 @@ class Explanation:
                     if target.index is None
                     else tuple(int(i) for i in target.index[min(sample, len(target.index) - 1)])
                 )
+                asked = target.names[sample] if len(target.names) > sample else target.name
                 array, values = self.row_map(row, name), self._values(name, sample)
                 kind, shown = panel_kind(array, self.layout or guess_layout(self.row(row, name).shape))
                 title = self.method.name if len(self.relevances) == 1 else f"{self.method.name}: {name}"
                 found.append(
                     render.Panel(
                         method=title,
-                        target=index[0] if index is not None and len(index) == 1 else target.name,
-                        target_name=target.names[sample] if len(target.names) > sample else target.name,
+                        target=index[0] if index is not None and len(index) == 1 else asked,
+                        target_name="" if index is None else asked,
                         score=float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)]),
                         probability=None
                         if probabilities is None or index is None or len(index) != 1

@@ -226,8 +226,10 @@ def _print(done: Run, folder: Path | None) -> None:
         click.echo("the model answers; nothing can be explained of it yet")
         for output, text in _answer(done).items():
             click.echo(f"  {output}  {text}")
+    listed = done.coverage.blocked.values() if done.coverage is not None else ()
     for method, reason in done.failed.items():
-        click.echo(f"{method:<18} not possible: {reason}")
+        if reason not in listed:
+            click.echo(f"{method:<18} not possible: {reason}")
     if done.coverage is not None:
         click.echo(done.coverage.text())
     for note in dict.fromkeys((*done.loaded.notes, *done.notes)):

@@ -63,7 +63,7 @@ _add(
     "lrp",
     "Layer-wise relevance propagation by a composite of rules.",
     "Bach et al. 2015, On Pixel-Wise Explanations; Montavon et al. 2019, LRP: An Overview",
-    "epsilon_plus_flat",
+    "default",
     Form("seed_times_output", "as_it_is"),
 )
 _add(
