@@ -1,6 +1,6 @@
 # onnxplain for NVIDIA GPUs, or for the CPU with --build-arg RUNTIME=cpu.
 #   docker build -t onnxplain .
-#   docker run --rm --gpus all --user "$(id -u)" -v "$PWD:/work" onnxplain run mobilenet_v2 /work/photo.png
+#   docker run --rm --gpus all --user "$(id -u)" -v "$PWD:/data" onnxplain run mobilenet_v2 /data/photo.png
 ARG RUNTIME=gpu
 
 FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04 AS gpu
@@ -31,13 +31,13 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 onnxplain \
-    && install -d -o onnxplain -g onnxplain /work
+    && install -d -o onnxplain -g onnxplain /data
 COPY --from=build /opt/venv /opt/venv
 COPY models /opt/onnxplain/models
 # --user may name somebody without a home: what matplotlib caches goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH ONNXPLAIN_MODELS=/opt/onnxplain/models MPLCONFIGDIR=/tmp/matplotlib PYTHONUNBUFFERED=1
 USER onnxplain
-WORKDIR /work
+WORKDIR /data
 
 # There is no server in the image yet: healthy means that onnxruntime runs a small model here, and nothing more.
 # The gRPC health check takes this place when the server lands.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import onnx_ir as ir
 
@@ -115,13 +115,20 @@ def prune(graph: ir.Graph, first: int) -> None:
             del graph.initializers[name]
 
 
-class Settings:
-    """How the walk treats a node: several outputs at once, un-broadcasting, routing (`vjp.Op` is one)."""
+class Settings(Protocol):
+    """How the walk treats a node (`vjp.Op` is one)."""
 
-    all_outputs: bool = False
-    broadcasts: bool = False
-    routes: bool = False
+    @property
+    def all_outputs(self) -> bool:
+        """The rule takes a list, one gradient or None per output."""
+
+    @property
+    def broadcasts(self) -> bool:
+        """Inputs may have been stretched; what comes back is summed to their shapes."""
+
+    @property
+    def routes(self) -> bool:
+        """Every output is a copy of an input: relevance follows the value it belongs to."""
 
     def unsupported(self, node: Node) -> Exception:
         """The error for relevance arriving at an output the derivative does not know."""
-        raise NotImplementedError

@@ -16,7 +16,7 @@ from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.node import Node
 from onnxplain.graph.signs import SignRule
 from onnxplain.graph.streams import FORWARD_ONLY, AxisRule
-from onnxplain.graph.walk import Rule, Settings
+from onnxplain.graph.walk import Rule
 
 Kind = Literal["linear", "sum", "mean", "product", "routing", "activation", "softmax", "normalisation", "flat", "other"]
 """What an op is to relevance; composites go by it.
@@ -51,7 +51,7 @@ def case(
 
 
 @dataclass(frozen=True)
-class Op(Settings):
+class Op:
     """All that is registered of an op type."""
 
     types: tuple[str, ...]
@@ -66,7 +66,7 @@ class Op(Settings):
     domain: str = ""
 
     @property
-    def routes(self) -> bool:  # type: ignore[override]
+    def routes(self) -> bool:
         """Zero in, zero out, and relevance follows the value it belongs to."""
         return self.kind == "routing"
 
