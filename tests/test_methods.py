@@ -10,7 +10,7 @@ import onnx
 import pytest
 from nets import NAMES, compiled, net, normal, one_hot, relu_net, repository, sample, widened
 from PIL import Image
-from support import evaluate
+from support import evaluate, run
 
 from onnxplain import Explainer
 from onnxplain.errors import InputError, UnsupportedOp, UsageError
@@ -245,3 +245,61 @@ def test_a_saved_graph_gives_what_the_explainer_gives(digits, explained, tmp_pat
     x, seed = sample("digits_cnn"), np.eye(10, dtype=np.float32)[explained.scores.argmax(1)]
     (found,) = session.run(["input.relevance"], {"input": x, "logits.seed": seed})
     np.testing.assert_allclose(found, explained.relevance[:3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
+@pytest.mark.parametrize("tensor", ["c2", "r2", "p1", "c1"])
+def test_explaining_an_inner_tensor_equals_explaining_the_model_cut_off_there(composite, tensor, tmp_path):
+    """What follows the explained tensor (a Relu that would be off, say) must not matter."""
+    model = relu_net()
+    whole = compiled(model, tmp_path, "lrp", composite=composite, explain=tensor)
+    cut = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model)).extract_model(["x"], [tensor])
+    alone = compiled(cut, tmp_path, "lrp", composite=composite)
+    x = normal(1, 2, 6, 6, seed=3)
+    seed = normal(*forward(cut, x).shape, seed=4)
+    found = [run(file.proto, {"x": x, f"{tensor}.seed": seed})["x.relevance"] for file in (whole, alone)]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5 * np.abs(found[1]).max())  # float32
+
+
+def forward(model, x):
+    return run(model, {"x": x})[model.graph.output[0].name]
+
+
+AFTER = {
+    "nothing": "s = Identity (r1)",
+    "Sigmoid": "s = Sigmoid (r1)",
+    "BatchNormalization": "s = BatchNormalization (r1, gain, shift, centre, spread)",
+    "Clip": "s = Clip (r1, high, top)",
+    "Add": "s = Add (r1, half)",
+    "Softplus": "s = Softplus (r1)",
+}
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus", "epsilon_alpha2_beta1"])
+@pytest.mark.parametrize("between", AFTER)
+def test_a_relu_by_another_name_gives_the_same_relevance(composite, between, tmp_path):
+    """LeakyRelu with slope 0 is a Relu that no short way knows: the Relu's output as denominator, signs, stacking."""
+    found = []
+    for relu in ("Relu", "LeakyRelu <alpha = 0.0>"):
+        model = net(
+            f"""g (float[N, 2, 6, 6] x) => (float[N, 4] y) {{
+                c1 = Conv (x, w1, b1) r1 = {relu} (c1) {AFTER[between]}
+                c2 = Conv (s, w2, b2) r2 = {relu} (c2) f = Flatten (r2) y = Gemm <transB = 1> (f, w3, b3)
+            }}""",
+            w1=normal(3, 2, 3, 3, seed=1),
+            b1=normal(3, seed=2),
+            w2=normal(5, 3, 3, 3, seed=3),
+            b2=normal(5, seed=4),
+            w3=normal(4, 20, seed=5),
+            b3=normal(4, seed=6),
+            gain=normal(3, seed=7),
+            shift=normal(3, seed=8),
+            centre=normal(3, seed=9),
+            spread=np.ones(3, np.float32),
+            half=np.float32(0.5).reshape(()),
+            high=np.float32(0.2).reshape(()),
+            top=np.float32(2.0).reshape(()),
+        )
+        file = compiled(model, tmp_path, "lrp", composite=composite)
+        found.append(run(file.proto, {"x": X, "y.seed": SEED})["x.relevance"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4 * np.abs(found[1]).max())  # float32, 1 / z

@@ -36,7 +36,8 @@ def seed_itself(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
 def seed_times_output(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
     """Relevance family: a one-hot seed redistributes that output."""
     start = seed * op.real(y)
-    op.vanishing.add(start)
+    if all(use.node.op_type != "Relu" for use in y.uses()):  # else it is not zero where that Relu is off
+        op.vanishing.add(start)
     return [start]
 
 

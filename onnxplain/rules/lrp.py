@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp, UsageError
 from onnxplain.graph.backward import Backward
-from onnxplain.graph.node import Node, dims, rank
+from onnxplain.graph.node import Node, constant, dims, rank
 from onnxplain.graph.walk import Gradient, Rule
 from onnxplain.rules.linear import (
     EPSILON,
@@ -248,6 +248,34 @@ def _flat_conv(op: Backward, layer: Layer, r: ir.Value, epsilon: float) -> ir.Va
 EVERY: tuple[Kind, ...] = ("linear", "mean", "sum", "product", "activation", "softmax", "normalisation", "other")
 
 
+KEEP_ZERO = frozenset(
+    (
+        "Relu",
+        "LeakyRelu",
+        "PRelu",
+        "ThresholdedRelu",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Gelu",
+        "Swish",
+        "HardSwish",
+        "Mish",
+        "Tanh",
+    )
+    + ("Softsign", "Erf", "Shrink", "Neg", "Mul", "Div", "LRN", "LpNormalization", "RMSNormalization")
+)
+"""Ops that are passed through and whose output is zero wherever their input is."""
+
+
+def keeps_zero(node: Node) -> bool:
+    """Whether f(0) = 0, which a sigmoid or a BatchNormalization does not have."""
+    if node.op_type == "Clip":
+        low, high = constant(node.input(1)), constant(node.input(2))
+        return (low is None or float(low) <= 0) and (high is None or float(high) >= 0)
+    return node.op_type in KEEP_ZERO
+
+
 @rule("pass", *EVERY, cite=MONTAVON_2019)
 def pass_through() -> Rule:
     """R_in = R_out, for elementwise functions, scalings, normalisations; to the first operand that is not constant."""
@@ -263,6 +291,8 @@ def pass_through() -> Rule:
             raise UnsupportedOp(
                 f"{node}: rule pass needs an output of the input's shape, here {dims(node.y)} from {dims(x)}."
             )
+        if r in op.vanishing and not keeps_zero(node):
+            r = op.Identity(r)  # no longer zero wherever the tensor it belongs to is
         return [r if i == given[0] else None for i in range(len(node.inputs))]
 
     return apply
