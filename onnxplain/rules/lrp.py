@@ -249,21 +249,8 @@ EVERY: tuple[Kind, ...] = ("linear", "mean", "sum", "product", "activation", "so
 
 
 KEEP_ZERO = frozenset(
-    (
-        "Relu",
-        "LeakyRelu",
-        "PRelu",
-        "ThresholdedRelu",
-        "Elu",
-        "Selu",
-        "Celu",
-        "Gelu",
-        "Swish",
-        "HardSwish",
-        "Mish",
-        "Tanh",
-    )
-    + ("Softsign", "Erf", "Shrink", "Neg", "Mul", "Div", "LRN", "LpNormalization", "RMSNormalization")
+    "Relu LeakyRelu PRelu ThresholdedRelu Elu Selu Celu Gelu Swish HardSwish Mish Tanh Softsign Erf Shrink Neg Mul Div "
+    "LRN LpNormalization RMSNormalization".split()
 )
 """Ops that are passed through and whose output is zero wherever their input is."""
 
@@ -292,7 +279,7 @@ def pass_through() -> Rule:
                 f"{node}: rule pass needs an output of the input's shape, here {dims(node.y)} from {dims(x)}."
             )
         if r in op.vanishing and not keeps_zero(node):
-            r = op.Identity(r)  # no longer zero wherever the tensor it belongs to is
+            op.vanishing.discard(r)  # below here it is not zero wherever the tensor it belongs to is
         return [r if i == given[0] else None for i in range(len(node.inputs))]
 
     return apply
