@@ -249,8 +249,29 @@ EVERY: tuple[Kind, ...] = ("linear", "mean", "sum", "product", "activation", "so
 
 
 KEEP_ZERO = frozenset(
-    "Relu LeakyRelu PRelu ThresholdedRelu Elu Selu Celu Gelu Swish HardSwish Mish Tanh Softsign Erf Shrink Neg Mul Div "
-    "LRN LpNormalization RMSNormalization".split()
+    [
+        "Relu",
+        "LeakyRelu",
+        "PRelu",
+        "ThresholdedRelu",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Gelu",
+        "Swish",
+        "HardSwish",
+        "Mish",
+        "Tanh",
+        "Softsign",
+        "Erf",
+        "Shrink",
+        "Neg",
+        "Mul",
+        "Div",
+        "LRN",
+        "LpNormalization",
+        "RMSNormalization",
+    ]
 )
 """Ops that are passed through and whose output is zero wherever their input is."""
 
