@@ -82,10 +82,10 @@ def centre(epsilon: float = EPSILON) -> Rule:
         axes = op.ints(range(node.attr("axis", -1), 0)) if node.attr("axis", -1) < 0 else None
         if axes is None:
             raise UnsupportedOp(f"{node}: rule centre needs a negative axis; use `--rule type:{node.op_type}=pass`.")
-        mean = op.once(("mean", x), lambda: op.ReduceMean(x, axes, keepdims=1))
-        centred = op.once(("centred", x), lambda: op.Sub(x, mean))
-        variance = op.once(("variance", x), lambda: op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1))
-        spread = op.once(("spread", x), lambda: op.Sqrt(op.Add(variance, node.attr("epsilon", 1e-5))))
+        mean = op.once(("mean", node.y), lambda: op.ReduceMean(x, axes, keepdims=1))
+        centred = op.once(("centred", node.y), lambda: op.Sub(x, mean))
+        variance = op.once(("variance", node.y), lambda: op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1))
+        spread = op.once(("spread", node.y), lambda: op.Sqrt(op.Add(variance, node.attr("epsilon", 1e-5))))
         s = r / stabilised(op, y, epsilon)
         scale, bias = node.input(1), node.input(2)
         if op.absorbed is not None:

@@ -147,7 +147,7 @@ def box(low: float | Sequence[float], high: float | Sequence[float], epsilon: fl
                 if dims(x)[at] != bound.size:
                     raise UsageError(f"rule box: {bound.size} bounds for {x.name}, which has {dims(x)[at]} channels.")
                 shape[at] = bound.size
-            return op.once((name, x), lambda: op.Sub(x, op.constant(bound.reshape(shape), x.dtype)))  # type: ignore[arg-type]
+            return op.once((name, x, bound.tobytes()), lambda: op.Sub(x, op.constant(bound.reshape(shape), x.dtype)))  # type: ignore[arg-type]
 
         return modify
 
