@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from onnxplain.errors import InputError, UnsupportedModel, UsageError
 
 Array = NDArray[Any]
-Provider = Literal["auto", "cuda", "cpu"]
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 SHARE_OF_MEMORY = 0.4  # of what is free, for the activations of one run
 

@@ -14,6 +14,7 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv_transpose import ConvTranspose
 from onnx.reference.ops.op_pad import Pad_18 as Pad
 
+from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward, Facts
 from onnxplain.graph.node import Node, is_float
@@ -306,6 +307,10 @@ class OneNode:
     axes: dict[str, int]
 
 
+class Misfit(ValueError):
+    """The inputs of a case do not go together: the forward node itself refuses them."""
+
+
 def precision(op_type: str, case: Case, domain: str) -> type:
     """float64 where the op allows it, else float32 (Celu, ai.onnx.ml)."""
     schema = onnx.defs.get_schema(op_type, 1 if domain else case.opset, domain)
@@ -380,7 +385,10 @@ def one_node(
         initializers=[v for v in constants if v.const_value is not None],
     )
     builder = Backward(graph, Facts())
-    builder.infer(node)
+    try:
+        builder.infer(node)
+    except UnsupportedModel as error:
+        raise Misfit(str(error)) from error
     y = next((value for value in node.outputs if value.type is not None and is_float(value)), node.outputs[0])
     y.name, node.outputs[0].name = "y0", "y0" if y is node.outputs[0] else "other"  # LinearClassifier: labels, scores
     measured = None
@@ -389,11 +397,15 @@ def one_node(
     ):  # known at run time only
         graph.outputs.append(y)
         bare = ir.to_proto(ir.Model(graph, ir_version=8 if case.opset < 19 else 10))
-        measured = evaluate(bare, {str(v.name): feeds[str(v.name)] for v in graph_inputs})["y0"].shape
+        try:
+            measured = evaluate(bare, {str(v.name): feeds[str(v.name)] for v in graph_inputs})["y0"].shape
+        except IndexError as error:
+            raise Misfit(str(error)) from error
         graph.outputs.clear()
     view = Node.of(node, case.opset)
     axes = streams.track([view], [v for v in graph_inputs if v not in constants], axis_rules()) if free else {}
     known = [v for v in graph_inputs if v not in constants] if positive else []
+    free = free and axes.get(y, -1) >= 0  # as the compiler: exact seeds where the axis is not proven
     facts = Facts(axes, free, signs.nonnegative([view], sign_rules(), known), set(constants))
     op = Backward(graph, facts)
     seed = ir.Value(name="seed", shape=ir.Shape(op.stream_shape(y)), type=ir.TensorType(float_type))

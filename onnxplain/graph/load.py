@@ -18,7 +18,6 @@ from onnxplain.graph.check import check
 
 MAX_OPSET = 26  # the newest that onnxruntime 1.31 runs
 MAX_IR = 13  # likewise
-CHUNK = 1 << 22  # bytes hashed at a time
 
 FORMATS = {  # first bytes of files that people take for models
     b"version https://git-lfs": "a Git LFS pointer (fetch the file itself: git lfs pull)",

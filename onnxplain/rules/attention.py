@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward import Backward
-from onnxplain.graph.node import Node
+from onnxplain.graph.node import Node, rank
 from onnxplain.graph.walk import Gradient, Rule
 from onnxplain.rules.linear import EPSILON, signed_epsilon, stabilised
 from onnxplain.rules.registry import rule
@@ -79,9 +79,7 @@ def centre(epsilon: float = EPSILON) -> Rule:
                 f"{node}: rule centre is for LayerNormalization; use `--rule type:{node.op_type}=pass`."
             )
         x, y = op.real(node.x), op.real(node.y)
-        axes = op.ints(range(node.attr("axis", -1), 0)) if node.attr("axis", -1) < 0 else None
-        if axes is None:
-            raise UnsupportedOp(f"{node}: rule centre needs a negative axis; use `--rule type:{node.op_type}=pass`.")
+        axes = op.ints(range(node.attr("axis", -1) % rank(x), rank(x)))
         mean = op.once(("mean", node.y), lambda: op.ReduceMean(x, axes, keepdims=1))
         centred = op.once(("centred", node.y), lambda: op.Sub(x, mean))
         variance = op.once(("variance", node.y), lambda: op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1))
