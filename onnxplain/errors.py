@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class OnnxplainError(Exception):
-    """Base of all errors raised on purpose; its text is one line written for the user."""
+    """Base of all errors raised on purpose; its text is one line written for the user.
+
+    exit_code: of the command line. status: the name of the service's gRPC status code. field: what part of a request is
+    wrong, such as `inputs[0].shape`; "" where that is not known.
+    """
 
     exit_code = 1
+    status = "INVALID_ARGUMENT"
+    field = ""
+
+    def at(self, field: str) -> Self:
+        """The same error with the part of the request that caused it."""
+        self.field = field
+        return self
 
 
 class UsageError(OnnxplainError):
@@ -35,6 +47,7 @@ class UnsupportedModel(OnnxplainError):
     """A model that cannot be loaded, converted, verified or explained: exit code 3."""
 
     exit_code = 3
+    status = "FAILED_PRECONDITION"
 
 
 class UnsupportedOp(UnsupportedModel):
@@ -49,3 +62,52 @@ class InputError(OnnxplainError):
     """A file, an array or a folder that cannot be read, used or written: exit code 4."""
 
     exit_code = 4
+
+
+class NotFound(InputError):
+    """A model, a version or an alias that is not served here."""
+
+    status = "NOT_FOUND"
+
+
+class Busy(OnnxplainError):
+    """A queue or a budget is full; retry: seconds after which to come back."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry: float = 0.1):
+        super().__init__(message)
+        self.retry = retry
+
+
+class Unavailable(OnnxplainError):
+    """A model that loads or drains, a registry or server that cannot be reached: safe to try again or elsewhere."""
+
+    exit_code = 4
+    status = "UNAVAILABLE"
+
+
+class Expired(OnnxplainError):
+    """The deadline passed, or would pass before the answer."""
+
+    exit_code = 4
+    status = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(OnnxplainError):
+    """The caller went away."""
+
+    status = "CANCELLED"
+
+
+class Denied(OnnxplainError):
+    """A caller without a valid token (UNAUTHENTICATED), or whose token lacks the scope (PERMISSION_DENIED)."""
+
+    exit_code = 4
+    status = "PERMISSION_DENIED"
+
+
+class Unauthenticated(Denied):
+    """No token, or one that is not known."""
+
+    status = "UNAUTHENTICATED"

@@ -12,8 +12,8 @@ import onnxplain
 
 ROOT = Path(onnxplain.__file__).parent
 LAYERS = [
-    {"errors", "__version__"},
-    {"registry", "runtime"},
+    {"errors", "__version__", "v1"},  # v1: generated from protos/
+    {"registry", "runtime", "wire"},
     {"graph"},
     {"vjp"},
     {"rules"},
@@ -24,7 +24,9 @@ LAYERS = [
     {"recipes"},  # a method by name, made into a composite, a start and a finish
     {"coverage", "explanation"},
     {"explainer"},
-    {"sources"},
+    {"sources", "exports", "client"},
+    {"mlflow"},
+    {"server"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.graph.check import check

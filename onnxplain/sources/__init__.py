@@ -1,5 +1,7 @@
 """Where models come from. For the command line and the service only; the engine takes a path."""
 
-from onnxplain.sources.directory import DirectoryRepository, Resolved, default_repositories, resolve
+from onnxplain.sources.directory import DirectoryRepository, default_repositories, resolve
+from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.source import Release, Source
 
-__all__ = ["DirectoryRepository", "Resolved", "default_repositories", "resolve"]
+__all__ = ["DirectoryRepository", "Release", "Resolved", "Source", "default_repositories", "resolve"]

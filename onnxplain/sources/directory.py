@@ -6,25 +6,15 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from onnxplain.errors import InputError, UsageError
 from onnxplain.inputs.settings import ModelSettings, load_settings
+from onnxplain.sources.resolved import Resolved
 
 VARIABLE = "ONNXPLAIN_MODELS"  # folders, separated as in PATH, searched before ./models
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")  # of a model or a version: never "..", never absolute
 MODEL, SETTINGS = "model.onnx", "model.toml"
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """One model file. version is "" for a file outside a repository."""
-
-    path: Path
-    name: str
-    version: str
-    settings: ModelSettings
 
 
 class DirectoryRepository:

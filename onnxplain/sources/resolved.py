@@ -1,0 +1,18 @@
+"""One model file with its name and settings: what every source hands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxplain.inputs.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One model file. version is "" for a file outside a repository."""
+
+    path: Path
+    name: str
+    version: str
+    settings: ModelSettings
