@@ -80,6 +80,12 @@ class Busy(OnnxplainError):
         self.retry = retry
 
 
+class OutOfMemory(InputError):
+    """A run that needs more memory than there is; fewer rows at a time may fit."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+
 class Unavailable(OnnxplainError):
     """A model that loads or drains, a registry or server that cannot be reached: safe to try again or elsewhere."""
 

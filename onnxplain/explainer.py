@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain import session as sessions
-from onnxplain.compile import Compiled, Request, compile_graph, resolve
+from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, resolve
 from onnxplain.compile.ledger import NAME as LEDGER
 from onnxplain.compile.save import INLINE_LIMIT, save
 from onnxplain.composites import Bounds
@@ -27,7 +27,10 @@ from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.targets import Target
 from onnxplain.recipes import Recipe
 from onnxplain.runtime import Runtime
-from onnxplain.session import Array, Session
+from onnxplain.session import Array, Runs, Session
+
+Opener = Callable[[ir.Model, str], Runs]
+Ask = str | int | Callable[[Array, Sequence[str], str | None], list[Target]]
 
 
 @dataclass
@@ -41,11 +44,19 @@ class Subject:
     provider: str = "auto"
     threads: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    _forward: Session | None = None
+    opener: Opener | None = None
+    _forward: Runs | None = None
 
     @classmethod
-    def of(cls, path: str | Path, request: Request | None = None, provider: str = "auto", threads: int = 0) -> Subject:
-        """Load, normalise and verify a model file."""
+    def of(
+        cls,
+        path: str | Path,
+        request: Request | None = None,
+        provider: str = "auto",
+        threads: int = 0,
+        opener: Opener | None = None,
+    ) -> Subject:
+        """Load, normalise and verify a model file. opener: (model, role) -> what runs it; None: a Session."""
         request = request or Request()
         begun = time.perf_counter()
         source = load(Path(path))
@@ -53,7 +64,13 @@ class Subject:
         resolved = resolve(source.model, request)
         normalised = normalise(source, resolved.protected)
         seconds = {"load": loaded - begun, "normalise": time.perf_counter() - loaded, **normalised.timings}
-        return cls(source, normalised, request, resolved, provider, threads, seconds)
+        return cls(source, normalised, request, resolved, provider, threads, seconds, opener)
+
+    def open(self, model: ir.Model, role: str) -> Runs:
+        """What runs a graph made from this model. role: "forward", or the recipe's digest."""
+        if self.opener is not None:
+            return self.opener(model, role)
+        return open_session(model, self.provider, self.threads)
 
     @property
     def inputs(self) -> list[InputSpec]:
@@ -65,6 +82,10 @@ class Subject:
             if v.name not in graph.initializers
         ]
 
+    def row_axes(self) -> dict[str, int] | None:
+        """The same for the model itself; see `Explainer.row_axes`."""
+        return batch_axes(self.normalised.model.graph)
+
     def forward(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The model's outputs, the explained tensors and the kept ones."""
         if self._forward is None:
@@ -73,7 +94,7 @@ class Subject:
             for name in self.resolved.protected:
                 if values[name] not in model.graph.outputs and not values[name].is_graph_input():
                     model.graph.outputs.append(values[name])
-            self._forward = _session(model, self.provider, self.threads)
+            self._forward = self.open(model, "forward")
         names = [n for n in (outputs or self._forward.outputs) if n not in feeds]
         found = self._forward.run(feeds, names)
         return {**found, **{n: feeds[n] for n in outputs or () if n in feeds}}
@@ -122,7 +143,7 @@ class Explainer:
                 f"{method}: the input's bounds are not known, so the first convolution has z_plus "
                 "(give --rule first=box(low=…,high=…))"
             )
-        self._session: Session | None = None
+        self._session: Runs | None = None
 
     @property
     def explained(self) -> tuple[str, ...]:
@@ -135,11 +156,26 @@ class Explainer:
         return list(dict.fromkeys(self.compiled.notes))
 
     @property
-    def session(self) -> Session:
+    def session(self) -> Runs:
         """The compiled graph in onnxruntime; created when first used."""
         if self._session is None:
-            self._session = _session(self.compiled.model, self.subject.provider, self.subject.threads)
+            self._session = self.subject.open(self.compiled.model, self.recipe.digest)
         return self._session
+
+    def row_axes(self) -> dict[str, int] | None:
+        """The axis of every input and output of the compiled graph that carries its rows; None: rows do not go apart.
+
+        Proven on the graph: what is None must not be put into one batch with somebody else's rows.
+        """
+        forward = self.subject.row_axes()
+        if forward is None or not self.compiled.streams:
+            return None
+        return {
+            **forward,
+            **dict.fromkeys(self.compiled.seeds, 0),
+            **self.compiled.provenance["stream_axis"],
+            LEDGER: 0,
+        }
 
     def save(self, path: str | Path) -> None:
         """Write the compiled graph; any onnxruntime runs it."""
@@ -188,12 +224,11 @@ class Explainer:
             given = {names[0]: np.asarray(seed)}
         return self._run(feeds, given)
 
-    def explain(
-        self, inputs: Array | Mapping[str, Array], target: str | int | Sequence[str | int] = "predicted"
-    ) -> Explanation:
+    def explain(self, inputs: Array | Mapping[str, Array], target: Ask | Sequence[Ask] = "predicted") -> Explanation:
         """Explain a batch for one or several targets.
 
-        inputs: (N, …) in model units. target: `predicted`, `top3`, a class name, an index, "A vs B", or several.
+        inputs: (N, …) in model units. target: `predicted`, `top3`, a class name, an index, "A vs B", a function
+        (scores, labels, kind) -> targets, or several.
         """
         if len(self.explained) != 1:
             raise UsageError("several tensors are explained: use run(inputs, seed) with a seed for each.")
@@ -201,8 +236,8 @@ class Explainer:
         forward = self.subject.forward(feeds)
         name = self.explained[0]
         scores = forward[name] if name in forward else feeds[name]
-        specs = [target] if isinstance(target, (str, int, np.integer)) else list(target)
-        targets = [t for spec in specs for t in resolve_targets(str(spec), scores, self.labels, self.kind)]
+        asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
+        targets = [t for ask in asked for t in self._resolve(ask, scores)]
         rows = scores.shape[0] if scores.ndim else 1
         begun = time.perf_counter()
         if self.subject.request.seed == "index":
@@ -230,6 +265,11 @@ class Explainer:
             notes=self.notes,
             seconds=time.perf_counter() - begun,
         )
+
+    def _resolve(self, ask: Ask, scores: Array) -> list[Target]:
+        if callable(ask):
+            return ask(scores, self.labels, self.kind)
+        return resolve_targets(str(ask), scores, self.labels, self.kind)
 
     def _targets(
         self, feeds: dict[str, Array], name: str, targets: Sequence[Target], scores: Array
@@ -306,7 +346,7 @@ def bytes_per_stream(model: ir.Model) -> int:
     return sum(sizes) // 3 + 1  # onnxruntime reuses buffers; a third is what large networks were seen to take
 
 
-def _session(model: ir.Model, provider: str, threads: int) -> Session:
+def open_session(model: ir.Model, provider: str = "auto", threads: int = 0) -> Session:
     """A model in onnxruntime; weights that are large or lie in other files go beside it."""
     tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     if sum(t.nbytes for t in tensors) < INLINE_LIMIT and not any(isinstance(t, ir.ExternalTensor) for t in tensors):

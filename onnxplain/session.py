@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from onnxplain.errors import InputError, UnsupportedModel, UsageError
+from onnxplain.errors import InputError, OutOfMemory, UnsupportedModel, UsageError
 
 Array = NDArray[Any]
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+SILENT = 4  # onnxruntime's "fatal": what goes wrong arrives as an exception
+OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|[Ff]ailed to allocate|smaller than requested|out of memory|CUDA_ERROR_OUT_OF_MEMORY"
+)
 SHARE_OF_MEMORY = 0.4  # of what is free, for the activations of one run
 
 
@@ -38,6 +43,28 @@ def _cuda_libraries() -> bool:
     return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu")) or os.name == "nt"
 
 
+class Runs(Protocol):
+    """What an explainer asks of a session; the service puts one here that waits in line and shares runs."""
+
+    outputs: list[str]
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Outputs by name, all by default."""
+        ...
+
+
+class Stop:
+    """Ends a run from another thread: onnxruntime looks between two kernels, also inside a Loop."""
+
+    def __init__(self) -> None:
+        self.options = onnxruntime.RunOptions()
+        self.options.log_severity_level = SILENT
+
+    def __call__(self) -> None:
+        """End the run that has these options, now or as soon as it begins."""
+        self.options.terminate = True
+
+
 class Session:
     """One model in onnxruntime: `run(feeds) -> outputs by name`. weights: those `model` only declares as external."""
 
@@ -45,7 +72,7 @@ class Session:
         self, model: bytes | Path, provider: str = "auto", threads: int = 0, weights: Mapping[str, Array] | None = None
     ):
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
+        options.log_severity_level = SILENT
         options.intra_op_num_threads = threads
         wanted = providers(provider)
         self._weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(w) for name, w in (weights or {}).items()}
@@ -65,13 +92,19 @@ class Session:
         self.inputs = {value.name: value for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Outputs by name. Raises InputError with onnxruntime's reason in one line."""
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None, stop: Stop | None = None
+    ) -> dict[str, Array]:
+        """Outputs by name. Raises InputError or OutOfMemory with onnxruntime's reason in one line."""
         names = list(self.outputs if outputs is None else outputs)
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            found = self._session.run(names, dict(feeds), (stop or Stop()).options)
         except Exception as error:
-            raise InputError(f"onnxruntime could not run the model: {one_line(error)}") from error
+            reason = one_line(error)
+            if OUT_OF_MEMORY.search(reason):
+                raise OutOfMemory(f"onnxruntime ran out of memory: {reason}") from error
+            raise InputError(f"onnxruntime could not run the model: {reason}") from error
+        return dict(zip(names, found, strict=True))
 
 
 def one_line(error: Exception) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from onnxplain.cli.options import (
-    Pictures,
     explainer_of,
     machine_options,
     recipe_options,
@@ -18,6 +17,7 @@ from onnxplain.cli.options import (
     subject_of,
 )
 from onnxplain.compile import Request, cuda
+from onnxplain.inputs import Pictures
 
 
 @click.command("compile")
@@ -44,7 +44,7 @@ def compile_command(
     request = Request(explain, head, seed, attribute_to, keep, ledger, fold)
     resolved, subject = subject_of(model, request, provider, threads)
     (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, [])
-    bounds = Pictures.of(resolved, None, None, None, None, None, None).bounds(subject.inputs)
+    bounds = Pictures.of(resolved.settings).bounds(subject.inputs)
     explainer = explainer_of(subject, recipe, bounds=bounds)
     path = output or Path(f"{resolved.name}.{recipe.method}.onnx")
     written = time.perf_counter()

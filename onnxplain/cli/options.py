@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from onnxplain.compile import Request
-from onnxplain.composites import Bounds
 from onnxplain.errors import UsageError
 from onnxplain.explainer import Explainer, Subject
-from onnxplain.inputs import InputSpec, ModelSettings, PictureSettings, from_options, load_labels
+from onnxplain.inputs import ModelSettings
 from onnxplain.recipes import Recipe
 from onnxplain.sources import Resolved
 from onnxplain.sources import resolve as resolve_model
@@ -66,69 +65,6 @@ picture_options = _all(
     click.option("--scale", metavar="X", help="Multiplies pixel values 0..255 first, e.g. 1/255."),
     click.option("--labels", metavar="FILE", help="Class names: a txt or json file, or 'imagenet'."),
 )
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """How pictures become inputs: model.toml, under what the command line says."""
-
-    settings: ModelSettings
-    options: dict[str, Any]
-    labels_option: str | None
-
-    @classmethod
-    def of(
-        cls,
-        resolved: Resolved,
-        preprocess: str | None,
-        layout: str | None,
-        mean: str | None,
-        std: str | None,
-        scale: str | None,
-        labels: str | None,
-    ) -> Pictures:
-        """From the options above."""
-        options = {
-            "preprocess": preprocess,
-            "layout": layout,
-            "mean": _numbers("mean", mean),
-            "std": _numbers("std", std),
-            "scale": scale,
-        }
-        return cls(resolved.settings, options, labels)
-
-    def of_input(self, spec: InputSpec, position: int) -> tuple[PictureSettings | None, str | None]:
-        """Settings of one input, and what was guessed."""
-        base = self.settings.picture(spec.name, position)
-        if spec.shape is None:
-            return base, None
-        return from_options(spec.shape, base=base, dtype=spec.dtype, name=spec.name, **self.options)
-
-    def bounds(self, specs: Sequence[InputSpec]) -> Bounds:
-        """(lows, highs) of a single picture input in model units, where model.toml or the options say them."""
-        if len(specs) != 1 or not (self.settings.picture(specs[0].name) or any(self.options.values())):
-            return None
-        settings, _ = self.of_input(specs[0], 0)
-        if settings is None:
-            return None
-        lows, highs = settings.low_high()
-        return list(lows), list(highs)
-
-    def labels(self) -> list[str]:
-        """Class names, [] where none are known."""
-        source = self.labels_option or self.settings.output.labels
-        return list(load_labels(source)) if source else []
-
-
-def _numbers(name: str, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(
-            f"--{name} {text}: numbers separated by commas are wanted, such as 0.485,0.456,0.406."
-        ) from None
 
 
 def recipes(

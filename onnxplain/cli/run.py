@@ -17,7 +17,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from onnxplain import render
 from onnxplain.cli.options import (
-    Pictures,
     explainer_of,
     machine_options,
     picture_options,
@@ -32,7 +31,7 @@ from onnxplain.coverage import Coverage, coverage
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.explainer import Subject
 from onnxplain.explanation import Explanation
-from onnxplain.inputs import Loaded, load, random_inputs
+from onnxplain.inputs import Loaded, Pictures, load, random_inputs
 from onnxplain.recipes import Recipe
 from onnxplain.sources import Resolved
 
@@ -101,7 +100,7 @@ def run(
         resolved, subject = subject_of(
             model, Request(explain, head, "tensor", attribute_to, keep, ledger), provider, threads
         )
-        pictures = Pictures.of(resolved, preprocess, layout, mean, std, scale, labels)
+        pictures = Pictures.of(resolved.settings, preprocess, layout, mean, std, scale, labels)
         fallback = [] if given else ["gradient", "lrp"]
         wanted = recipes(methods, composite, rules, form, recipe_file, resolved.settings, fallback)
         done = Run(resolved, subject, _load(subject, pictures, given, random_seed))

@@ -156,6 +156,24 @@ class Analysis:
         return [value for value in batched if dims(value)[0] != dims(batched[0])[0]]
 
 
+def batch_axes(graph: ir.Graph) -> dict[str, int] | None:
+    """The axis of each input and output along which rows lie, where no row can change another's result; else None.
+
+    None as well where the batch is a fixed number, so that rows cannot be put together. Outputs that do not depend on
+    the inputs are left out.
+    """
+    opset = graph.opset_imports.get("", 18)
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    axes = streams.track([Node.of(node, opset) for node in graph], inputs, axis_rules())
+    sizes = {dims(value)[0] if value.shape is not None and rank(value) else 1 for value in inputs}
+    if len(sizes) != 1 or isinstance(next(iter(sizes)), int):
+        return None
+    outputs = {str(value.name): axes.get(value, streams.UNPROVEN) for value in graph.outputs}
+    if any(axis == streams.UNPROVEN for axis in outputs.values()) or any(n.op_type.startswith("Random") for n in graph):
+        return None
+    return {str(value.name): 0 for value in inputs} | {n: a for n, a in outputs.items() if a != streams.CONSTANT}
+
+
 def _has_derivative(node: Node) -> bool:
     try:
         lookup(node)

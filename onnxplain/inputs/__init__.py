@@ -1,6 +1,7 @@
 """What goes into a run: settings, pictures, arrays, labels and targets. Arrays only; nothing here runs a model."""
 
 from onnxplain.inputs.binding import bind, conform
+from onnxplain.inputs.chosen import Pictures
 from onnxplain.inputs.labels import find, load_labels
 from onnxplain.inputs.loading import Loaded, load
 from onnxplain.inputs.pictures import Prepared, prepare
@@ -17,6 +18,7 @@ __all__ = [
     "ModelSettings",
     "OutputSettings",
     "PictureSettings",
+    "Pictures",
     "Prepared",
     "Target",
     "bind",

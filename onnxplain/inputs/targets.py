@@ -50,6 +50,53 @@ def resolve(
     return _Scores.of(scores, labels, kind, class_axis).resolve(spec.strip())
 
 
+def from_seed(
+    seed: Array, scores: Array, name: str = "seed", labels: Labels = (), kind: str | None = None
+) -> list[Target]:
+    """A target from a seed of the caller's: one row for all samples, or one each, behind it the scores' axes."""
+    scores = np.asarray(scores)
+    if seed.shape[1:] != scores.shape[1:] or seed.ndim != scores.ndim or (len(seed.shape[:1]) and (
+        seed.shape[0] not in (1, scores.shape[0])
+    )):  # fmt: skip
+        raise InputError(f"a seed of shape {seed.shape} for scores of shape {scores.shape}: give theirs, or one row.")
+    if not np.isfinite(seed).all():
+        raise InputError("the seed is NaN or infinite.")
+    return [_Scores.of(scores, labels, kind, None).made(name, [name], seed, None)]
+
+
+def from_classes(classes: Sequence[int], scores: Array, labels: Labels = (), kind: str | None = None) -> list[Target]:
+    """One class for all samples, or one for each sample."""
+    understood = _Scores.of(scores, labels, kind, None)
+    chosen = [understood.checked(klass) for klass in classes]
+    rows = len(understood.values)
+    if len(chosen) == 1:
+        return [understood.whole_class(chosen[0])]
+    if len(chosen) != rows:
+        raise InputError(f"{len(chosen)} classes for {rows} samples: give one for each, or one for all.")
+    seed = np.zeros_like(understood.values, np.float32)
+    seed[np.arange(rows), chosen] = 1
+    places = understood.values[0, 0].size
+    names = [label(klass, understood.labels) for klass in chosen]
+    return [understood.target("one class a sample", names, seed, understood.index(*chosen) if places == 1 else None)]
+
+
+def contrast(
+    positive: int, negatives: Sequence[int], scores: Array, labels: Labels = (), kind: str | None = None
+) -> list[Target]:
+    """+1 at one class, -1 shared equally by others; no negatives: all the others."""
+    understood = _Scores.of(scores, labels, kind, None)
+    count = understood.values.shape[1]
+    others = [understood.checked(k) for k in negatives] or [k for k in range(count) if k != positive]
+    first = understood.checked(positive)
+    if first in others or len(set(others)) < len(others) or not others:
+        raise UsageError(f"contrast of class {first} with {others[:10]}: give different classes, each once.")
+    seed = np.zeros_like(understood.values[:1], np.float32)
+    seed[:, others], seed[:, first] = -1 / len(others), 1
+    against = label(others[0], understood.labels) if len(others) == 1 else f"{len(others)} others"
+    name = f"{label(first, understood.labels)} vs {against}"
+    return [understood.target(name, [name], seed, None)]
+
+
 @dataclass(frozen=True)
 class _Scores:
     """Scores with their axes understood. values: (N, C, *positions), a view with the classes on axis 1."""
