@@ -1,0 +1,84 @@
+"""The call that is being answered: who asks, until when, and how its work is stopped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from onnxplain.errors import Cancelled, Expired, OnnxplainError
+from onnxplain.server.tokens import ANYONE, Caller
+
+
+class Call:
+    """One call, or one request of a stream.
+
+    deadline: as time.monotonic() counts, None: never. fields: what the service learns on the way (model, version, rows,
+    recipe); the access log and the trace show them.
+    """
+
+    __slots__ = ("_callbacks", "_lock", "_reason", "caller", "deadline", "fields", "method", "request_id")
+
+    def __init__(
+        self, request_id: str = "", method: str = "", caller: Caller = ANYONE, deadline: float | None = None
+    ) -> None:
+        self.request_id, self.method, self.caller, self.deadline = request_id, method, caller, deadline
+        self.fields: dict[str, object] = {}
+        self._reason: OnnxplainError | None = None
+        self._callbacks: dict[object, Callable[[], None]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def stopped(self) -> bool:
+        """Nobody waits for the answer any more."""
+        return self._reason is not None
+
+    def stop(self, reason: OnnxplainError | None = None) -> None:
+        """End the work of this call, from any thread; only the first time counts. None: the caller went away."""
+        with self._lock:
+            if self._reason is not None:
+                return
+            self._reason = reason or Cancelled("the caller went away.")
+            callbacks = list(self._callbacks.values())
+            self._callbacks.clear()
+        for callback in callbacks:
+            callback()
+
+    def on_stop(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have `callback` called once when the call is stopped, at once if it is already.
+
+        It must be quick and must not raise: it may run in the event loop. Call what is returned to forget it, as work
+        that ended does while its call goes on.
+        """
+        key = object()
+        with self._lock:
+            late = self._reason is not None
+            if not late:
+                self._callbacks[key] = callback
+        if late:
+            callback()
+        return lambda: self._forget(key)
+
+    def check(self) -> None:
+        """Raise why nobody waits any more, Expired or Cancelled, if so."""
+        if self._reason is not None:
+            raise self._reason
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise Expired("the deadline passed before the answer was ready. Allow more time, or send fewer rows.")
+
+    def part(self, request_id: str, seconds: float | None = None) -> tuple[Call, Callable[[], None]]:
+        """A call for one request of this stream, and what to call when it is answered.
+
+        It ends with the stream, and after `seconds` at the latest. Set CALL to it in the task of that request.
+        """
+        ends = [end for end in (self.deadline, None if seconds is None else time.monotonic() + seconds) if end]
+        part = Call(request_id, self.method, self.caller, min(ends, default=None))
+        return part, self.on_stop(lambda: part.stop(self._reason))
+
+    def _forget(self, key: object) -> None:
+        with self._lock:
+            self._callbacks.pop(key, None)
+
+
+CALL: ContextVar[Call] = ContextVar("call")  # unset outside of a call: CALL.get(None)
