@@ -1,7 +1,7 @@
 """Arrays to tensors of both protocols and back. What a client claims about its bytes is checked before numpy sees it.
 
 Datatypes are the Open Inference Protocol's words. Raw bytes are row-major and little-endian without padding, and become
-an array without another copy, read-only. Strings (BYTES) are UTF-8, because ONNX's are; their arrays hold `str` objects.
+an array without another copy, read-only. Strings (BYTES) are UTF-8, as ONNX's are; their arrays hold `str` objects.
 """
 
 from __future__ import annotations
@@ -136,11 +136,20 @@ def v1_tensor(name: str, array: Array, datatype: str = "") -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(name=name, datatype=datatype_of(array.dtype), shape=array.shape, raw=to_raw(array))
 
 
+def v1_arrays(tensors: Sequence[tensor_pb2.Tensor], field: str = "inputs") -> dict[str, Array]:
+    """The arrays of several tensors of our own protocol, by name."""
+    _few(tensors, field)
+    arrays: dict[str, Array] = {}
+    for place, tensor in enumerate(tensors):
+        _new(tensor.name, arrays, f"{field}[{place}]")
+        arrays[tensor.name] = v1_array(tensor, f"{field}[{place}]")
+    return arrays
+
+
 def infer_arrays(request: Any) -> dict[str, Array]:
     """The inputs of a ModelInferRequest by name."""
     inputs, raw = request.inputs, request.raw_input_contents
-    if len(inputs) > INPUTS:
-        raise InputError(f"{len(inputs)} inputs, at most {INPUTS} are taken.").at("inputs")
+    _few(inputs, "inputs")
     for place, tensor in enumerate(inputs):
         if SHARED_MEMORY in tensor.parameters:
             where = f"inputs[{place}].parameters[{SHARED_MEMORY}]"
@@ -151,8 +160,7 @@ def infer_arrays(request: Any) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for place, tensor in enumerate(inputs):
         field = f"inputs[{place}]"
-        if tensor.name in arrays:
-            raise InputError(f"{field}: input {quoted(tensor.name)} is given twice.").at(f"{field}.name")
+        _new(tensor.name, arrays, field)
         if not raw:
             arrays[tensor.name] = _typed(tensor, field)
         elif tensor.contents.ListFields():
@@ -174,6 +182,16 @@ def infer_outputs(response: Any, arrays: Mapping[str, Array]) -> None:
 def quoted(text: str, most: int = 64) -> str:
     """A client's words for a message: on one line, and cut, because error texts travel in headers."""
     return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def _few(tensors: Sequence[Any], field: str) -> None:
+    if len(tensors) > INPUTS:
+        raise InputError(f"{field}: {len(tensors)} tensors, at most {INPUTS} are taken.").at(field)
+
+
+def _new(name: str, arrays: Mapping[str, Array], field: str) -> None:
+    if name in arrays:
+        raise InputError(f"{field}: {quoted(name)} is given twice.").at(f"{field}.name")
 
 
 def _typed(tensor: Any, field: str) -> Array:
