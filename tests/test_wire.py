@@ -309,6 +309,15 @@ def test_a_message_stays_below_its_size_however_many_tensors_it_has():
     assert response.ByteSize() < 15_000 and len(list(outgoing.chunks())) == 45
 
 
+def test_chunked_tensors_are_counted():
+    many = [
+        {"name": str(n), "datatype": "UINT8", "shape": [1], "chunked": {"byte_size": 1}}
+        for n in range(tensors.INPUTS + 1)
+    ]
+    error = refused(chunks.Incoming, explainer_pb2.ExplainRequest(inputs=many), 1 << 30)
+    assert error.field == f"inputs[{tensors.INPUTS}]"
+
+
 def test_tensors_are_found_at_any_depth():
     tensor = tensor_pb2.Tensor(name="t")
     response = explainer_pb2.ExplainResponse(

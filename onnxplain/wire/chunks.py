@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxplain.errors import InputError
 from onnxplain.v1 import tensor_pb2
-from onnxplain.wire.tensors import Array, converted, datatype_of, quoted, size_of, to_raw
+from onnxplain.wire.tensors import INPUTS, Array, converted, datatype_of, quoted, size_of, to_raw
 
 PIECE = 1 << 20  # bytes of a chunk; more gains nothing, less costs a message each
 INLINE = 16 << 20  # bytes of tensors that stay in the message
@@ -57,7 +57,11 @@ class _Part:
 
     path: str
     tensor: tensor_pb2.Tensor
-    data: bytearray = field(default_factory=bytearray)
+    data: bytearray = field(default_factory=bytearray)  # not a list of pieces: a million of one byte cost far more
+
+    @property
+    def arrived(self) -> int:
+        return len(self.data)
 
     @property
     def size(self) -> int:
@@ -89,26 +93,26 @@ class Incoming:
             if key in self._parts:
                 where = f"{path}.chunked.key"
                 raise InputError(f"{where}: {quoted(key)} is the key of another tensor, too.").at(where)
+            if len(self._parts) == INPUTS:
+                raise InputError(f"{path}: tensors beyond {INPUTS} in chunks are not taken.").at(path)
             self._parts[key] = _Part(path, tensor)
 
     @property
     def complete(self) -> bool:
         """Whether nothing is missing; then `fill` succeeds, unless a checksum is wrong."""
-        return all(len(part.data) == part.size for part in self._parts.values())
+        return all(part.arrived == part.size for part in self._parts.values())
 
     def add(self, chunk: tensor_pb2.Chunk) -> None:
         """The next piece of one of the tensors."""
         if chunk.key not in self._parts:
             raise InputError(f"chunk.key: no tensor with the key {quoted(chunk.key)} is awaited.").at("chunk.key")
         part = self._parts[chunk.key]
-        if chunk.offset != len(part.data):
-            message = f"chunk.offset: {chunk.offset} of {quoted(chunk.key)}, {len(part.data)} comes next."
+        if chunk.offset != part.arrived:
+            message = f"chunk.offset: {chunk.offset} of {quoted(chunk.key)}, {part.arrived} comes next."
             raise InputError(message).at("chunk.offset")
-        data = chunk.data
-        if not data or len(part.data) + len(data) > part.size:
-            message = (
-                f"chunk.data: {len(data)} bytes of {quoted(chunk.key)}, 1 to {part.size - len(part.data)} are left."
-            )
+        data, left = chunk.data, part.size - part.arrived
+        if not 1 <= len(data) <= left:
+            message = f"chunk.data: {len(data)} bytes of {quoted(chunk.key)}, 1 to {left} can come."
             raise InputError(message).at("chunk.data")
         part.data += data
 
@@ -116,14 +120,12 @@ class Incoming:
         """Put the bytes into the message's tensors, as `raw`."""
         while self._parts:
             _, part = self._parts.popitem()
-            where = f"{part.path}.chunked"
-            if len(part.data) != part.size:
-                raise InputError(f"{where}: {len(part.data)} of {part.size} bytes arrived.").at(where)
-            reference = part.tensor.chunked
+            where, reference = f"{part.path}.chunked", part.tensor.chunked
+            if part.arrived != part.size:
+                raise InputError(f"{where}: {part.arrived} of {part.size} bytes arrived.").at(where)
             if reference.HasField("crc32") and zlib.crc32(part.data) != reference.crc32:
-                raise InputError(f"{where}.crc32: what arrived has another checksum. Send it again.").at(
-                    f"{where}.crc32"
-                )
+                where = f"{where}.crc32"
+                raise InputError(f"{where}: what arrived has another checksum. Send it again.").at(where)
             part.tensor.raw = bytes(part.data)
 
 
