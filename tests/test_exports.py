@@ -21,8 +21,9 @@ from nets import MODELS, net, normal, relu_net
 from onnxplain import Explainer
 from onnxplain.cli.export import export
 from onnxplain.errors import InputError, UnsupportedModel, UsageError
-from onnxplain.exports import kserve, triton
+from onnxplain.exports import batching, kserve, triton
 from onnxplain.exports.pbtxt import TYPES, Config, quoted
+from onnxplain.graph.outline import runtime
 from onnxplain.runtime import Port
 from onnxplain.wire.inference import messages
 
@@ -141,6 +142,13 @@ COMPANY = {  # models that keep their row axis and answer differently in company
         n = Gather (s, zero)
         f = Cast <to = 1> (n)
         d = Div (x, f)""",
+    "zeros like the rows, counted by NonZero": """s = Shape (x)
+        n = Gather (s, zero1)
+        e = Expand (one, n)
+        p = NonZero (e)
+        q = Transpose (p)
+        f = Cast <to = 1> (q)
+        d = Add (x, f)""",
     "the row's position added": """s = Shape (x)
         n = Gather (s, zero1)
         e = Expand (one, n)
@@ -162,11 +170,29 @@ def test_a_model_whose_rows_know_each_other_is_never_joined(tmp_path, why):
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     explainer = Explainer(saved(model, tmp_path), "gradient")
+    assert explainer.row_axes() is None or batching.counted(explainer.subject.normalised.model.graph)
+    assert batching.leak(explainer, runtime(explainer.compiled.model), seeded=True)  # seen even without the proof
     entries = triton.export(explainer, "m", tmp_path / "repository", with_model=True)
     for entry in entries:
         assert entry.rows == 0 and "max_batch_size 0" in entry.notes[0]
         config = parsed(entry.path)
         assert list(config.input[0].dims) == [-1, 4]
+
+
+def test_a_first_state_made_for_every_row_does_not_keep_them_apart(tmp_path):
+    model = net(
+        """g (float[N, 4] x) => (float[N, 3] y) {
+            s = Shape (x)
+            n = Gather (s, zero)
+            l = Concat <axis = 0> (n, four)
+            h = ConstantOfShape <value = float[1] {0.5}> (l)
+            d = Mul (x, h)
+            y = Gemm (d, w)
+        }""",
+        w=normal(4, 3), zero=np.array([0]), four=np.array([4]),
+    )  # fmt: skip
+    (entry,) = triton.export(Explainer(saved(model, tmp_path), "gradient"), "m", tmp_path / "repository")
+    assert entry.rows > 0, entry.notes
 
 
 def test_the_length_of_another_axis_does_not_keep_rows_apart(tmp_path):

@@ -18,6 +18,10 @@ from onnxplain.vjp import axis_rules
 ROWS = 3
 TOLERANCE = 1e-3  # of the largest value: other kernels round differently, a row that leaks changes much more
 SHAPES = {("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0)}  # inputs that set lengths and no values
+ALIKE = {  # of a tensor that is the same for every row, these make another
+    *("Identity", "Cast", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Expand", "Slice", "Gather"),
+    *("Add", "Sub", "Mul", "Div", "Neg"),
+}
 RANDOM = ("Random", "Bernoulli", "Multinomial")
 
 
@@ -49,19 +53,26 @@ def counted(graph: ir.Graph) -> str:
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     axes = streams.track(nodes, inputs, axis_rules())
     counts: set[ir.Value] = set()  # tensors whose numbers follow from the number of rows
+    stretched: set[ir.Value] = set()  # tensors made as long as there are rows, the same for each
     lengths: dict[ir.Value, int] = {}  # shapes of tensors with rows -> the entry that is the number of rows
     for node in nodes:
+        taken = [(i, value) for i, value in enumerate(node.inputs) if value is not None]
         if node.op_type.startswith(RANDOM):
             counts.update(node.outputs)
         elif node.op_type in ("Shape", "Size") and axes.get(node.x, streams.CONSTANT) >= 0:
             counts.update(node.outputs)
             if node.op_type == "Shape" and not node.attributes:
                 lengths[node.y] = axes[node.x]
-        elif any(v in counts for i, v in enumerate(node.inputs) if v is not None and (node.op_type, i) not in SHAPES):
-            if any(axes.get(value, streams.CONSTANT) >= 0 for value in node.outputs):
+        elif any(axes.get(value, streams.CONSTANT) >= 0 for value in node.outputs):
+            if any(value in counts and (node.op_type, i) not in SHAPES for i, value in taken):
                 return str(node)
+        elif any(value in counts and (node.op_type, i) not in SHAPES for i, value in taken):
             if not _picks_another(node, lengths):
                 counts.update(node.outputs)
+        elif any(value in counts for _, value in taken):
+            stretched.update(node.outputs)
+        elif any(value in stretched for _, value in taken):
+            (stretched if node.op_type in ALIKE else counts).update(node.outputs)
     return ""
 
 
