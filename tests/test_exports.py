@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from onnxplain.errors import InputError, UnsupportedModel, UsageError
 from onnxplain.exports import batching, kserve, triton
 from onnxplain.exports.pbtxt import TYPES, Config, quoted
 from onnxplain.graph.outline import runtime
+from onnxplain.recipes import Recipe
 from onnxplain.runtime import Port
 from onnxplain.wire.inference import messages
 
@@ -437,6 +439,23 @@ def test_without_mlflow_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'onnxplain\[mlflow\]'"):
         onnxplain(MODELS / "digits_gru", "--mlflow", "http://127.0.0.1:1")
+
+
+def test_mlflow_gets_the_explainer_its_recipe_and_its_settings(monkeypatch):
+    called = {}
+    server, flavor = ModuleType("mlflow"), ModuleType("onnxplain.mlflow")
+    server.set_tracking_uri = lambda uri: called.update(uri=uri)
+    info = SimpleNamespace(model_uri="models:/digits_gru/1", registered_model_version=1)
+    flavor.log_model = lambda *arguments, **named: called.update(arguments=arguments, **named) or info
+    monkeypatch.setitem(sys.modules, "mlflow", server)
+    monkeypatch.setitem(sys.modules, "onnxplain.mlflow", flavor)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: server)
+    out = onnxplain(MODELS / "digits_gru", "--mlflow", "http://127.0.0.1:1", "--method", "gradient")
+    explainer, name = called["arguments"]
+    assert called["uri"] == "http://127.0.0.1:1" and name == called["registered_model_name"] == "digits_gru"
+    assert explainer.recipe == called["recipe"] == Recipe("gradient")
+    assert called["settings"].description
+    assert "models:/digits_gru/1" in out and "version 1" in out
 
 
 def test_a_file_with_an_impossible_name_is_refused(tmp_path):
