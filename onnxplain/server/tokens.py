@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
 import re
 import stat
 import time
@@ -123,8 +124,9 @@ class Tokens:
 def read_tokens(path: Path) -> dict[bytes, Caller]:
     """SHA-256 of each token -> its caller. Raises InputError for a file that is missing, wrong or open to others."""
     try:
-        mode = path.stat().st_mode
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            table = tomllib.load(file)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the token file cannot be read ({error}).") from error
     except tomllib.TOMLDecodeError as error:

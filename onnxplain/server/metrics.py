@@ -1,0 +1,161 @@
+"""What the server counts, for Prometheus."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from onnxplain.errors import Unavailable
+
+# Seconds: from an echo to the longest call that --max-request-seconds lets through.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ERRORS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
+CALL = ("grpc_type", "grpc_service", "grpc_method")
+
+
+class Metrics:
+    """All counters of one server, in a registry of their own.
+
+    Labels are bounded: methods that the server has, and models that are loaded (`model_loaded`). What is observed of
+    any other model is dropped, so no client can grow the registry by asking for names.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        to = self.registry
+        self.started = Counter("grpc_server_started_total", "Calls that began.", CALL, registry=to)
+        self.handled = Counter("grpc_server_handled_total", "Calls that ended.", (*CALL, "grpc_code"), registry=to)
+        self.handling = Histogram(
+            "grpc_server_handling_seconds", "From a call's first byte to its end.", CALL, registry=to, buckets=SECONDS
+        )
+        self._rows = Gauge("onnxplain_queue_rows", "Rows that wait or run.", ("model",), registry=to)
+        self._bytes = Gauge("onnxplain_queue_bytes", "Bytes of requests that wait or run.", ("model",), registry=to)
+        self._queued = Histogram(
+            "onnxplain_queue_seconds", "Time a run waited for its turn.", ("model",), registry=to, buckets=SECONDS
+        )
+        self._computed = Histogram(
+            "onnxplain_compute_seconds", "Time of a run in onnxruntime.", ("model",), registry=to, buckets=SECONDS
+        )
+        self._batch = Histogram("onnxplain_batch_rows", "Rows of a run.", ("model",), registry=to, buckets=ROWS)
+        self._conservation = Histogram(
+            "onnxplain_conservation_error",
+            "|relevance that arrived and was absorbed - explained score| / |score|, of explanations that asked for it.",
+            ("model",),
+            registry=to,
+            buckets=ERRORS,
+        )
+        self._version = Gauge("onnxplain_model_version", "Newest version that is served.", ("model",), registry=to)
+        self._refused = Counter(
+            "onnxplain_admission_refused_total", "Requests turned away.", ("model", "reason"), registry=to
+        )
+        self._loads = Counter("onnxplain_model_loads_total", "Loads of models.", ("result",), registry=to)
+        self._sessions = Gauge("onnxplain_sessions_bytes", "Bytes of open sessions, about.", registry=to)
+        self._restarts = Counter("onnxplain_worker_restarts_total", "Child processes started again.", registry=to)
+        self._models: set[str] = set()
+        self._reasons: set[str] = set()
+        self._lock = threading.Lock()  # so that a late observation does not bring a forgotten model back
+        for result in ("ok", "failed"):
+            self._loads.labels(result)
+
+    def method(self, grpc_type: str, service: str, method: str) -> MethodCounts:
+        """The counters of one method that the server has."""
+        return MethodCounts(self, (grpc_type, service, method))
+
+    def model_loaded(self, model: str, version: int) -> None:
+        """From now on this model is counted; its version is shown."""
+        with self._lock:
+            self._models.add(model)
+            self._version.labels(model).set(version)
+
+    def model_gone(self, model: str) -> None:
+        """Forget a model that is no longer served."""
+        per_model = (self._rows, self._bytes, self._queued, self._computed, self._batch, self._conservation)
+        with self._lock:
+            self._models.discard(model)
+            for metric in (*per_model, self._version):
+                with suppress(KeyError):  # older prometheus_client: never observed
+                    metric.remove(model)
+            for reason in self._reasons:
+                with suppress(KeyError):
+                    self._refused.remove(model, reason)
+
+    def load(self, ok: bool) -> None:
+        """A version was loaded, or could not be."""
+        self._loads.labels("ok" if ok else "failed").inc()
+
+    def queue(self, model: str, rows: int, nbytes: int) -> None:
+        """How much of a model's work is in the house now."""
+        with self._lock:
+            if model in self._models:
+                self._rows.labels(model).set(rows)
+                self._bytes.labels(model).set(nbytes)
+
+    def run(self, model: str, waited: float, ran: float, rows: int) -> None:
+        """A run ended: seconds in the queue, seconds in onnxruntime, rows."""
+        with self._lock:
+            if model in self._models:
+                self._queued.labels(model).observe(waited)
+                self._computed.labels(model).observe(ran)
+                self._batch.labels(model).observe(rows)
+
+    def conserved(self, model: str, error: float) -> None:
+        """The conservation error of an explanation."""
+        with self._lock:
+            if model in self._models:
+                self._conservation.labels(model).observe(error)
+
+    def refused(self, model: str, reason: str) -> None:
+        """A request was turned away; reason: a word of ours, such as rows, bytes, deadline, draining."""
+        with self._lock:
+            self._reasons.add(reason)
+            self._refused.labels(model if model in self._models else "", reason).inc()
+
+    def sessions(self, nbytes: int) -> None:
+        """What the open sessions hold."""
+        self._sessions.set(nbytes)
+
+    def restarted(self) -> None:
+        """A child process died and was started again."""
+        self._restarts.inc()
+
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Answer GET /metrics over HTTP in a thread; call what is returned to end it. Port 0: do not."""
+        if port == 0:
+            return lambda: None
+        try:
+            server, thread = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise Unavailable(
+                f"the metrics cannot listen on {host}:{port} ({error}). Choose --metrics-port."
+            ) from error
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop
+
+
+class MethodCounts:
+    """What is counted of one method, its labels looked up once."""
+
+    __slots__ = ("_codes", "_handled", "_labels", "handling", "started")
+
+    def __init__(self, metrics: Metrics, labels: tuple[str, str, str]) -> None:
+        self.started = metrics.started.labels(*labels)
+        self.handling = metrics.handling.labels(*labels)
+        self._handled, self._labels = metrics.handled, labels
+        self._codes: dict[str, Counter] = {}
+
+    def ended(self, code: str, seconds: float) -> None:
+        """A call ended with a code, so many seconds after it began."""
+        counter = self._codes.get(code)
+        if counter is None:
+            counter = self._codes[code] = self._handled.labels(*self._labels, code)
+        counter.inc()
+        self.handling.observe(seconds)
