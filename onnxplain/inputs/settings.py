@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from onnxplain.inputs.paths import read_text
 from onnxplain.inputs.preparation import PictureSettings, picture_settings
 
 KINDS = ("classification", "regression", "sigmoid", "dense")
+VERSION = re.compile(r"[1-9][0-9]{0,17}")  # of a model that can be served: a whole number, one way to write it
 LICENCE_KEYS = ("name", "source", "attribution", "url", "note")
 
 
@@ -26,12 +28,29 @@ class OutputSettings:
 
 
 @dataclass(frozen=True)
+class ServingSettings:
+    """How the service treats a model; None: as the server's own options say.
+
+    versions: what a folder offers: "latest" (the highest number), "all", a whole number n (the n highest) or a list of
+    versions such as ["1", "3"]. max_batch_rows: rows of one run. queue_rows: rows that may wait before callers are
+    refused. recipes: names of recipes to load at start. dynamic_batching: whether requests may share a run.
+    """
+
+    versions: str | int | tuple[str, ...] = "latest"
+    max_batch_rows: int | None = None
+    queue_rows: int | None = None
+    recipes: tuple[str, ...] = ()
+    dynamic_batching: bool | None = None
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """One model's settings. `defaults` is a recipe, checked where recipes are read; `files` is where all came from."""
 
     input: PictureSettings | None = None
     inputs: Mapping[str, PictureSettings] = field(default_factory=dict)
     output: OutputSettings = OutputSettings()
+    serving: ServingSettings = ServingSettings()
     defaults: Mapping[str, object] = field(default_factory=dict)
     licence: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
@@ -55,7 +74,7 @@ def _read(file: Path) -> dict[str, Any]:
         table = tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file}: not valid TOML: {error}.") from error
-    known = ("description", "input", "inputs", "output", "defaults", "licence")
+    known = ("description", "input", "inputs", "output", "serving", "defaults", "licence")
     for key, value in table.items():
         if key not in known:
             raise UnknownName(f"table in {file}", key, known)
@@ -86,6 +105,7 @@ def _build(table: Mapping[str, Any], files: tuple[Path, ...]) -> ModelSettings:
         input=picture_settings(table["input"], f"[input] of {where}") if "input" in table else None,
         inputs={name: picture_settings(value, f"[inputs.{name}] of {where}") for name, value in named.items()},
         output=_output(table.get("output", {}), f"[output] of {where}"),
+        serving=_serving(table.get("serving", {}), f"[serving] of {where}"),
         defaults=table.get("defaults", {}),
         licence=_licence(table.get("licence", {}), f"[licence] of {where}"),
         description=table.get("description", ""),
@@ -107,6 +127,47 @@ def _output(table: Mapping[str, Any], where: str) -> OutputSettings:
     if kind is not None and kind not in KINDS:
         raise UnknownName(f"kind in {where}", str(kind), KINDS)
     return OutputSettings(tuple(explain), labels, kind)
+
+
+def _serving(table: Mapping[str, Any], where: str) -> ServingSettings:
+    known = [entry.name for entry in fields(ServingSettings)]
+    for key in table:
+        if key not in known:
+            raise UnknownName(f"key in {where}", key, known)
+    rows = {key: _rows(key, table[key], where) for key in ("max_batch_rows", "queue_rows") if key in table}
+    recipes, together = table.get("recipes", []), table.get("dynamic_batching")
+    if not isinstance(recipes, list) or not all(isinstance(name, str) and name for name in recipes):
+        raise UsageError(f'{where}: recipes = {_shown(recipes)}; expected a list of names, such as ["lrp"].')
+    if together is not None and not isinstance(together, bool):
+        raise UsageError(f"{where}: dynamic_batching = {_shown(together)}; expected true or false.")
+    return ServingSettings(
+        _versions(table.get("versions", "latest"), where), recipes=tuple(recipes), dynamic_batching=together, **rows
+    )
+
+
+def _rows(key: str, value: object, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{where}: {key} = {_shown(value)}; expected a whole number of rows, 1 or more.")
+    return value
+
+
+def _versions(value: object, where: str) -> str | int | tuple[str, ...]:
+    if value in ("latest", "all"):
+        return str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, list) and value and all(isinstance(v, str) and VERSION.fullmatch(v) for v in value):
+        return tuple(value)
+    raise UsageError(
+        f'{where}: versions = {_shown(value)}; expected "latest", "all", how many of the newest (1 or more), or a list '
+        f'of versions such as ["1", "3"].'
+    )
+
+
+def _shown(value: object) -> str:
+    """A value as it stands in an error's line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _licence(table: Mapping[str, Any], where: str) -> dict[str, str]:
