@@ -31,7 +31,7 @@ def set_up(form: str = "text", level: int | str = logging.INFO, stream: TextIO |
     return handler
 
 
-def event(logger: logging.Logger, level: int, name: str, **fields: object) -> None:
+def event(logger: logging.Logger, level: int, name: str, /, **fields: object) -> None:
     """Log one event with its fields; None stands for a field that is not known."""
     if logger.isEnabledFor(level):
         logger.log(level, name, extra={"fields": fields})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -59,20 +60,24 @@ class Tracing:
 
 
 def tracing() -> Tracing | None:
-    """Where spans go: to the provider that the embedding program set, else to $OTEL_EXPORTER_OTLP_ENDPOINT, else None."""
+    """Spans go to the provider that the embedding program set, else to $OTEL_EXPORTER_OTLP_ENDPOINT, else nowhere."""
+    wanted = any(os.environ.get(name) for name in ENDPOINTS)
+    wanted = wanted and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
+    if not wanted and "opentelemetry.trace" not in sys.modules:  # nobody can have set one; the import takes its time
+        return None
     try:
         from opentelemetry import trace
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        if any(os.environ.get(name) for name in ENDPOINTS):
+        if wanted:
             LOG.warning("no traces are sent: run pip install 'onnxplain[telemetry]'")
         return None
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
         return Tracing(provider.get_tracer("onnxplain"))
-    if not any(os.environ.get(name) for name in ENDPOINTS) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if not wanted:
         return None
     try:
         exporter = importlib.import_module(EXPORTER).OTLPSpanExporter()
