@@ -82,22 +82,45 @@ class Subject:
             if v.name not in graph.initializers
         ]
 
+    @property
+    def session(self) -> Runs:
+        """What answers `forward`; created when first used."""
+        if self._forward is None:
+            self._forward = self.open(self._with_protected(), "forward")
+        return self._forward
+
     def row_axes(self) -> dict[str, int] | None:
-        """The same for the model itself; see `Explainer.row_axes`."""
-        return batch_axes(self.normalised.model.graph)
+        """The same for the model itself, its explained and its kept tensors; see `Explainer.row_axes`."""
+        return batch_axes(self._with_protected().graph)
 
     def forward(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The model's outputs, the explained tensors and the kept ones."""
-        if self._forward is None:
-            model = self.normalised.model.clone()
-            values = ir.convenience.create_value_mapping(model.graph)
-            for name in self.resolved.protected:
-                if values[name] not in model.graph.outputs and not values[name].is_graph_input():
-                    model.graph.outputs.append(values[name])
-            self._forward = self.open(model, "forward")
-        names = [n for n in (outputs or self._forward.outputs) if n not in feeds]
-        found = self._forward.run(feeds, names)
+        session = self.session
+        names = [n for n in (outputs or session.outputs) if n not in feeds]
+        found = session.run(feeds, names)
         return {**found, **{n: feeds[n] for n in outputs or () if n in feeds}}
+
+    def pin(self) -> None:
+        """Take weights that lie in files into memory, so that nobody can change them under the sessions."""
+        taken: dict[int, ir.Tensor[Any]] = {}
+        for model in (self.source.model, self.normalised.model):
+            for value in model.graph.initializers.values():
+                tensor = value.const_value
+                if isinstance(tensor, ir.ExternalTensor):
+                    if id(tensor) not in taken:
+                        taken[id(tensor)] = ir.Tensor(
+                            np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name or value.name
+                        )
+                    value.const_value = taken[id(tensor)]
+
+    def _with_protected(self) -> ir.Model:
+        """The normalised model with the explained and the kept tensors as outputs too."""
+        model = self.normalised.model.clone()
+        values = ir.convenience.create_value_mapping(model.graph)
+        for name in self.resolved.protected:
+            if values[name] not in model.graph.outputs and not values[name].is_graph_input():
+                model.graph.outputs.append(values[name])
+        return model
 
 
 class Explainer:

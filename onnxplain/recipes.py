@@ -58,6 +58,12 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
     @property
+    def title(self) -> str:
+        """The method, with the composite where it is not the method's own."""
+        own = self.composite in (None, METHODS[self.method].composite)
+        return self.method if own else f"{self.method}-{self.composite}"
+
+    @property
     def digest(self) -> str:
         """16 hexadecimal digits that name the recipe."""
         return digest(dataclasses.asdict(self))
@@ -74,6 +80,21 @@ class Recipe:
         composite: Composite = parse_entries(self.rules) | base.make(bounds)
         options = {"form": self.form} if self.form else {}
         return Passes(self.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, options), method
+
+
+def recipe_names() -> list[str]:
+    """Every recipe that has a name of its own: each method, and each relevance method with each composite."""
+    relevant = [name for name, entry in COMPOSITES.items() if entry.make(None).relevance]
+    pairs = [f"{m.name}-{c}" for m in METHODS.values() if _relevance(m) for c in relevant if c != m.composite]
+    return [*METHODS, *pairs]
+
+
+def named(name: str) -> Recipe:
+    """The recipe of a name: `gradient`, `lrp`, `lrp-epsilon_plus_flat`. Raises UnknownName."""
+    if name not in recipe_names():
+        raise UnknownName("recipe", name, recipe_names())
+    method, _, composite = name.partition("-")
+    return Recipe(method, composite or None)
 
 
 def _relevance(method: Method) -> bool:

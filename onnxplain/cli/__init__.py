@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import warnings
@@ -9,23 +10,40 @@ import warnings
 import click
 
 from onnxplain import __version__
-from onnxplain.cli.bench import bench
-from onnxplain.cli.compile import compile_command
-from onnxplain.cli.doctor import doctor
-from onnxplain.cli.inspect import inspect
-from onnxplain.cli.methods import methods
-from onnxplain.cli.run import run
 from onnxplain.errors import OnnxplainError
 
+COMMANDS = {  # name -> the attribute of its module; imported when it is asked for, since each needs something else
+    "run": "run:run",
+    "compile": "compile:compile_command",
+    "inspect": "inspect:inspect",
+    "methods": "methods:methods",
+    "serve": "serve:serve",
+    "export": "export:export",
+    "bench": "bench:bench",
+    "doctor": "doctor:doctor",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class Commands(click.Group):
+    """The group whose commands are imported one at a time."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """All names, in the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """One command, None for a name that is not there."""
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"onnxplain.cli.{module}"), attribute)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="onnxplain")
 def cli() -> None:
     """Give it any ONNX model; it returns the model's answer and the reasons for it."""
-
-
-for command in (run, compile_command, inspect, methods, bench, doctor):
-    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

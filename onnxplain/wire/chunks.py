@@ -44,6 +44,16 @@ class Outgoing:
         tensor.chunked.byte_size, tensor.chunked.crc32, tensor.chunked.key = len(data), zlib.crc32(data), key
         return tensor
 
+    def take(self, tensor: tensor_pb2.Tensor) -> None:
+        """The same for a tensor that is in a message already."""
+        size = len(tensor.raw)
+        if size <= self.inline:
+            self.inline -= size
+            return
+        key, data = str(len(self._kept)), memoryview(tensor.raw)
+        self._kept.append((key, data))
+        tensor.chunked.byte_size, tensor.chunked.crc32, tensor.chunked.key = size, zlib.crc32(data), key
+
     def chunks(self) -> Iterator[tensor_pb2.Chunk]:
         """What was left out, in order; each tensor is let go when it is sent."""
         while self._kept:

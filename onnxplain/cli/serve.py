@@ -1,0 +1,128 @@
+"""`onnxplain serve`: the gRPC service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxplain.errors import InputError
+from onnxplain.server.app import Server
+from onnxplain.server.logs import set_up
+from onnxplain.server.options import ServerOptions
+from onnxplain.sources import Source, default_repositories
+from onnxplain.sources.directory import VARIABLE, DirectorySource, FileSource
+from onnxplain.sources.mlflow import MlflowSource
+from onnxplain.sources.webhook import WebhookReceiver
+
+SECRET = "ONNXPLAIN_WEBHOOK_SECRET"
+
+
+def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
+    """An option that the environment variable ONNXPLAIN_<FLAG> can set as well."""
+    variable = "ONNXPLAIN_" + next(n for n in names if n.startswith("--")).split("/")[0].strip("-").upper().replace(
+        "-", "_"
+    )
+    return click.option(*names, envvar=variable, show_default=more.pop("show_default", True), **more)
+
+
+@click.command("serve")
+@click.argument("repositories", nargs=-1, metavar="[REPOSITORY|MODEL.onnx]…")
+@click.option(
+    "--model-repository", "more", multiple=True, metavar="DIR", help="The same, by Triton's name. Repeatable."
+)
+@_flag("--registry", multiple=True, metavar="URI", help="mlflow+http://HOST:PORT?model=NAME@ALIAS. Repeatable.")
+@_flag(
+    "--model-control-mode",
+    "control",
+    type=click.Choice(["none", "poll", "explicit"]),
+    default=None,
+    help="none: load once; poll: follow changes (the default with --registry); explicit: load on demand.",
+)
+@_flag("--load-model", "load", multiple=True, metavar="NAME", help="Loaded at the start under explicit; '*': all.")
+@_flag("--poll-seconds", type=click.FloatRange(0.1), default=5.0, help="Between two looks at the sources.")
+@_flag("--webhook-port", type=click.IntRange(0, 65535), default=0, help="Take MLflow's webhooks; 0: not.")
+@_flag("--host", default="127.0.0.1", help="Others than loopback need TLS or --insecure.")
+@_flag("--port", type=click.IntRange(0, 65535), default=8001, help="0 takes a free one.")
+@_flag("--metrics-port", type=click.IntRange(0, 65535), default=8002, help="Prometheus; 0: none.")
+@_flag("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
+@_flag("--slots", type=click.IntRange(1), default=1, help="Runs at a time.")
+@_flag("--threads", type=click.IntRange(0), default=0, help="Threads inside a run; 0: the CPUs shared by the slots.")
+@_flag("--max-batch-rows", type=click.IntRange(0), default=0, help="Rows of one run; 0: 8 on the CPU, 32 on CUDA.")
+@_flag("--queue-rows", type=click.IntRange(1), default=64, help="Rows of one model that wait or run at most.")
+@_flag("--queue-bytes", type=click.IntRange(1), default=256 * 2**20, help="Bytes likewise.")
+@_flag("--max-message-bytes", type=click.IntRange(1024), default=64 * 2**20, help="Of one request.")
+@_flag("--memory-budget", type=click.IntRange(0), default=0, help="Bytes of open sessions; 0: 40 % of the memory.")
+@_flag("--max-request-seconds", type=click.FloatRange(0.01), default=60.0, help="The longest a call may take.")
+@_flag("--drain-delay", type=click.FloatRange(0), default=0.0, help="Seconds from SIGTERM to refusing new calls.")
+@_flag("--drain-timeout", type=click.FloatRange(0), default=30.0, help="Seconds for calls that are being answered.")
+@_flag("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM; read again when it changes.")
+@_flag("--tls-key", type=click.Path(path_type=Path), help="Its key, PEM.")
+@_flag("--tls-ca", type=click.Path(path_type=Path), help="Clients need a certificate of this authority.")
+@_flag("--token-file", type=click.Path(path_type=Path), help="TOML file of bearer tokens and their scopes.")
+@_flag("--insecure", is_flag=True, help="Plain text on an address that others can reach.")
+@_flag("--reflection/--no-reflection", default=True, help="Let tools ask for the protocol.")
+@_flag("--allow-export", is_flag=True, help="CompileGraph gives graphs, and so weights, away.")
+@_flag("--isolate", is_flag=True, help="Each model in a child process with limits.")
+@_flag("--isolate-memory", type=click.IntRange(2**28), default=4 * 2**30, help="Bytes of address space of a child.")
+@_flag("--cache", type=click.Path(path_type=Path), default=None, help="Folder for downloads.")
+@_flag("--log-format", type=click.Choice(["text", "json"]), default="text")
+@_flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+def serve(
+    repositories: tuple[str, ...], more: tuple[str, ...], registry: tuple[str, ...], control: str | None,
+    webhook_port: int, log_format: str, log_level: str, cache: Path | None, **flags: Any,
+) -> None:  # fmt: skip
+    """Serve models and their explanations over gRPC.
+
+    Without an argument: the repositories in $ONNXPLAIN_MODELS, else ./models.
+    """
+    set_up(log_format, log_level.upper())
+    control = control or ("poll" if registry else "none")
+    given = {**flags, "control": control} | ({"cache": cache} if cache else {})
+    options = ServerOptions(**given)
+    sources = sources_of((*repositories, *more), registry, options)
+    asyncio.run(_serve(options, sources, webhook_port))
+
+
+def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerOptions) -> list[Source]:
+    """The places that models are served from. Raises InputError where there is none."""
+    if not paths and not registries:
+        named = [str(folder) for folder in default_repositories()]
+        named = named[:-1] if os.environ.get(VARIABLE) else named
+        paths = [folder for folder in named if Path(folder).is_dir()]
+        if not paths:
+            raise InputError(
+                f"nothing to serve: no folder {' or '.join(named)}. Name a repository or a model file, "
+                f"set ${VARIABLE}, or give --registry."
+            )
+    found: list[Source] = []
+    for path in paths:
+        if Path(path).is_file():
+            found.append(FileSource(Path(path)))
+        elif Path(path).is_dir():
+            found.append(DirectorySource(Path(path), options.control))
+        else:
+            raise InputError(f"{path}: no such file or folder. Name a repository or an .onnx file.")
+    found += [MlflowSource(uri, options.cache) for uri in registries]
+    return found
+
+
+async def _serve(options: ServerOptions, sources: list[Source], webhook_port: int) -> None:
+    server = Server(options, sources)
+    receiver = None
+    if webhook_port:
+        secret = os.environ.get(SECRET, "")
+        if not secret:
+            raise InputError(f"--webhook-port needs the webhooks' secret in ${SECRET}.")
+        receiver = WebhookReceiver(secret, server.wake.set, options.host, webhook_port)
+        await receiver.start()
+    await server.start()
+    try:
+        await server.serve()
+    finally:
+        if receiver is not None:
+            await receiver.stop()

@@ -1,0 +1,212 @@
+"""The server as a whole: from options and sources to a port that answers, and back to nothing in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from onnxplain.errors import InputError
+from onnxplain.server.catalogue import Catalogue, Loader
+from onnxplain.server.explainer_service import ExplainerService
+from onnxplain.server.inference_service import InferenceService
+from onnxplain.server.interceptor import Guard
+from onnxplain.server.loaded import House, LoadedModel
+from onnxplain.server.local import LocalModel
+from onnxplain.server.logs import event
+from onnxplain.server.metrics import Metrics
+from onnxplain.server.options import ServerOptions
+from onnxplain.server.scheduler import Scheduler
+from onnxplain.server.served import Served
+from onnxplain.server.shelf import Shelf
+from onnxplain.server.tls import server_credentials
+from onnxplain.server.tokens import Tokens
+from onnxplain.server.tracing import tracing
+from onnxplain.sources import Release, Source
+from onnxplain.v1 import explainer_pb2, explainer_pb2_grpc
+from onnxplain.wire.inference import SERVICE as INFERENCE
+from onnxplain.wire.inference import pool
+
+LOG = logging.getLogger("onnxplain.server")
+EXPLAINER = explainer_pb2.DESCRIPTOR.services_by_name["ExplainerService"].full_name
+THREADS = 128  # explanations that think or wait at a time; those beyond wait for a thread
+LOADERS = 1  # models loading at a time: loading is heavy, and nobody waits for the second but for the first
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Server:
+    """A gRPC server over some sources of models.
+
+    start() returns when the port answers; models load behind it. Health and readiness say when they are there. load:
+    for tests and for a child process that was given its model.
+    """
+
+    def __init__(self, options: ServerOptions, sources: Sequence[Source], loader: Loader | None = None):
+        self.options = options
+        self.metrics = Metrics()
+        self.wake = asyncio.Event()  # set by a webhook: look at the sources now
+        self.port = 0
+        self.scheduler = Scheduler(options.slots)
+        self.house = House(options, self.scheduler, Shelf(options.session_bytes, self.metrics.sessions), self.metrics)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-think")
+        self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="onnxplain-load")
+        self.catalogue = Catalogue(sources, loader or self._load, options.control, options.load, self._changed)
+        self._sources = sources
+        self._health = health.aio.HealthServicer()
+        self._known: set[str] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stop_metrics = lambda: None
+        self._stopping: asyncio.Task[None] | None = None
+        self._guard = Guard(
+            self.metrics,
+            Tokens(options.token_file) if options.token_file else None,
+            options.max_request_seconds,
+            [Path(s.name) for s in sources],
+            tracing(),
+            options.tls_ca is not None,
+        )
+        self._server = grpc.aio.server(interceptors=[self._guard], options=channel_options(options))
+
+    async def start(self) -> None:
+        """Bind, answer, and begin to load. Raises InputError where the port is taken."""
+        options, server = self.options, self._server
+        explainer_pb2_grpc.add_ExplainerServiceServicer_to_server(ExplainerService(self.catalogue, options), server)
+        server.add_generic_rpc_handlers((InferenceService(self.catalogue).handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if options.reflection:
+            names = [EXPLAINER, INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, server, pool=pool)
+        await self._set_health("", NOT_SERVING)
+        address = f"unix:{options.socket}" if options.socket else f"{_bracketed(options.host)}:{options.port}"
+        try:
+            if options.tls_cert is not None and options.tls_key is not None:
+                credentials = server_credentials(options.tls_cert, options.tls_key, options.tls_ca)
+                self.port = server.add_secure_port(address, credentials)
+            else:
+                self.port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise InputError(
+                f"cannot listen on {address}: the port is taken or not this machine's. Choose another --port."
+            ) from error
+        if options.metrics_port:
+            self._stop_metrics = self.metrics.serve(options.host, options.metrics_port)
+        await server.start()
+        for service in (EXPLAINER, INFERENCE):
+            await self._set_health(service, SERVING)
+        event(LOG, logging.INFO, "listening", address=address if options.socket else f"{options.host}:{self.port}")
+        self._spawn(self._follow())
+
+    async def serve(self) -> None:
+        """Until SIGTERM or SIGINT, then drain; a second signal ends it at once."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        await self._server.wait_for_termination()
+        if self._stopping is not None:
+            await self._stopping
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Refuse new calls, let those being answered end, close everything. grace: seconds, None: --drain-timeout."""
+        await self._health.enter_graceful_shutdown()
+        if grace is None and self.options.drain_delay:
+            await asyncio.sleep(self.options.drain_delay)
+        self._guard.draining = True
+        for task in self._tasks:
+            task.cancel()
+        await self._server.stop(self.options.drain_timeout if grace is None else grace)
+        await self.catalogue.close()
+        self.scheduler.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._stop_metrics()
+        event(LOG, logging.INFO, "stopped")
+
+    def _signalled(self) -> None:
+        if self._stopping is None:
+            event(LOG, logging.INFO, "draining")
+            self._stopping = asyncio.get_running_loop().create_task(self.stop())
+        else:
+            self._spawn(self._server.stop(0))
+
+    async def _follow(self) -> None:
+        """Load what there is; look again for ever where the sources may change."""
+        await self.catalogue.refresh()
+        if self.options.control == "poll":
+            await self.catalogue.poll(self.options.poll_seconds, self.wake)
+        while self.catalogue.silent:  # a source that was down at the start is asked until it answers once
+            await asyncio.sleep(self.options.poll_seconds)
+            await self.catalogue.refresh()
+
+    async def _load(self, source: Source, release: Release) -> Served:
+        """A release from its source, ready to answer."""
+        try:
+            served = await self._open(source, release)
+        except BaseException:
+            self.metrics.load(False)
+            raise
+        self.metrics.load(True)
+        self.metrics.model_loaded(served.name, int(served.version))
+        return served
+
+    async def _open(self, source: Source, release: Release) -> Served:
+        loop = asyncio.get_running_loop()
+        resolved = await loop.run_in_executor(self._loaders, source.fetch, release)
+        model = await loop.run_in_executor(self._loaders, lambda: LoadedModel(resolved, self.house))
+        try:
+            return LocalModel(model, self._threads)
+        except BaseException:
+            model.close()
+            raise
+
+    def _changed(self) -> None:
+        """The catalogue is another: tell health and metrics."""
+        self._spawn(self._publish())
+
+    async def _publish(self) -> None:
+        await self._set_health("", SERVING if self.catalogue.ready else NOT_SERVING)
+        states = {f"model/{name}": SERVING for name in self.catalogue.names()}
+        states |= {
+            f"source/{s.name}": NOT_SERVING if s.name in self.catalogue.silent else SERVING for s in self._sources
+        }
+        for gone in self._known - states.keys():
+            await self._set_health(gone, NOT_SERVING)
+            self.metrics.model_gone(gone.removeprefix("model/"))
+        self._known = set(states)
+        for service, state in states.items():
+            await self._set_health(service, state)
+
+    async def _set_health(self, service: str, state: Any) -> None:
+        await self._health.set(service, state)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def channel_options(options: ServerOptions) -> list[tuple[str, int]]:
+    """gRPC's own limits: of a message, of a connection's age and streams, of pings."""
+    return [
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # else a second server would take half of the calls in silence
+        ("grpc.max_concurrent_streams", 128),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+        ("grpc.max_connection_age_ms", 1_800_000),  # so that balancers in front see new connections
+        ("grpc.max_connection_age_grace_ms", 60_000),
+    ]
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
