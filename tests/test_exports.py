@@ -444,6 +444,7 @@ def test_without_mlflow_the_error_says_how_to_get_it(monkeypatch):
 def test_mlflow_gets_the_explainer_its_recipe_and_its_settings(monkeypatch):
     called = {}
     server, flavor = ModuleType("mlflow"), ModuleType("onnxplain.mlflow")
+    server.exceptions = SimpleNamespace(MlflowException=KeyError)
     server.set_tracking_uri = lambda uri: called.update(uri=uri)
     info = SimpleNamespace(model_uri="models:/digits_gru/1", registered_model_version=1)
     flavor.log_model = lambda *arguments, **named: called.update(arguments=arguments, **named) or info
@@ -454,7 +455,7 @@ def test_mlflow_gets_the_explainer_its_recipe_and_its_settings(monkeypatch):
     explainer, name = called["arguments"]
     assert called["uri"] == "http://127.0.0.1:1" and name == called["registered_model_name"] == "digits_gru"
     assert explainer.recipe == called["recipe"] == Recipe("gradient")
-    assert called["settings"].description
+    assert called["settings"] == MODELS / "digits_gru" / "model.toml"
     assert "models:/digits_gru/1" in out and "version 1" in out
 
 

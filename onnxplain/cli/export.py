@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from onnxplain.cli.options import (
     subject_of,
 )
 from onnxplain.compile import Request, cuda
-from onnxplain.errors import UsageError
+from onnxplain.errors import Unavailable, UsageError
 from onnxplain.explainer import Explainer, bytes_per_stream
 from onnxplain.exports import kserve as kserve_export
 from onnxplain.exports import triton as triton_export
@@ -147,16 +148,27 @@ def _weights(explainer: Explainer) -> Collection[ir.Value]:
 
 
 def _mlflow(explainer: Explainer, resolved: Resolved, uri: str) -> None:
-    import mlflow
+    files = resolved.settings.files
+    if len(files) > 1:
+        raise UsageError(
+            f"--mlflow stores one model.toml, and {resolved.name} has {len(files)}: {', '.join(map(str, files))}. Put "
+            "all keys into one of them."
+        )
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 keep a user waiting for minutes
+    import mlflow  # type: ignore[import-not-found, unused-ignore]
 
     from onnxplain.mlflow import log_model  # imports MLflow, which takes seconds and may not be there
 
     mlflow.set_tracking_uri(uri)
-    info = log_model(
-        explainer,
-        resolved.name,
-        recipe=explainer.recipe,
-        settings=resolved.settings,
-        registered_model_name=resolved.name,
-    )
+    try:
+        info = log_model(
+            explainer,
+            resolved.name,
+            recipe=explainer.recipe,
+            settings=files[0] if files else None,
+            registered_model_name=resolved.name,
+        )
+    except mlflow.exceptions.MlflowException as error:
+        reason = " ".join(str(error).split())
+        raise Unavailable(f"MLflow at {uri} did not take {resolved.name}: {reason[:300]}") from error
     click.echo(f"{info.model_uri}  registered as {resolved.name}, version {info.registered_model_version}")
