@@ -1,0 +1,142 @@
+"""The evaluator `onnxplain` of `mlflow.models.evaluate(model, data, evaluators=["onnxplain"])`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow import MlflowClient  # type: ignore[import-not-found, unused-ignore]
+from mlflow.models.evaluation import (  # type: ignore[import-not-found, unused-ignore]
+    EvaluationArtifact,
+    EvaluationResult,
+    ModelEvaluator,
+)
+
+from onnxplain.errors import InputError, UnknownName, UnsupportedModel, UsageError
+from onnxplain.inputs import InputSpec
+from onnxplain.mlflow.flavor import load_explainer
+from onnxplain.mlflow.measures import Measured, measure
+from onnxplain.session import Array
+
+log = logging.getLogger(__name__)
+PREFIX = "onnxplain/"
+FILE = "onnxplain_evaluation.json"
+DEFAULTS: dict[str, Any] = {"model": "", "rows": 100, "baseline": 0.0, "random_seed": 0, "provider": "auto"}
+
+
+class JsonArtifact(EvaluationArtifact):  # type: ignore[misc, unused-ignore]
+    """The numbers of every row."""
+
+    def _save(self, output_artifact_path: str) -> None:
+        Path(output_artifact_path).write_text(json.dumps(self._content), encoding="utf-8")
+
+    def _load_content_from_file(self, local_artifact_path: str) -> Any:
+        self._content = json.loads(Path(local_artifact_path).read_text("utf-8"))
+        return self._content
+
+
+class OnnxplainEvaluator(ModelEvaluator):  # type: ignore[misc, unused-ignore]
+    """Judges the explanations of an ONNX model by its logged recipe: metrics `onnxplain/…` and one JSON artifact.
+
+    evaluator_config: model (address, where the evaluated model was not loaded from one that MLflow knows), rows (at
+    most so many are explained), baseline (of deleted features, in model units), random_seed, provider.
+    """
+
+    @classmethod
+    def can_evaluate(cls, *, model_type: Any, evaluator_config: Any, **kwargs: Any) -> bool:
+        """Any type of model: whether it is an ONNX one shows when it is there."""
+        return True
+
+    def evaluate(
+        self,
+        *,
+        model_type: Any,
+        dataset: Any,
+        run_id: str,
+        evaluator_config: Mapping[str, Any] | None,
+        model: Any = None,
+        model_id: str | None = None,
+        **kwargs: Any,
+    ) -> EvaluationResult | None:
+        """Log and return the metrics; None for a model that is not ONNX, as MLflow asks every evaluator by default."""
+        config = _checked(evaluator_config or {})
+        flavors = getattr(getattr(model, "metadata", None), "flavors", {})
+        if not config["model"] and "onnx" not in flavors:
+            return None
+        model_id = model_id or getattr(model, "model_id", None)
+        uri = str(config["model"]) or (f"models:/{model_id}" if model_id else "")
+        if not uri:
+            raise UsageError(
+                "MLflow does not say where this model came from: "
+                "give evaluator_config={'onnxplain': {'model': 'models:/NAME/VERSION'}}."
+            )
+        try:
+            explainer = load_explainer(uri, provider=config["provider"], ledger=True)
+        except UnsupportedModel as error:
+            log.warning("onnxplain cannot explain %s: %s", uri, error)
+            return None
+        feeds = arrays(dataset.features_data, explainer.subject.inputs, int(config["rows"]))
+        found = measure(explainer, feeds, float(config["baseline"]), int(config["random_seed"]))
+        content = _content(found, uri, explainer.recipe.toml(), config)
+        return _logged(found, content, run_id, model_id)
+
+
+def arrays(features: Any, specs: Sequence[InputSpec], rows: int) -> dict[str, Array]:
+    """Feeds from a table: one input takes all columns, several the columns of their names.
+
+    Each row is put into the input's shape, because MLflow's tables are two-dimensional. Raises InputError.
+    """
+    table = features[:rows]
+    if len(specs) == 1:
+        return {specs[0].name: _shaped(np.asarray(table), specs[0])}
+    missing = [spec.name for spec in specs if spec.name not in getattr(table, "columns", ())]
+    if missing:
+        raise InputError(f"the data has no column {missing[0]!r}; a model with several inputs takes a column of each.")
+    return {spec.name: _shaped(np.stack([np.asarray(v) for v in table[spec.name]]), spec) for spec in specs}
+
+
+def _shaped(array: Array, spec: InputSpec) -> Array:
+    inner = list((spec.shape or array.shape)[1:])
+    unknown = [i for i, length in enumerate(inner) if not isinstance(length, int)]
+    lengths = [-1 if i in unknown else int(length or 0) for i, length in enumerate(inner)]
+    each = prod(array.shape[1:])
+    fits = prod(lengths) == each if not unknown else len(unknown) == 1 and each % max(1, -prod(lengths)) == 0
+    if spec.shape is not None and not fits:
+        raise InputError(f"a row of the data has {each} numbers, the input {spec.name!r} takes {tuple(inner)}.")
+    try:
+        return array.reshape(len(array), *lengths).astype(spec.dtype)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the data cannot be made {spec.dtype} for the input {spec.name!r}: {error}.") from error
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    for key in config:
+        if key not in DEFAULTS:
+            raise UnknownName("key of evaluator_config", str(key), DEFAULTS)
+    checked = {**DEFAULTS, **config}
+    if int(checked["rows"]) < 1:
+        raise UsageError(f"evaluator_config: rows = {checked['rows']}; explain at least one.")
+    return checked
+
+
+def _content(found: Measured, uri: str, recipe: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model": uri, "recipe": recipe, "config": dict(config), "metrics": found.metrics, "rows": found.rows}
+
+
+def _logged(found: Measured, content: dict[str, Any], run_id: str, model_id: str | None) -> EvaluationResult:
+    client = MlflowClient()
+    metrics = {PREFIX + name: value for name, value in found.metrics.items() if np.isfinite(value)}
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value, model_id=model_id)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / FILE
+        file.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        client.log_artifact(run_id, str(file))
+    uri = f"{client.get_run(run_id).info.artifact_uri}/{FILE}"
+    return EvaluationResult(metrics, {FILE.removesuffix(".json"): JsonArtifact(uri, content)})

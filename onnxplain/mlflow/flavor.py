@@ -1,0 +1,219 @@
+"""The flavor `onnxplain`: beside `mlflow.onnx`'s files lie recipe.toml, explain.onnx and model.toml, with their hashes.
+
+Nothing in the flavor is code. `sources/mlflow.py` serves a model so logged; one without the flavor gets the default
+recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from onnxplain import __version__
+from onnxplain.compile import Request
+from onnxplain.errors import InputError, UsageError
+from onnxplain.explainer import Explainer, Subject
+from onnxplain.graph.load import external_tensors, load
+from onnxplain.inputs import Pictures, load_settings
+from onnxplain.recipes import Recipe
+from onnxplain.sources.cache import BYTES, FILES, measured
+from onnxplain.sources.mlflow import opened
+from onnxplain.sources.mlflow_agent import MLMODEL, Refused, about, check_content
+from onnxplain.sources.resolved import Resolved
+
+FLAVOR = "onnxplain"
+MODEL = "model.onnx"  # as mlflow.onnx calls it
+RECIPE, GRAPH, SETTINGS, LABELS = "recipe.toml", "explain.onnx", "model.toml", "labels.txt"
+
+Model = str | Path | onnx.ModelProto | Explainer
+Choice = Recipe | Mapping[str, Any] | str | Path | None
+
+
+def log_model(
+    model: Model,
+    name: str,
+    *,
+    recipe: Choice = None,
+    settings: str | Path | None = None,
+    registered_model_name: str | None = None,
+    **options: Any,
+) -> Any:
+    """Log a model with its recipe and compiled graph to the active MLflow run; returns MLflow's ModelInfo.
+
+    model, recipe, settings: as for `save_model`. options: of `mlflow.onnx.log_model`, such as signature, input_example,
+    metadata, tags. Raises InputError, UsageError, UnsupportedModel, and whatever MLflow raises.
+    """
+    from mlflow.models import Model as Log  # type: ignore[import-not-found, unused-ignore]
+
+    return Log.log(
+        artifact_path=None,
+        name=name,
+        flavor=sys.modules[__name__],
+        flavor_name=FLAVOR,
+        registered_model_name=registered_model_name,
+        model=model,
+        recipe=recipe,
+        settings=settings,
+        **options,
+    )
+
+
+def save_model(
+    model: Model,
+    path: str | Path,
+    *,
+    recipe: Choice = None,
+    settings: str | Path | None = None,
+    mlflow_model: Any = None,
+    **options: Any,
+) -> None:
+    """Write an MLflow model folder.
+
+    model: path of an ONNX file, a ModelProto, or an Explainer, whose graph is stored as it was compiled. recipe: a
+    Recipe, a table of its keys, or a TOML file; None: the Explainer's, else [defaults] of `settings`, else `lrp`.
+    settings: a model.toml; its labels are stored too. options: of `mlflow.onnx.save_model`.
+    """
+    import mlflow.onnx  # type: ignore[import-not-found, unused-ignore]
+    from mlflow.models import Model as Log
+
+    folder = Path(path)
+    chosen = _recipe(model, recipe, settings)
+    log = Log() if mlflow_model is None else mlflow_model
+    if not {"conda_env", "pip_requirements"} & options.keys():
+        # else MLflow runs the model in another process to see what it imports: the same two packages, seconds later
+        options["pip_requirements"] = mlflow.onnx.get_default_pip_requirements()
+    mlflow.onnx.save_model(_proto(model), str(folder), mlflow_model=log, **options)
+
+    labels = _write_settings(model, settings, folder)
+    (folder / RECIPE).write_text(chosen.toml(), encoding="utf-8")
+    names = {"recipe": RECIPE, "graph": GRAPH, "settings": SETTINGS if (folder / SETTINGS).exists() else None}
+    if isinstance(model, Explainer) and model.recipe == chosen:
+        model.save(folder / GRAPH)
+    else:
+        found = {"onnx": MODEL, "recipe": RECIPE, "settings": names["settings"]}
+        _explainer(opened(folder, found, folder.name, ""), "auto", 0).save(folder / GRAPH)
+    files = [MODEL, GRAPH, *_weights(folder / MODEL), *_weights(folder / GRAPH), RECIPE, names["settings"], labels]
+    log.add_flavor(
+        FLAVOR,
+        onnxplain_version=__version__,
+        **names,
+        labels=labels,
+        sha256={name: _sha256(folder / name) for name in dict.fromkeys(files) if name},
+    )
+    log.model_size_bytes = sum(measured(folder, FILES, BYTES).values())
+    log.save(str(folder / MLMODEL))
+
+
+def load_explainer(uri: str, *, provider: str = "auto", threads: int = 0, ledger: bool = False) -> Explainer:
+    """An Explainer from any MLflow address of an ONNX model: models:/name@alias, runs:/…, a folder.
+
+    Without the flavor `onnxplain` it has the default recipe. Raises InputError for files that are not those logged.
+    """
+    import mlflow.artifacts  # type: ignore[import-not-found, unused-ignore]
+
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    try:
+        measured(folder, FILES, BYTES)
+        found = about(folder)
+        check_content(folder, found)
+    except Refused as error:
+        raise InputError(f"{uri}: {error}.") from error
+    return _explainer(opened(folder, found, folder.name, ""), provider, threads, ledger)
+
+
+def _explainer(resolved: Resolved, provider: str, threads: int, ledger: bool = False) -> Explainer:
+    """With the recipe that the settings hold."""
+    output, recipe = resolved.settings.output, Recipe.of(resolved.settings.defaults)
+    subject = Subject.of(resolved.path, Request(explain=output.explain, ledger=ledger), provider, threads)
+    pictures = Pictures.of(resolved.settings)
+    return Explainer(
+        subject,
+        recipe.method,
+        composite=recipe.composite,
+        rules=recipe.rules,
+        form=recipe.form,
+        bounds=pictures.bounds(subject.inputs),
+        labels=pictures.labels(),
+        kind=output.kind,
+    )
+
+
+def _recipe(model: Model, recipe: Choice, settings: str | Path | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return Recipe.of(recipe)
+    if recipe is not None:
+        return Recipe.read(Path(recipe))
+    if isinstance(model, Explainer):
+        return model.recipe
+    return Recipe.of(load_settings(Path(settings)).defaults, str(settings)) if settings is not None else Recipe()
+
+
+def _proto(model: Model) -> onnx.ModelProto:
+    """A copy with all its weights: saving with external data empties the one it is given."""
+    if isinstance(model, Explainer):
+        source = model.subject.source
+        if source.path is None:
+            return ir.to_proto(source.model)
+        model = source.path
+    if isinstance(model, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy
+    load(Path(model))  # says in one line what is wrong with the file; onnx does not
+    return onnx.load(str(model))
+
+
+def _write_settings(model: Model, settings: str | Path | None, folder: Path) -> str | None:
+    """model.toml and the labels it names, into `folder`; what an Explainer knows where no file is given."""
+    if settings is None:
+        return _write_known(model, folder) if isinstance(model, Explainer) else None
+    file = Path(settings)
+    labels = load_settings(file).output.labels
+    shutil.copyfile(file, folder / SETTINGS)
+    if labels is None or labels == "imagenet":
+        return None
+    name = os.path.relpath(labels, file.parent)
+    if ".." in Path(name).parts or Path(name).is_absolute() or (folder / name).exists():
+        raise UsageError(f"{file}: labels = {name!r} cannot be stored with the model; put the file beside {file.name}.")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(labels, folder / name)
+    return Path(name).as_posix()
+
+
+def _write_known(explainer: Explainer, folder: Path) -> str | None:
+    known: dict[str, Any] = {}
+    if explainer.labels:
+        known["labels"] = LABELS
+        lines = (" ".join(label.split()) for label in explainer.labels)
+        (folder / LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if explainer.kind:
+        known["kind"] = explainer.kind
+    if explainer.subject.request.explain:
+        known["explain"] = list(explainer.subject.request.explain)
+    if known:  # JSON's texts and lists are TOML's too
+        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in known.items())
+        (folder / SETTINGS).write_text("\n".join(["[output]", *lines]) + "\n", encoding="utf-8")
+    return known.get("labels")
+
+
+def _weights(file: Path) -> list[str]:
+    """Files that a model's weights lie in."""
+    proto = onnx.load(str(file), load_external_data=False)
+    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in external_tensors(proto)]
+    return sorted({place["location"] for place in places})
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
