@@ -78,7 +78,8 @@ class Server:
     async def start(self) -> None:
         """Bind, answer, and begin to load. Raises InputError where the port is taken."""
         options, server = self.options, self._server
-        explainer_pb2_grpc.add_ExplainerServiceServicer_to_server(ExplainerService(self.catalogue, options), server)
+        register: Any = explainer_pb2_grpc.add_ExplainerServiceServicer_to_server  # generated, without types
+        register(ExplainerService(self.catalogue, options), server)
         server.add_generic_rpc_handlers((InferenceService(self.catalogue).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if options.reflection:
@@ -88,7 +89,7 @@ class Server:
         address = f"unix:{options.socket}" if options.socket else f"{_bracketed(options.host)}:{options.port}"
         try:
             if options.tls_cert is not None and options.tls_key is not None:
-                credentials = server_credentials(options.tls_cert, options.tls_key, options.tls_ca)
+                credentials: Any = server_credentials(options.tls_cert, options.tls_key, options.tls_ca)
                 self.port = server.add_secure_port(address, credentials)
             else:
                 self.port = server.add_insecure_port(address)
@@ -172,7 +173,7 @@ class Server:
 
     async def _publish(self) -> None:
         await self._set_health("", SERVING if self.catalogue.ready else NOT_SERVING)
-        states = {f"model/{name}": SERVING for name in self.catalogue.names()}
+        states: dict[str, Any] = {f"model/{name}": SERVING for name in self.catalogue.names()}
         states |= {
             f"source/{s.name}": NOT_SERVING if s.name in self.catalogue.silent else SERVING for s in self._sources
         }
