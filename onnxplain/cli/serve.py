@@ -108,6 +108,10 @@ def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerO
         else:
             raise InputError(f"{path}: no such file or folder. Name a repository or an .onnx file.")
     found += [MlflowSource(uri, options.cache) for uri in registries]
+    names = [source.name for source in found]
+    for n, source in enumerate(found):
+        if source.name in names[:n]:
+            source.name = f"{source.name}-{n + 1}"  # health and the index tell them apart
     return found
 
 

@@ -7,7 +7,6 @@ import logging
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -31,6 +30,7 @@ from onnxplain.server.tls import server_credentials
 from onnxplain.server.tokens import Tokens
 from onnxplain.server.tracing import tracing
 from onnxplain.sources import Release, Source
+from onnxplain.sources.directory import DirectorySource
 from onnxplain.v1 import explainer_pb2, explainer_pb2_grpc
 from onnxplain.wire.inference import SERVICE as INFERENCE
 from onnxplain.wire.inference import pool
@@ -69,7 +69,7 @@ class Server:
             self.metrics,
             Tokens(options.token_file) if options.token_file else None,
             options.max_request_seconds,
-            [Path(s.name) for s in sources],
+            [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))],
             tracing(),
             options.tls_ca is not None,
         )

@@ -10,11 +10,19 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from onnxplain.errors import Cancelled, InputError
+from onnxplain.errors import Cancelled, InputError, OnnxplainError
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # at run time it takes no parameters
 Answer = Callable[[Any, Context], Awaitable[Any]]
+
+
+class Unimplemented(OnnxplainError):
+    """A method of the protocol that this server does not have."""
+
+    status = "UNIMPLEMENTED"
+
+
 KINDS = {
     (False, False): "unary",
     (False, True): "server_stream",
@@ -28,7 +36,7 @@ def answering(name: str, inner: Handler) -> Answer:
     behaviour: Any = inner.unary_unary or inner.unary_stream or inner.stream_unary or inner.stream_stream
     generates = inspect.isasyncgenfunction(behaviour)
     if not generates and not inspect.iscoroutinefunction(behaviour):
-        raise TypeError(f"{name}: a handler must be a coroutine or an asynchronous generator.")
+        return _missing(name)
     serializer = inner.response_serializer
 
     async def answer(messages: Any, context: Context) -> Any:
@@ -44,6 +52,15 @@ def answering(name: str, inner: Handler) -> Answer:
             return None
         reply = await behaviour(request, context)
         return reply if inner.response_streaming or serializer is None else serializer(reply)
+
+    return answer
+
+
+def _missing(name: str) -> Answer:
+    """For methods that a servicer did not write: all of ours are coroutines, generated base classes have plain ones."""
+
+    async def answer(messages: Any, context: Context) -> Any:
+        raise Unimplemented(f"{name} is not implemented by this server.")
 
     return answer
 

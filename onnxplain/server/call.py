@@ -72,8 +72,8 @@ class Call:
 
         It ends with the stream, and after `seconds` at the latest. Set CALL to it in the task of that request.
         """
-        ends = [end for end in (self.deadline, None if seconds is None else time.monotonic() + seconds) if end]
-        part = Call(request_id, self.method, self.caller, min(ends, default=None))
+        ends = [self.deadline, None if seconds is None else time.monotonic() + seconds]
+        part = Call(request_id, self.method, self.caller, min((end for end in ends if end is not None), default=None))
         return part, self.on_stop(lambda: part.stop(self._reason))
 
     def _forget(self, key: object) -> None:

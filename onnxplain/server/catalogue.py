@@ -120,6 +120,8 @@ class Catalogue:
             for _, release in self._offers.get(name, []):
                 if release.version not in versions:
                     rows.append((name, release.version, UNAVAILABLE, "not loaded"))
+        for source in self.sources:
+            rows += [(name, "", UNAVAILABLE, reason) for name, reason in sorted(source.problems.items())]
         return rows
 
     def names(self) -> list[str]:

@@ -105,7 +105,9 @@ def _absolute() -> re.Pattern[str]:
     names = {*USUAL, *(entry for entry in _entries("/") if len(entry) > 1)}
     unix = rf"/+(?:{'|'.join(sorted(map(re.escape, names), reverse=True))})"
     start = rf"(?:file://)?(?:{unix}(?=[/\s'\"`,;:)\]}}>]|\.?$)|[A-Za-z]:\\|\\\\)"
-    return re.compile(rf"(?P<quote>['\"`]){start}[^'\"`\n]*(?P=quote)|(?<![\w./\\-]){start}[^\s'\"`,;:)\]}}>]*")
+    return re.compile(
+        rf"(?P<quote>['\"`]){start}[^'\"`\n]*(?P=quote)|(?:(?<![\w./\\-])|(?<=\\[nrt])){start}[^\s'\"`,;:)\]}}>]*"
+    )
 
 
 def _entries(folder: str) -> list[str]:

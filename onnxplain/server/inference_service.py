@@ -126,6 +126,7 @@ class InferenceService:
                     continue
                 state = "UNAVAILABLE" if why_not else READY
                 reply.models.add(name=name, version=served.version, state=state, reason=why_not[:500])
+        reply.models.sort(key=lambda model: (model.name, int(model.version or 0)))
         return reply
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:

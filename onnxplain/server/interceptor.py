@@ -139,9 +139,6 @@ class Guard(grpc.aio.ServerInterceptor):
             code = "CANCELLED" if code == "OK" else code
             raise
         except Exception as error:
-            if isinstance(error, NotImplementedError) and _code(context) == "UNIMPLEMENTED":
-                code = "UNIMPLEMENTED"  # from the base class of a generated servicer
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method.name} is not implemented by this server.")
             problem, code = error, faults.code_of(error)
             await faults.abort(context, error, self._roots)
         finally:

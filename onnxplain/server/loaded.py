@@ -19,6 +19,7 @@ from onnxplain.coverage import Coverage, coverage
 from onnxplain.errors import ConversionChanged, OnnxplainError, UnsupportedModel
 from onnxplain.explainer import Ask, Explainer, Subject, bytes_per_stream, open_session, serialised
 from onnxplain.explanation import Explanation
+from onnxplain.exports.batching import counted
 from onnxplain.graph.verify import mismatch
 from onnxplain.inputs import Pictures
 from onnxplain.recipes import Recipe, named
@@ -188,10 +189,7 @@ class LoadedModel:
         feeds = self.subject.normalised.reference.feeds
         self.forward.session().run(feeds)
         rows = self._probe_rows()
-        self.forward.axes = self.subject.row_axes() if self.max_rows > 1 else None
-        if self.forward.axes is not None and not separable(self.forward, rows):
-            self.forward.axes = None
-            self.notes.append("rows answer differently in a batch than alone: requests are not put together")
+        self._together(self.forward, self.subject.row_axes(), rows, self.notes)
         try:
             self.variant(self.recipe)
         except OnnxplainError as error:
@@ -216,15 +214,22 @@ class LoadedModel:
         self._verify(variant)
         if self.max_rows > 1 and (axes := explainer.row_axes()) is not None:
             rows = self._probe_rows()
-            forward.axes = subject.row_axes()
-            if not separable(forward, rows):
-                forward.axes = None
-            lane.axes = axes
-            if not separable(lane, {**rows, **self._probe_seeds(explainer, forward, rows)}):
-                lane.axes = None
-                variant.notes.append("rows explain differently in a batch than alone: requests are not put together")
+            self._together(forward, subject.row_axes(), rows, variant.notes)
+            seeds = self._probe_seeds(explainer, forward, rows)
+            self._together(lane, axes, {**rows, **seeds}, variant.notes)
         variant.seconds = time.perf_counter() - begun
         return variant
+
+    def _together(
+        self, lane: Lane, axes: Mapping[str, int] | None, rows: Mapping[str, Array], notes: list[str]
+    ) -> None:
+        """Let a lane put requests into one run, if that is proven on the graph and holds for a probe."""
+        if self.max_rows < 2 or axes is None or counted(self.subject.normalised.model.graph):
+            return
+        lane.axes = axes
+        if not separable(lane, rows):
+            lane.axes = None
+            notes.append("rows answer differently in a batch than alone: requests are not put together")
 
     def _verify(self, variant: Variant) -> None:
         """Run the compiled graph once: it must answer as the model did when it was normalised."""

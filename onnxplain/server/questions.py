@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, OnnxplainError, UsageError
 from onnxplain.explainer import Ask
-from onnxplain.inputs import bind
+from onnxplain.inputs import bind, resolve
 from onnxplain.inputs.targets import Target, contrast, from_classes, from_seed
 from onnxplain.recipes import Recipe, named
 from onnxplain.server.loaded import LoadedModel, Question
@@ -102,11 +102,13 @@ def _ask(target: v1.Target, where: str) -> Ask:
     if kind is None:
         return "predicted"
     if kind == "expression":
-        return target.expression or "predicted"
+        words = target.expression or "predicted"
+        return _at(f"{where}.expression", lambda s, labels, k: resolve(words, s, labels, k))
     if kind == "arg_max":
         if target.arg_max.k < 0:
             raise UsageError(f"k is {target.arg_max.k}; give 1 or more.").at(f"{where}.arg_max.k")
-        return f"top{target.arg_max.k}" if target.arg_max.k > 1 else "predicted"
+        word = f"top{target.arg_max.k}" if target.arg_max.k > 1 else "predicted"
+        return _at(f"{where}.arg_max.k", lambda s, labels, k: resolve(word, s, labels, k))
     if kind == "seed":
         seed = v1_array(target.seed, f"{where}.seed")
         return _at(f"{where}.seed", lambda s, labels, k: from_seed(seed, s, "seed", labels, k))

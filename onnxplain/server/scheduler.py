@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -19,10 +20,11 @@ from onnxplain.session import Array, Stop
 if TYPE_CHECKING:
     from onnxplain.server.lane import Lane
 
+LOG = logging.getLogger("onnxplain.server")
 Outputs = dict[str, Array]
 
 
-@dataclass
+@dataclass(eq=False)  # told apart by being another one, not by their arrays
 class Ticket:
     """One run somebody waits for. rows: how many along axis 0. key: tickets with the same key may share a run."""
 
@@ -130,7 +132,12 @@ class Scheduler:
             batch = self._next()
             if not batch:
                 return
-            batch[0].lane.execute(batch)
+            try:
+                batch[0].lane.execute(batch)
+            except Exception as error:  # a slot must not be lost
+                LOG.exception("a run failed outside of onnxruntime")
+                for ticket in batch:
+                    ticket.finish(None, error)
 
     def _next(self) -> list[Ticket]:
         """The tickets of the next run; empty at the end."""
