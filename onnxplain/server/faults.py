@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from onnxplain.errors import OnnxplainError
+from onnxplain.server.call import CALL
 
 LOG = logging.getLogger(__name__)
 DETAILS = "grpc-status-details-bin"
@@ -52,7 +53,9 @@ async def abort(
     log_id = ""
     if _meant(error) is None:
         log_id = new_log_id()
-        LOG.error("unexpected %s", type(error).__name__, exc_info=error, extra={"fields": {"log_id": log_id}})
+        call = CALL.get(None)
+        fields = {"log_id": log_id, "request_id": call and call.request_id, "method": call and call.method}
+        LOG.error("unexpected %s", type(error).__name__, exc_info=error, extra={"fields": fields})
     status = status_of(error, roots, log_id)
     code = grpc.StatusCode[code_pb2.Code.Name(status.code)]
     kept = tuple((key, value) for key, value in context.trailing_metadata() if key != DETAILS)

@@ -123,12 +123,12 @@ class Guard(grpc.aio.ServerInterceptor):
         if self._tracing is not None:
             span = self._tracing.start(method.service, method.short, metadata, call.request_id)
         code = "UNKNOWN"
+        reply: Any = None
         problem: BaseException | None = None
         try:
             self._admit(method, call, metadata, context)
             reply = await self._in_time(method, call, messages, context, began)
             code = _code(context)
-            return reply
         except asyncio.CancelledError:  # by the client or its deadline; gRPC answers, if anybody still listens
             late = call.deadline is not None and time.monotonic() > call.deadline - CLOSE
             problem = Expired("the client's deadline passed.") if late else Cancelled("the caller went away.")
@@ -140,13 +140,15 @@ class Guard(grpc.aio.ServerInterceptor):
             raise
         except Exception as error:
             problem, code = error, faults.code_of(error)
-            await faults.abort(context, error, self._roots)
-        finally:
+        finally:  # before the client hears of it: the work ends first, and who counts calls has counted this one
             if code != "OK":
                 call.stop(problem if isinstance(problem, OnnxplainError) else None)
             self._write_down(method, call, code, problem, time.monotonic() - began, context)
             if self._tracing is not None and span is not None:
                 self._tracing.end(span, code, grpc.StatusCode[code].value[0], call.fields)
+        if problem is not None:
+            await faults.abort(context, problem, self._roots)
+        return reply
 
     def _admit(self, method: Method, call: Call, metadata: Metadata, context: Context) -> None:
         """Let the call in, or raise why not."""
