@@ -1,5 +1,7 @@
 # onnxplain for NVIDIA GPUs, or for the CPU with --build-arg RUNTIME=cpu.
 #   docker build -t onnxplain .
+#   docker run --rm --gpus all -p 127.0.0.1:8001:8001 onnxplain
+#   docker run --rm --gpus all -p 127.0.0.1:8001:8001 -v "$PWD/my_models:/models:ro" -e ONNXPLAIN_MODELS=/models onnxplain
 #   docker run --rm --gpus all --user "$(id -u)" -v "$PWD:/data" onnxplain run mobilenet_v2 /data/photo.png
 ARG RUNTIME=gpu
 
@@ -39,10 +41,10 @@ ENV PATH=/opt/venv/bin:$PATH ONNXPLAIN_MODELS=/opt/onnxplain/models MPLCONFIGDIR
 USER onnxplain
 WORKDIR /data
 
-# There is no server in the image yet: healthy means that onnxruntime runs a small model here, and nothing more.
-# The gRPC health check takes this place when the server lands.
-HEALTHCHECK --interval=5m --timeout=60s --start-period=10s --retries=2 \
-    CMD onnxplain doctor --json | grep -q '"self-test": "ok'
+EXPOSE 8001 8002
+# Ready means: every model of the repository answers.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 CMD ["onnxplain", "health"]
 
 ENTRYPOINT ["onnxplain"]
-CMD ["doctor"]
+# Plain text on all of the container's addresses: publish the port on loopback only, as above, or give --tls-cert and --tls-key.
+CMD ["serve", "--host", "0.0.0.0", "--insecure"]

@@ -20,6 +20,7 @@ COMMANDS = {  # name -> the attribute of its module; imported when it is asked f
     "serve": "serve:serve",
     "export": "export:export",
     "bench": "bench:bench",
+    "health": "health:health",
     "doctor": "doctor:doctor",
 }
 
