@@ -43,9 +43,9 @@ class Certificate:
         return paths
 
 
-def authority(name: str = "test authority") -> Certificate:
+def authority(name: str = "test authority", lasts: datetime.timedelta = HOUR) -> Certificate:
     """An authority that signs itself."""
-    return _make(name, None, [], HOUR, is_authority=True)
+    return _make(name, None, [], lasts, is_authority=True)
 
 
 def signed(
