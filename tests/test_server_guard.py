@@ -21,10 +21,6 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from guarded import COLLECT, COMPILE, EXPLAIN, LIVE, STREAM, Echo, serving
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from onnxplain import errors
 from onnxplain.errors import Busy, Cancelled, Denied, Expired, InputError, OnnxplainError, Unauthenticated
@@ -452,6 +448,46 @@ def test_the_server_has_a_deadline_of_its_own(timeout, method):
     asyncio.run(main())
 
 
+def test_a_message_that_never_comes_has_a_time_limit_too():
+    async def main():
+        async with guarded(Guard(Metrics(), max_request_seconds=0.1)) as (echo, channel, metrics):
+            silent = channel.stream_unary(EXPLAIN)()  # for the server this method takes one message
+            error = await refused(silent)
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not echo.calls
+            assert counted(metrics, "DEADLINE_EXCEEDED") == 1
+
+    asyncio.run(main())
+
+
+def test_of_many_calls_those_not_cancelled_are_answered_and_nothing_is_left():
+    async def main():
+        async with guarded() as (echo, channel, metrics):
+            explain = channel.unary_unary(EXPLAIN)
+
+            async def one(number):
+                call = explain(b"sleep" if number % 2 else b"x")
+                if number % 2:
+                    await asyncio.sleep(0.001 * (number % 40))
+                    call.cancel()
+                try:
+                    return await call
+                except asyncio.CancelledError:
+                    return None
+
+            answers = await asyncio.gather(*(one(number) for number in range(300)))
+            assert answers.count(b"x") == 150 == counted(metrics)
+            await eventually(lambda: all(call.stopped for call in echo.stopped) and echo.cancelled == len(echo.stopped))
+            started = sum(
+                sample.value
+                for family in metrics.registry.collect()
+                for sample in family.samples
+                if sample.name == "grpc_server_started_total"
+            )
+            assert started == 150 + counted(metrics, "CANCELLED")
+
+    asyncio.run(main())
+
+
 def test_draining_refuses_new_work_and_lets_old_work_and_probes_go_on():
     async def main():
         guard = Guard(Metrics())
@@ -667,6 +703,12 @@ def test_metrics_are_served_over_http_until_stopped():
 
 
 def test_a_span_per_call_under_the_callers():
+    pytest.importorskip("opentelemetry.sdk", reason="pip install 'onnxplain[telemetry]'")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
