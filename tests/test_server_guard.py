@@ -386,7 +386,7 @@ def test_what_a_handler_aborts_itself_is_counted_as_that():
         async with guarded() as (_, channel, metrics):
             error = await refused(channel.unary_unary(EXPLAIN)(b"abort"))
             assert (error.code(), error.details()) == (grpc.StatusCode.DATA_LOSS, "mine")
-            assert counted(metrics, "DATA_LOSS") == 1
+            await eventually(lambda: counted(metrics, "DATA_LOSS") == 1)
 
     asyncio.run(main())
 
