@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 START_SECONDS = 120  # it migrates its database first; 12 s on an idle core
-WEBHOOKS = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
+WEBHOOKS = {  # to loopback, over http, and from a list of webhooks that is a second old instead of a minute
+    "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+    "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+}
 CLIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 
@@ -129,7 +132,3 @@ def stored(server: Server, name: str, version: str) -> Path:
     """The folder in which the server keeps a version's files."""
     place = client(server.uri).get_model_version_download_uri(name, version)
     return server.artifacts / place.removeprefix("mlflow-artifacts:/").lstrip("/")
-
-
-def copy_of(folder: Path, target: Path) -> Path:
-    return Path(shutil.copytree(folder, target))
