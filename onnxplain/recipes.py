@@ -6,6 +6,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,12 @@ class Recipe:
         return Passes(self.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, options), method
 
 
-def recipe_names() -> list[str]:
+@cache
+def recipe_names() -> tuple[str, ...]:
     """Every recipe that has a name of its own: each method, and each relevance method with each composite."""
     relevant = [name for name, entry in COMPOSITES.items() if entry.make(None).relevance]
     pairs = [f"{m.name}-{c}" for m in METHODS.values() if _relevance(m) for c in relevant if c != m.composite]
-    return [*METHODS, *pairs]
+    return (*METHODS, *pairs)
 
 
 def named(name: str) -> Recipe:

@@ -73,7 +73,6 @@ class Question:
     asks: Sequence[Ask]
     recipe: Recipe | None = None
     request: Request | None = None
-    streams: int = 1  # rows times targets: the size of the work
 
 
 class LoadedModel:

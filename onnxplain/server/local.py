@@ -20,7 +20,7 @@ from onnxplain.server.answers import Answers
 from onnxplain.server.call import CALL
 from onnxplain.server.lane import Lane
 from onnxplain.server.loaded import LoadedModel, Variant
-from onnxplain.server.questions import question, recipe_of, request_of
+from onnxplain.server.questions import question, recipe_of, request_of, targets_of
 from onnxplain.server.replies import explanation_reply
 from onnxplain.server.served import EXPLAIN, split
 from onnxplain.session import Array
@@ -48,10 +48,10 @@ class LocalModel:
     async def infer(self, request: Any) -> Any:
         """The model's outputs, or those of its explanation graph."""
         _, recipe = split(request.model_name)
-        arrays = infer_arrays(request)
-        parameters = _parameters(request)
-        rows = max((array.shape[0] for array in arrays.values() if array.ndim), default=1)
-        with self.model.gate.admit(max(1, rows), request.ByteSize(), self._pace(self.model.forward)):
+        rows = max((self._rows(tensor) for tensor in request.inputs), default=1)
+        with self.model.gate.admit(rows, request.ByteSize(), self._pace(self.model.forward)):
+            arrays = infer_arrays(request)
+            parameters = _parameters(request)
             if recipe is None:
                 if parameters:
                     raise UnknownName("parameter of a model", PREFIX + next(iter(parameters)), ()).at("parameters")
@@ -145,13 +145,15 @@ class LocalModel:
     async def explain(self, request: v1.ExplainRequest) -> v1.ExplainResponse:
         """The reasons for an answer."""
         begun = time.perf_counter()
-        asked = await self._think(lambda: question(request, self.model))
-        with self.model.gate.admit(asked.streams, request.ByteSize(), self._pace(self.model.forward)):
-            reply = await self._think(lambda: self._explain(request, asked))
+        rows = max((self._rows(tensor) for tensor in request.inputs), default=1)
+        targets = sum(map(targets_of, request.targets)) or 1
+        with self.model.gate.admit(rows * targets, request.ByteSize(), self._pace(self.model.forward)):
+            reply = await self._think(lambda: self._explain(request))
         reply.timing.compute.FromNanoseconds(int(1e9 * (time.perf_counter() - begun)))
         return reply
 
-    def _explain(self, request: v1.ExplainRequest, asked: Any) -> v1.ExplainResponse:
+    def _explain(self, request: v1.ExplainRequest) -> v1.ExplainResponse:
+        asked = question(request, self.model)
         hit = self.model.made(asked.recipe or self.model.default(), asked.request) is not None
         if request.output_format.validate_only:
             variant = self.model.variant(asked.recipe or self.model.default(), asked.request)
@@ -258,6 +260,13 @@ class LocalModel:
                 ).at(f"{where}.shape")
             feeds[port.name] = array
         return feeds
+
+    def _rows(self, tensor: Any) -> int:
+        """Rows that an input claims to have: along axis 0, where the model leaves that open."""
+        port = next((port for port in self._inputs if port.name == tensor.name), self._inputs[0])
+        open_axis = port.shape is None or (len(port.shape) > 1 and port.shape[0] == -1)
+        same_rank = port.shape is None or len(port.shape) == len(tensor.shape)
+        return max(1, tensor.shape[0]) if open_axis and same_rank and tensor.shape else 1
 
     def _pace(self, lane: Lane) -> float:
         return lane.expected(1)

@@ -29,12 +29,9 @@ def question(request: v1.ExplainRequest, model: LoadedModel) -> Question:
     asks = [_ask(target, f"targets[{n}]") for n, target in enumerate(request.targets)] or ["predicted"]
     if len(asks) > MAX_TARGETS:
         raise UsageError(f"{len(asks)} targets in one request: send at most {MAX_TARGETS}.").at("targets")
-    rows = max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
     ledger = request.diagnostics == v1.DIAGNOSTICS_LAYERS
     wanted = request_of(model, request.targets, request.attribute_to, head, tuple(request.outputs), ledger)
-    return Question(
-        feeds, asks, recipe, wanted, max(1, rows) * sum(_count(t) for t in request.targets or [v1.Target()])
-    )
+    return Question(feeds, asks, recipe, wanted)
 
 
 def inputs(request: v1.ExplainRequest, model: LoadedModel) -> dict[str, Array]:
@@ -132,7 +129,7 @@ def _at(field: str, make: Any) -> Ask:
     return asked
 
 
-def _count(target: v1.Target) -> int:
+def targets_of(target: v1.Target) -> int:
     """How many explanations a target asks for, per row."""
     if target.WhichOneof("selector") == "arg_max":
         return max(1, min(target.arg_max.k, MAX_TARGETS))
