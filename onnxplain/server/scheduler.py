@@ -7,7 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ class Ticket:
     done: bool = False
     forget: Callable[[], None] | None = None
 
+    def __post_init__(self) -> None:
+        self.future.set_running_or_notify_cancel()  # so that a waiter who is cancelled does not end it: `finish` does
+
     def finish(self, found: Outputs | None, error: BaseException | None = None) -> None:
         """Answer once; whoever waits may be gone."""
         if self.done:
@@ -46,11 +50,12 @@ class Ticket:
         self.done = True
         if self.forget is not None:
             self.forget()
-        if error is not None:
-            self.future.set_exception(error)
-        else:
-            assert found is not None
-            self.future.set_result(found)
+        with suppress(InvalidStateError):  # answered by another thread just now
+            if error is not None:
+                self.future.set_exception(error)
+            else:
+                assert found is not None
+                self.future.set_result(found)
 
     def stopped(self) -> OnnxplainError | None:
         """Why nobody waits any more, if so."""
