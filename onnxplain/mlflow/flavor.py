@@ -82,9 +82,13 @@ def save_model(
     Recipe, a table of its keys, or a TOML file; None: the Explainer's, else [defaults] of `settings`, else `lrp`.
     settings: a model.toml; its labels are stored too. options: of `mlflow.onnx.save_model`.
     """
-    import mlflow.onnx  # type: ignore[import-not-found, unused-ignore]
-    from mlflow.models import Model as Log
-
+    try:
+        import mlflow.onnx  # type: ignore[import-not-found, unused-ignore]
+        from mlflow.models import Model as Log
+    except ImportError as error:
+        raise UsageError(
+            f"to save a model needs the whole of MLflow, not only its client ({error}): pip install mlflow."
+        ) from error
     folder = Path(path)
     chosen = _recipe(model, recipe, settings)
     log = Log() if mlflow_model is None else mlflow_model
