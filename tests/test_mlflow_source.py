@@ -144,7 +144,7 @@ def test_an_alias_alone_asks_for_every_model_that_has_it(registry, tmp_path):
     registry.models["other"]["champion"] = "3"
     registry.models["no name of ours"] = {"champion": "1"}
     assert [(r.name, r.version) for r in source.releases()] == [("clf", "1"), ("other", "3")]
-    assert "no name of ours" in source.problems[0]
+    assert "no name of ours" in next(iter(source.problems.values()))
 
 
 def test_an_entry_that_never_resolved_is_an_error_and_one_that_did_stays_what_it_was(registry, tmp_path):
@@ -157,7 +157,7 @@ def test_an_entry_that_never_resolved_is_an_error_and_one_that_did_stays_what_it
     registry.models["clf"].clear()
     after = source.releases()
     assert [(r.name, r.version, r.fingerprint) for r in after] == [(r.name, r.version, r.fingerprint) for r in before]
-    assert "Version 1 stays" in source.problems[0]
+    assert "Version 1 stays" in next(iter(source.problems.values()))
     registry.models["clf"]["champion"] = "1"
     assert source.releases() == before and not source.problems
 

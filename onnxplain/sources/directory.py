@@ -187,6 +187,7 @@ class FileSource:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.name = self.path.name
+        self.problems: dict[str, str] = {}  # what is wrong with the one file is raised
         folder = self.path.absolute().parent
         stored = self.path.name == MODEL and VERSION.fullmatch(folder.name) and not _unservable(folder.parent.name)
         self._as = (folder.parent.name, folder.name) if stored else (_servable(self.path.stem), "1")

@@ -24,7 +24,7 @@ from typing import IO, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from onnxplain.errors import InputError, NotFound, OnnxplainError, Unavailable, UnknownName, UsageError
-from onnxplain.inputs.settings import ModelSettings, load_settings
+from onnxplain.inputs.settings import ModelSettings, ServingSettings, load_settings
 from onnxplain.recipes import Recipe
 from onnxplain.sources.cache import BYTES, FILES, ContentCache, measured
 from onnxplain.sources.directory import NAME
@@ -107,14 +107,14 @@ class MlflowSource:
                 f"which models of {self.name}? Write {EXAMPLE}, or ?alias=champion for all that have that alias."
             )
         self.cache = ContentCache(Path(cache))
-        self.problems: tuple[str, ...] = ()
+        self.problems: dict[str, str] = {}
         self._seconds, self._download_seconds = seconds, download_seconds
         self._agent = _Agent(self.base, seconds)
         self._known: dict[Wanted, tuple[str, str]] = {}  # version and fingerprint, when it last resolved
 
     def releases(self) -> Sequence[Release]:
         """What the aliases point to now. Raises Unavailable, and InputError for an entry that never resolved."""
-        problems: list[str] = []
+        problems: dict[str, str] = {}
         found: dict[tuple[str, str], Release] = {}
         aliases: dict[str, Mapping[str, str]] = {}
         for wanted in self.wanted or self._all(problems):
@@ -125,11 +125,11 @@ class MlflowSource:
             except InputError as error:
                 if wanted not in self._known:
                     raise
-                problems.append(f"{error} Version {self._known[wanted][0]} stays.")
+                problems[str(wanted)] = f"{error} Version {self._known[wanted][0]} stays."
             version, fingerprint = self._known[wanted]
             names = sorted(alias for alias, at in aliases.get(wanted.name, {}).items() if at == version)
             found[wanted.name, version] = Release(wanted.name, version, fingerprint, tuple(names))
-        self.problems = tuple(problems)
+        self.problems = problems
         return [found[key] for key in sorted(found, key=lambda key: (key[0], int(key[1])))]
 
     def fetch(self, release: Release) -> Resolved:
@@ -145,14 +145,14 @@ class MlflowSource:
         """End MLflow's process; it starts again when it is needed."""
         self._agent.stop()
 
-    def _all(self, problems: list[str]) -> list[Wanted]:
+    def _all(self, problems: dict[str, str]) -> list[Wanted]:
         """Every registered model that has the alias now."""
         names: list[str] = self._ask("names", f"models with the alias {self.alias}", alias=self.alias)
-        problems += [
-            f"the registered model {name[:100]!r} is left out: such a name cannot be asked for; rename it."
+        problems |= {
+            name[:100]: f"the registered model {name[:100]!r} is left out: such a name cannot be asked for; rename it."
             for name in names
             if not NAME.fullmatch(name)
-        ]
+        }
         return [Wanted(name, alias=self.alias) for name in sorted(names) if NAME.fullmatch(name)]
 
     def _version(self, wanted: Wanted, aliases: Mapping[str, str]) -> tuple[str, str]:
@@ -210,6 +210,8 @@ def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> R
             recipe.passes()
             chosen = {key: value for key, value in dataclasses.asdict(recipe).items() if value}
             settings = dataclasses.replace(settings, defaults=chosen)
+        # Who may register a model does not decide on the server's queues and memory.
+        settings = dataclasses.replace(settings, serving=ServingSettings())
     except (OnnxplainError, Refused) as error:
         text = str(error).replace(f"{folder}{os.sep}", "").rstrip(".")
         raise InputError(f"models:/{name}/{version}: {text}. Log the version again.") from error
