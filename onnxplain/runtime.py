@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from onnxplain.errors import UnsupportedModel
+from onnxplain.errors import Expired, UnsupportedModel
 
+SECONDS = 60.0  # of one run, on two rows of small input; a loop that never ends must not hold its caller for ever
 SILENT = 4  # onnxruntime's "fatal": what goes wrong arrives as an exception
 
 
@@ -60,18 +62,31 @@ class Runtime:
             )
         except Exception as error:
             raise UnsupportedModel(f"onnxruntime {ort.__version__} refuses the model: {one_line(error)}") from error
-        self._quiet = ort.RunOptions()
-        self._quiet.log_severity_level = SILENT
         self.inputs = [_port(node) for node in self._session.get_inputs()]
         self.outputs = [_port(node) for node in self._session.get_outputs()]
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, Any]:
-        """Outputs by name; all of them by default."""
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Outputs by name; all of them by default. seconds: until it is stopped, between two nodes; None: SECONDS.
+
+        Raises UnsupportedModel, Expired.
+        """
         names = list(outputs) if outputs is not None else [port.name for port in self.outputs]
+        limit = SECONDS if seconds is None else seconds
+        options = ort.RunOptions()
+        options.log_severity_level = SILENT
+        timer = threading.Timer(limit, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
         try:
-            values = self._session.run(names, dict(feeds), self._quiet)
+            values = self._session.run(names, dict(feeds), options)
         except Exception as error:
+            if options.terminate:
+                raise Expired(f"a run of the model took longer than {limit:g} s and was stopped") from error
             raise UnsupportedModel(f"onnxruntime cannot run the model: {one_line(error)}") from error
+        finally:
+            timer.cancel()
         return dict(zip(names, values, strict=True))
 
 
