@@ -18,6 +18,8 @@ from onnxplain.server.catalogue import Catalogue, Loader
 from onnxplain.server.explainer_service import ExplainerService
 from onnxplain.server.inference_service import InferenceService
 from onnxplain.server.interceptor import Guard
+from onnxplain.server.isolated import IsolatedModel
+from onnxplain.server.isolated_nursery import Nursery
 from onnxplain.server.loaded import House, LoadedModel
 from onnxplain.server.local import LocalModel
 from onnxplain.server.logs import event
@@ -56,6 +58,7 @@ class Server:
         self.port = 0
         self.scheduler = Scheduler(options.slots)
         self.house = House(options, self.scheduler, Shelf(options.session_bytes, self.metrics.sessions), self.metrics)
+        self._nursery = Nursery(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-think")
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="onnxplain-load")
         self.catalogue = Catalogue(sources, loader or self._load, options.control, options.load, self._changed)
@@ -124,6 +127,8 @@ class Server:
             task.cancel()
         await self._server.stop(self.options.drain_timeout if grace is None else grace)
         await self.catalogue.close()
+        if self._nursery is not None:
+            await self._nursery.close()
         self.scheduler.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loaders.shutdown(wait=False, cancel_futures=True)
@@ -160,6 +165,8 @@ class Server:
     async def _open(self, source: Source, release: Release) -> Served:
         loop = asyncio.get_running_loop()
         resolved = await loop.run_in_executor(self._loaders, source.fetch, release)
+        if self._nursery is not None:
+            return await IsolatedModel.start(resolved, self._nursery)
         model = await loop.run_in_executor(self._loaders, lambda: LoadedModel(resolved, self.house))
         try:
             return LocalModel(model, self._threads)
