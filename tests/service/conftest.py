@@ -1,0 +1,33 @@
+"""Long forms run only where they are asked for: pytest -m soak tests/service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server import Running, running_server
+
+from .nets import repository
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" in config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("soak")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of small models, those of nets.py and two of the checkout."""
+    return repository(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def server(models: Path) -> Iterator[Running]:
+    """A server over `models` that the tests of one worker share: leave it as it was."""
+    with running_server(models, "--threads", "2") as running:
+        yield running
