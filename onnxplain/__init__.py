@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from onnxplain.client import AsyncClient, Client
     from onnxplain.explainer import Explainer
     from onnxplain.explanation import Explanation
 
-__all__ = ["Explainer", "Explanation", "__version__"]
+__all__ = ["AsyncClient", "Client", "Explainer", "Explanation", "__version__"]
+
+LAZY = {  # name -> its module, imported when it is asked for: each needs something else
+    "AsyncClient": "onnxplain.client",
+    "Client": "onnxplain.client",
+    "Explainer": "onnxplain.explainer",
+    "Explanation": "onnxplain.explanation",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Explainer":
-        from onnxplain.explainer import Explainer
-
-        return Explainer
-    if name == "Explanation":
-        from onnxplain.explanation import Explanation
-
-        return Explanation
+    if name in LAZY:
+        return getattr(importlib.import_module(LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

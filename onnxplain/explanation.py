@@ -13,6 +13,7 @@ from PIL import Image
 
 from onnxplain import render
 from onnxplain.errors import InputError
+from onnxplain.inputs.loading import Loaded
 from onnxplain.inputs.targets import Target
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
@@ -46,6 +47,14 @@ class Explanation:
     seconds: float = 0.0
     layout: str | None = None
     photos: Sequence[Any] = field(default_factory=tuple)
+
+    def show(self, loaded: Loaded, first: str) -> None:
+        """Draw on the photographs that the batch was prepared from. first: name of the model's first input."""
+        self.photos = loaded.pictures.get(first, ())
+        layout = loaded.settings[first].layout if first in loaded.settings else None
+        attributed = all(name in self.inputs for name in self.relevances)  # the pictures themselves, nothing inside
+        if first in loaded.settings:
+            self.layout = layout if attributed and layout and len(layout) == 4 else None
 
     @property
     def relevance(self) -> Array:

@@ -14,6 +14,7 @@ from onnxplain.errors import OnnxplainError
 
 COMMANDS = {  # name -> the attribute of its module; imported when it is asked for, since each needs something else
     "run": "run:run",
+    "explain": "explain:explain",
     "compile": "compile:compile_command",
     "inspect": "inspect:inspect",
     "methods": "methods:methods",

@@ -1,21 +1,48 @@
-"""What `run` writes: pictures, arrays, report, manifest. All of it or nothing."""
+"""What `run` and `explain` write: pictures, arrays, report, manifest. All of it or nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from onnxplain import __version__, render
+from onnxplain.coverage import Coverage
 from onnxplain.explanation import Explanation
+from onnxplain.inputs import Loaded
 
-if TYPE_CHECKING:
-    from onnxplain.cli.run import Run
+
+@dataclass
+class Run:
+    """One invocation: which model was asked, here or on a server, and what came out.
+
+    where: the model's path, or its address. file: its name there. inputs: what it takes, in words. graph: what ran, in
+    words. provider: of onnxruntime, "" where the server does not tell.
+    """
+
+    where: str
+    name: str
+    version: str
+    file: str
+    sha256: str
+    explained: Sequence[str]
+    inputs: Sequence[str]
+    loaded: Loaded
+    graph: str = ""
+    provider: str = ""
+    explanations: list[Explanation] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    coverage: Coverage | None = None
+    random_seed: int | None = None
 
 
 def write_run(done: Run, folder: Path, palette: str | None) -> None:
@@ -69,8 +96,7 @@ def _manifest(done: Run) -> dict[str, Any]:
     return {
         "onnxplain": __version__,
         "model": {
-            "file": done.resolved.path.name, "name": done.resolved.name, "version": done.resolved.version,
-            "sha256": done.subject.source.sha256,
+            "file": done.file, "name": done.name, "version": done.version, "sha256": done.sha256,
         },
         "inputs": [file.name for file in done.loaded.files],
         "random_seed": done.random_seed,
@@ -81,21 +107,20 @@ def _manifest(done: Run) -> dict[str, Any]:
         ],
         "targets": [t.name for t in done.explanations[0].targets],
         "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in ("onnx", "numpy")}},
-        "providers": done.subject.provider,
-        "seconds": {**done.subject.seconds, **done.seconds},
+        "providers": done.provider,
+        "seconds": done.seconds,
         "notes": [*done.loaded.notes, *done.notes],
     }  # fmt: skip
 
 
 def _report(done: Run, panels: list[render.Panel], grid: bytes, manifest: dict[str, Any]) -> render.Report:
     first = done.explanations[0]
-    graph = done.subject.normalised.model.graph
     facts = {
-        "model": f"{done.resolved.name} ({done.resolved.path.name})",
-        "sha256": done.subject.source.sha256,
+        "model": f"{done.name} ({done.file})",
+        "sha256": done.sha256,
         "explained tensor": first.explained,
-        "input": ", ".join(str(spec) for spec in done.subject.inputs),
-        "nodes": f"{len(list(graph))} after normalisation",
+        "input": ", ".join(done.inputs),
+        "nodes": done.graph,
         "methods": ", ".join(dict.fromkeys(e.method.name for e in done.explanations)),
         "files": ", ".join(file.name for file in done.loaded.files) or "random input",
     }
@@ -105,7 +130,7 @@ def _report(done: Run, panels: list[render.Panel], grid: bytes, manifest: dict[s
         for row in first.top(n, 5 if first.samples == 1 else 2)
     ]
     return render.Report(
-        title=f"Why {done.resolved.name} decided",
+        title=f"Why {done.name} decided",
         facts=facts,
         classes=classes,
         panels=panels,

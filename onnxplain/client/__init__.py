@@ -1,0 +1,11 @@
+"""Ask a running server: the same Explanation as offline, over gRPC. `Client` waits, `AsyncClient` is for asyncio.
+
+One conversation (`talk.py`) says which calls are made; the two clients only differ in how they wait for the answers.
+"""
+
+from onnxplain.client.aio import AsyncClient
+from onnxplain.client.calls import ModelState
+from onnxplain.client.rebuilt import RemoteExplanation
+from onnxplain.client.sync import Client
+
+__all__ = ["AsyncClient", "Client", "ModelState", "RemoteExplanation"]
