@@ -377,7 +377,7 @@ def test_recipes_that_cannot_be_read(onnxplain, tmp_path):
 
 
 def test_a_command_that_does_not_exist(onnxplain):
-    fails(onnxplain("explain"), 2, "explain")
+    fails(onnxplain("expalin"), 2, "expalin")
     fails(onnxplain("run"), 2, "MODEL")
     fails(onnxplain("compile", repository("digits_cnn"), "--seed", "random"), 2, "tensor", "index")
 
