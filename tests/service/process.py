@@ -21,6 +21,12 @@ def peak(pid: int) -> int:
     raise ValueError(f"process {pid} has no VmHWM")
 
 
+def forget_peak(pid: int) -> int:
+    """Let `peak` count from now on; what the process holds now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return resident(pid)
+
+
 def files(pid: int) -> int:
     """Open files of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))
