@@ -20,7 +20,23 @@ from onnxplain.session import Array, Session, peak_memory
 WARM_UP = 2  # runs not counted
 
 
-@click.command("bench")
+class Bench(click.Command):
+    """The command for a model; HOST:PORT in its place is a running server, which has options of its own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the one or the other command."""
+        from onnxplain.cli.bench_server import ADDRESS, bench_server
+
+        if any(ADDRESS.fullmatch(argument) for argument in args):
+            return bench_server.make_context(info_name, args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(
+    "bench", cls=Bench, epilog="HOST:PORT for MODEL times a running server: onnxplain bench HOST:PORT --help"
+)
 @click.argument("model")
 @click.option("--method", "methods", multiple=True, metavar="NAME", help="Methods to time; default gradient and lrp.")
 @click.option("--rounds", type=click.IntRange(3), default=9, show_default=True, help="Interleaved rounds.")

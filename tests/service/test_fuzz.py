@@ -26,7 +26,7 @@ from .rpc import HEALTH, explain_request, healthy, infer_request
 
 EXPLAINER = "/onnxplain.v1.ExplainerService/"
 SECONDS = 10.0  # for one call: a recipe that was never asked for is compiled
-# What a call may end with. UNAVAILABLE is a broken connection here: no model comes or goes but by the fuzzer's own wish.
+# What a call may end with. UNAVAILABLE is a broken connection here: no model comes or goes but by the fuzzer's wish.
 FINE = {
     "OK",
     "INVALID_ARGUMENT",
@@ -81,7 +81,20 @@ def valid() -> dict[str, list[Message]]:
 
 
 VALID = valid()
-WORDS = ["iris_mlp", "iris_mlp.explain", "X", "top3", "top99999999", "predicted", "BYTES", "FP32", "../x", "\0", "", "é" * 9]
+WORDS = [
+    "iris_mlp",
+    "iris_mlp.explain",
+    "X",
+    "top3",
+    "top99999999",
+    "predicted",
+    "BYTES",
+    "FP32",
+    "../x",
+    "\0",
+    "",
+    "é",
+]
 NUMBERS = [0, 1, -1, 2, 5, 2**31 - 1, -(2**31)]
 
 
@@ -208,7 +221,11 @@ def grpc_name(number: int) -> str:
 def rules(max_examples: int) -> settings:
     """Of a run without shrinking: a message that fails is printed as it is."""
     return settings(
-        max_examples=max_examples, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=max_examples,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
 
 
