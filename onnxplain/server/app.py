@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Sequence
@@ -110,6 +111,8 @@ class Server:
 
     async def serve(self) -> None:
         """Until SIGTERM or SIGINT, then drain; a second signal ends it at once."""
+        gc.collect()
+        gc.freeze()  # what was imported stays: no collection, such as after each unload, looks through it again
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)

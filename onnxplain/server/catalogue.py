@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from onnxplain.errors import InputError, NotFound, OnnxplainError, Unavailable
 from onnxplain.server.logs import event
 from onnxplain.server.served import Served
+from onnxplain.server.shelf import give_back
 from onnxplain.sources import Release, Source
 
 LOG = logging.getLogger("onnxplain.server")
@@ -310,6 +311,8 @@ class Catalogue:
                 await entry.idle.wait()
             assert entry.served is not None
             await entry.served.close()
+            entry.served = None
+            await asyncio.to_thread(give_back)  # a model is a web of cycles: its memory waits for the collector
             event(LOG, logging.INFO, "freed", model=entry.release.name, version=entry.release.version)
 
         task = asyncio.get_running_loop().create_task(drain())
