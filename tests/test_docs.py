@@ -8,8 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from server import running_server
 
-from onnxplain.cli import cli, main
+from onnxplain.cli import COMMANDS, cli, main
 from onnxplain.composites import COMPOSITES
 from onnxplain.methods import METHODS
 from onnxplain.rules import RULES
@@ -17,7 +18,8 @@ from onnxplain.vjp import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "ops.md", ROOT / "models" / "README.md"]
+DOCS = [ROOT / "docs" / name for name in ("architecture.md", "operations.md", "ops.md", "clients/README.md")]
+PAGES = [ROOT / "README.md", *DOCS, ROOT / "models" / "README.md"]
 RENEW = "out of date: run `python docs/make_tables.py`"
 
 
@@ -70,7 +72,8 @@ def test_what_the_readme_calls_unsupported_is():
 
 
 def test_every_option_named_in_the_readme_exists():
-    known = {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
+    commands = [cli.get_command(None, name) for name in COMMANDS]
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
     prose = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", prose)) <= known
 
@@ -95,10 +98,12 @@ def test_examples_of_additions_are_the_code_itself():
 
 
 def test_the_readmes_commands_and_python_examples_run(beside_the_models, capsys):
-    for arguments in commands():
-        main(arguments)  # leaves by SystemExit where something is wrong
-    for example in blocks("python"):
-        exec(compile(example, "README.md", "exec"), {})
+    with running_server() as server:  # `onnxplain serve` without an argument, in a folder with ./models
+        for arguments in commands():
+            if arguments != ["serve"]:
+                main([word.replace("localhost:8001", server.address) for word in arguments])  # SystemExit where wrong
+        for example in blocks("python"):
+            exec(compile(example.replace("localhost:8001", server.address), "README.md", "exec"), {})
     assert "3 (2, 1, 28, 28)" in capsys.readouterr().out
     written = {path.name for path in Path("explanations/mobilenet_v2").iterdir()}
     assert {"grid.png", "report.html", "manifest.json", "lrp.npz"} <= written

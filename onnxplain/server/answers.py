@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from onnxplain.composites import COMPOSITES
 from onnxplain.coverage import coverage
+from onnxplain.errors import InputError
 from onnxplain.explainer import bytes_per_stream
 from onnxplain.exports.triton import config_of
 from onnxplain.methods import METHODS
@@ -96,7 +97,9 @@ class Answers:
 def recipes(page_size: int, token: str) -> v1.ListRecipesResponse:
     """All recipes by name, in pages."""
     names = recipe_names()
-    start = names.index(token) if token in names else 0
+    if token and token not in names:
+        raise InputError(f"page_token {token[:100]!r} is none of this server's: give next_page_token.").at("page_token")
+    start = names.index(token) if token else 0
     size = min(page_size, 1000) if page_size > 0 else 100
     reply = v1.ListRecipesResponse()
     for name in names[start : start + size]:
