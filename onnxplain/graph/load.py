@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -14,10 +15,13 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxplain.errors import InputError, UnsupportedModel
-from onnxplain.graph.check import check
+from onnxplain.graph.check import check, check_sizes, tensors
 
 MAX_OPSET = 26  # the newest that onnxruntime 1.31 runs
 MAX_IR = 13  # likewise
+MAX_BYTES = 1 << 31  # protobuf's own limit; larger models keep their weights in other files
+EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}  # all that ONNX knows
+SHARED = 4  # times that the bytes of a weights file may be used: tied weights are stored once
 
 FORMATS = {  # first bytes of files that people take for models
     b"version https://git-lfs": "a Git LFS pointer (fetch the file itself: git lfs pull)",
@@ -93,8 +97,8 @@ def _source(proto: onnx.ModelProto, path: Path | None, digest: str) -> Source:
     proto.ir_version = min(proto.ir_version, MAX_IR)
     check(proto, label)
     folder = path.parent if path is not None else None
-    for tensor in external_tensors(proto):
-        check_external(tensor, folder, label)
+    _check_all_external(proto, folder, label)
+    check_sizes(proto, label)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
@@ -117,6 +121,11 @@ def _content(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a directory, not a model file")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path}: is a pipe, a device or a socket, not a model file")
+        if found.st_size > MAX_BYTES:
+            raise UnsupportedModel(f"{path}: has {found.st_size} bytes; an ONNX file has {MAX_BYTES} at most")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
@@ -143,60 +152,61 @@ def _what_is(content: bytes) -> str:
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of a model whose numbers lie in another file."""
-
-    def graphs(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        yield from nodes(graph.node)
-
-    def nodes(these: object) -> Iterator[onnx.TensorProto]:
-        for node in these:  # type: ignore[attr-defined]
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.TENSOR:
-                    yield attribute.t
-                elif attribute.type == onnx.AttributeProto.TENSORS:
-                    yield from attribute.tensors
-                elif attribute.type == onnx.AttributeProto.GRAPH:
-                    yield from graphs(attribute.g)
-                elif attribute.type == onnx.AttributeProto.GRAPHS:
-                    for graph in attribute.graphs:
-                        yield from graphs(graph)
-
-    def everything() -> Iterator[onnx.TensorProto]:
-        yield from graphs(proto.graph)
-        for function in proto.functions:
-            yield from nodes(function.node)
-
-    return (tensor for tensor in everything() if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return (tensor for tensor in tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
-def check_external(tensor: onnx.TensorProto, folder: Path | None, label: str) -> None:
-    """The file must exist, lie in the model's folder and hold the tensor's numbers."""
+def check_external(tensor: onnx.TensorProto, folder: Path | None, label: str) -> tuple[Path, int]:
+    """The file must exist, lie in the model's folder and hold the tensor's numbers; returns it, and how many bytes."""
     entry = {item.key: item.value for item in tensor.external_data}
     location = entry.get("location", "")
-    who = f"{label}: weights of {tensor.name!r}"
+    who, where = f"{label}: weights of {tensor.name[:80]!r}", repr(location[:80])
     if folder is None:
-        raise UnsupportedModel(f"{who} lie in the file {location!r}; load the model by its path")
+        raise UnsupportedModel(f"{who} lie in the file {where}; load the model by its path")
+    if len(entry) < len(tensor.external_data):
+        raise UnsupportedModel(f"{who} say twice where they lie")
+    if strange := sorted(str(key)[:80] for key in entry.keys() - EXTERNAL_KEYS):
+        raise UnsupportedModel(f"{who} lie in a file with the unknown key {strange[0]!r}")
     if not location or "\0" in location:
         raise UnsupportedModel(f"{who} name no external file")
     base = folder.resolve()
-    target = base / location
     outside = os.path.isabs(location) or ".." in Path(location.replace("\\", "/")).parts
-    if outside or not target.resolve().is_relative_to(base):
-        raise UnsupportedModel(f"{who} point outside the model's folder: {location!r}")
-    if not target.is_file():
-        raise UnsupportedModel(f"{who} need the file {location!r}, which is not beside the model")
-    if target.stat().st_nlink > 1:
-        raise UnsupportedModel(f"{who}: the file {location!r} has several hard links; copy it, so that it is one file")
+    try:
+        target = (base / location).resolve()
+        if outside or not target.is_relative_to(base):
+            raise UnsupportedModel(f"{who} point outside the model's folder: {where}")
+        if not target.is_file():
+            raise UnsupportedModel(f"{who} need the file {where}, which is not beside the model")
+        found = target.stat()
+    except (OSError, RuntimeError) as error:  # a name too long, a link to itself
+        raise UnsupportedModel(f"{who} need the file {where}, which cannot be followed") from error
+    if found.st_nlink > 1:
+        raise UnsupportedModel(f"{who}: the file {where} has several hard links; copy it, so that it is one file")
     try:
         offset, dtype = int(entry.get("offset", 0)), ir.DataType(tensor.data_type)
         needed = (prod(tensor.dims) * dtype.bitwidth + 7) // 8
         length = int(entry.get("length", needed))
     except (ValueError, TypeError) as error:
-        raise UnsupportedModel(f"{who} have an offset, length or type that cannot be read: {error}") from error
-    size = target.stat().st_size
+        raise UnsupportedModel(
+            f"{who} have an offset, length or type that cannot be read: {str(error)[:120]}"
+        ) from error
+    size = found.st_size
     if offset < 0 or length < 0 or offset + length > size or length < needed:
         raise UnsupportedModel(
-            f"{who} need {needed} bytes at offset {offset} of {location!r} (length {length}), which has {size} bytes"
+            f"{who} need {str(needed)[:30]} bytes at offset {str(offset)[:30]} of {where} (length {str(length)[:30]}), "
+            f"which has {size} bytes"
         )
+    return target, needed
+
+
+def _check_all_external(proto: onnx.ModelProto, folder: Path | None, label: str) -> None:
+    """Each weight lies where it may; and no file is read as a thousand weights, each of its full size."""
+    needed: dict[Path, int] = {}
+    for tensor in external_tensors(proto):
+        path, size = check_external(tensor, folder, label)
+        needed[path] = needed.get(path, 0) + size
+    for path, total in needed.items():
+        if total > SHARED * path.stat().st_size:
+            raise UnsupportedModel(
+                f"{label}: the weights in {path.name[:80]!r} are {total} bytes, the file has {path.stat().st_size}: "
+                f"it is read several times; store each weight once"
+            )
