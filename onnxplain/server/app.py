@@ -209,7 +209,9 @@ def channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # else a second server would take half of the calls in silence
-        ("grpc.max_concurrent_streams", 128),
+        # gRPC refuses streams while so many are not cleared away, answered ones too: clients see UNAVAILABLE. Well above
+        # what one connection needs, so that our own gates are what says no.
+        ("grpc.max_concurrent_streams", 1024),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
