@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile import CASES, good
+from hostile import CASES, Watch, good
 
 from onnxplain.errors import Expired, UnsupportedModel
 from onnxplain.graph.check import check_sizes
@@ -52,6 +52,14 @@ def test_every_hostile_file_is_refused_with_one_line_soon_and_in_little_memory(t
         if broken := [law for law, holds in laws.items() if not holds]:
             wrong[record["name"]] = (broken, record)
     assert not wrong
+
+
+def test_the_watch_sees_whoever_opens_a_file(tmp_path):
+    (tmp_path / "secret").touch()
+    watch = Watch(tmp_path / "secret")
+    assert watch.opened() == 0
+    subprocess.run(["cat", str(tmp_path / "secret")], check=True)
+    assert watch.opened() == 1
 
 
 def test_the_corpus_is_large():
