@@ -1,7 +1,8 @@
 """The child process of `--isolate`: an ordinary server of one model on a socket that only its parent can reach.
 
-`python -P -m onnxplain.server.child PARENT` with PARENT's process id. It imports what it needs, waits for one line of
-orders on its standard input, confines itself, and only then looks at the model. See `isolated.py` for the parent.
+`python -P -m onnxplain.server.child PARENT FOLDER` with PARENT's process id and a folder that PARENT removes. It imports
+what it needs, waits for one line of orders on its standard input, confines itself, and only then looks at the model.
+See `isolated.py` for the parent.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import asyncio
 import logging
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +37,7 @@ from onnxplain.server.shelf import Shelf
 from onnxplain.session import PROVIDERS, providers
 from onnxplain.sources import Release, Resolved, Source
 
+ANY_SIZE = 2**31 - 1  # of a message: the parent has checked, and has put chunks together
 OPSET, IR_VERSION = 17, 8  # of the model that is loaded to warm up
 
 
@@ -62,7 +63,7 @@ async def serve(orders: Orders, reports: Reports) -> None:
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-think")
 
     async def load(source: Source, release: Release) -> Served:
-        house = replace(server.house, metrics=ToldMetrics(reports))
+        house = replace(server.house, options=orders.options, metrics=ToldMetrics(reports))
         try:
             served = LocalModel(await asyncio.to_thread(LoadedModel, source.fetch(release), house), threads)
         except Exception as error:
@@ -71,7 +72,7 @@ async def serve(orders: Orders, reports: Reports) -> None:
         outcome.set_result(None)
         return served
 
-    server = Server(orders.options, [OneModel(orders.model)], load)
+    server = Server(replace(orders.options, max_message_bytes=ANY_SIZE), [OneModel(orders.model)], load)
     await server.start()
     problem = await outcome
     if isinstance(problem, MemoryError):
@@ -87,8 +88,8 @@ async def serve(orders: Orders, reports: Reports) -> None:
     await server.serve()
 
 
-def warm_up() -> None:
-    """Serve a model of ours once: what is imported, built and found on the first use is there when the orders come."""
+def warm_up(folder: Path) -> None:
+    """Load a model of ours: what is imported, built and found on the first use is there when the orders come."""
     weight = numpy_helper.from_array(np.full((2, 1, 3, 3), 0.1, np.float32), "w")
     head = numpy_helper.from_array(np.full((2, 3), 0.1, np.float32), "v")
     graph = helper.make_graph(
@@ -107,20 +108,20 @@ def warm_up() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     options, metrics = ServerOptions(provider="cpu", port=0, metrics_port=0), Metrics()
     scheduler = Scheduler()
-    with tempfile.TemporaryDirectory(prefix="onnxplain-") as folder:
-        path = Path(folder, "warm.onnx")
-        save(model, path)
-        house = House(options, scheduler, Shelf(options.session_bytes), metrics)
-        LoadedModel(Resolved(path, "warm", "1", ModelSettings()), house).close()
+    path = folder / "warm.onnx"
+    save(model, path)
+    house = House(options, scheduler, Shelf(options.session_bytes), metrics)
+    LoadedModel(Resolved(path, "warm", "1", ModelSettings()), house).close()
+    path.unlink()
     scheduler.close()
 
 
-def main(parent: int) -> None:
+def main(parent: int, folder: Path) -> None:
     """Live as described above."""
     limits.tie(parent)
     reports = Reports()
     logging.getLogger("onnxplain").setLevel(logging.CRITICAL)
-    warm_up()
+    warm_up(folder)
     line = sys.stdin.buffer.readline()
     if not line:
         return  # a spare that was not needed
@@ -143,4 +144,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

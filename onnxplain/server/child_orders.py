@@ -20,11 +20,10 @@ TEXT = 1000  # characters of a reason
 OBSERVATIONS = {"queue": 2, "run": 3, "conserved": 1}  # of a model: method of Metrics -> how many numbers
 REASONS = ("size", "full", "deadline", "draining")  # for refusing a request: they become labels, so no others
 PASSED = (
-    "provider", "slots", "threads", "max_batch_rows", "queue_rows", "queue_bytes", "max_request_seconds",
-    "allow_export",
+    "provider", "slots", "threads", "max_batch_rows", "queue_rows", "queue_bytes", "max_message_bytes",
+    "max_request_seconds", "allow_export",
 )  # fmt: skip
 DRAIN = 5.0  # seconds: the parent ends a child when its calls are answered
-ANY_SIZE = 2**31 - 1  # of a message: the parent has checked, and has put chunks together
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def observation(report: object) -> tuple[str, tuple[float, ...]] | None:
 def _options(passed: Mapping[str, Any], budget: int, socket: Path) -> ServerOptions:
     return ServerOptions(
         **passed, memory_budget=budget, socket=socket, port=0, metrics_port=0, control="none", reflection=False,
-        max_message_bytes=ANY_SIZE, drain_timeout=DRAIN, cache=socket.parent,
+        drain_timeout=DRAIN, cache=socket.parent,
     )  # fmt: skip
 
 

@@ -59,7 +59,8 @@ class IsolatedModel:
 
     async def infer(self, request: Any) -> Any:
         """ModelInfer."""
-        request.model_version = self.version  # an alias is known to our catalogue only
+        if request.model_version:  # see _name_version
+            request.model_version = self.version
         return await self._ask("ModelInfer", request)
 
     async def metadata(self, name: str) -> Any:
@@ -98,17 +99,17 @@ class IsolatedModel:
 
     async def explain(self, request: v1.ExplainRequest) -> v1.ExplainResponse:
         """The reasons for an answer."""
-        request.model.version = self.version
+        self._name_version(request.model)
         return await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
 
     async def explainability(self, request: v1.GetExplainabilityRequest) -> v1.GetExplainabilityResponse:
         """What can be explained of the model."""
-        request.model.version = self.version
+        self._name_version(request.model)
         return await self._forward(lambda channel, **more: _stub(channel).GetExplainability(request, **more))
 
     async def compile(self, request: v1.CompileGraphRequest) -> AsyncIterator[v1.CompileGraphResponse]:
         """The compiled graph in pieces, as fast as they are taken."""
-        request.model.version = self.version
+        self._name_version(request.model)
         async with self._calling(lambda channel, **more: _stub(channel).CompileGraph(request, **more)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -124,6 +125,11 @@ class IsolatedModel:
             await child.stop()
 
     # Forwarding
+
+    def _name_version(self, model: v1.ModelRef) -> None:
+        """Whatever the caller asked for was resolved to us; a child knows no aliases."""
+        if model.version:
+            model.version = self.version
 
     async def _ask(self, method: str, request: Any) -> Any:
         """One call of the Open Inference Protocol, in the messages of our own pool."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 
 from onnxplain.errors import OnnxplainError
@@ -20,7 +19,7 @@ class Nursery:
     def __init__(self, options: ServerOptions, metrics: Metrics, seconds: float = READY):
         self.options, self.metrics = options, metrics
         self._seconds = seconds
-        self._spare: asyncio.Task[Child] | None = None
+        self._spare: Child | None = None
         self._closed = False
 
     async def raise_child(self, model: Resolved, again: bool = False) -> Child:
@@ -45,18 +44,17 @@ class Nursery:
         self._closed = True
         spare, self._spare = self._spare, None
         if spare is not None:
-            with suppress(OSError, OnnxplainError):
-                await (await spare).stop(0)
+            await spare.stop(0)
 
     async def _take(self) -> Child:
         spare, self._spare = self._spare, None
         if spare is not None:
-            child = await spare
-            if child.code is None:
-                return child
-            await child.free()
-        return await Child.start()
+            if spare.code is None:
+                return spare
+            await spare.free()
+        return Child()
 
     def _refill(self) -> None:
         if self._spare is None and not self._closed:
-            self._spare = asyncio.get_running_loop().create_task(Child.start())
+            with suppress(OSError, OnnxplainError):  # no more processes: then it is tried when one is needed
+                self._spare = Child()

@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 
@@ -36,60 +38,61 @@ STOP = 10.0  # seconds from SIGTERM to SIGKILL
 
 
 class Child:
-    """A process that waits for its orders, then serves one model. ended: its exit code, when it has one."""
+    """A process that waits for its orders, then serves one model. ended: its exit code, when it has one.
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path):
-        self.pid, self.folder = process.pid, folder
-        self.channel: grpc.aio.Channel | None = None
-        self._process = process
-        self._relay = Relay()
-        self._metrics: Metrics | None = None
-        self._model = ""
-        loop = asyncio.get_running_loop()
-        self._said: asyncio.Future[OnnxplainError | None] = loop.create_future()
-        self._readers = [loop.create_task(self._reports()), loop.create_task(self._log())]
-        self.ended: asyncio.Task[int] = loop.create_task(process.wait())
+    Make it in the event loop's thread: its end ends the child. Not by asyncio's own subprocesses: those of Python 3.11
+    wait for ever when they are cancelled while they start.
+    """
 
-    @classmethod
-    async def start(cls) -> Child:
-        """Start one. It imports, and waits. Call it in the event loop's thread, whose end ends the child."""
-        folder = Path(tempfile.mkdtemp(prefix="onnxplain-"))  # 0700
-        if len(os.fsencode(folder / "socket")) > SOCKET_PATH:
-            folder.rmdir()
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="onnxplain-"))  # 0700
+        if len(os.fsencode(self.folder / "socket")) > SOCKET_PATH:
+            self.folder.rmdir()
             raise InputError("the folder for temporary files has too long a name for a socket. Set TMPDIR to another.")
         environment = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith(KEPT_STARTS)}
         environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         environment["MALLOC_ARENA_MAX"] = ARENAS
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "onnxplain.server.child", str(os.getpid()), env=environment, limit=LINE,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-                close_fds=True, start_new_session=True,  # a terminal's Ctrl-C is for the parent, which drains
-            )  # fmt: skip
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "onnxplain.server.child", str(os.getpid()), self.folder],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                bufsize=0,
+                start_new_session=True,  # a terminal's Ctrl-C is for the parent, which drains
+            )
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise
-        return cls(process, folder)
+        self.pid = self._process.pid
+        self.channel: grpc.aio.Channel | None = None
+        self._relay = Relay()
+        self._metrics: Metrics | None = None
+        self._model = ""
+        loop = asyncio.get_running_loop()
+        self._said: asyncio.Future[OnnxplainError | None] = loop.create_future()
+        self.ended: asyncio.Future[int] = loop.create_future()
+        threading.Thread(target=self._wait, args=(loop,), name=f"onnxplain-child-{self.pid}", daemon=True).start()
+        self._readers = [loop.create_task(self._reports()), loop.create_task(self._log())]
 
     @property
     def code(self) -> int | None:
         """Its exit code, negative for a signal; None while it lives."""
-        return self._process.returncode
+        return self.ended.result() if self.ended.done() and not self.ended.cancelled() else None
 
     async def load(self, model: Resolved, options: ServerOptions, metrics: Metrics, seconds: float) -> None:
         """Give it its orders and wait until it answers. Raises why it does not; then it is ended."""
         self._model = self._relay.model = model.name
         self._metrics = metrics
         orders = Orders.of(model, options, self.folder / "socket")
-        stdin = self._process.stdin
-        assert stdin is not None
-        stdin.write(orders.line())
+        assert self._process.stdin is not None
         with suppress(OSError):  # it is gone: seen below
-            await stdin.drain()
+            self._process.stdin.write(orders.line())  # a few hundred bytes into an empty pipe
         first: set[asyncio.Future[Any]] = {self._said, self.ended}
         await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if self.ended.done():
-            await self._readers[0]
+            await asyncio.wait({self._readers[0]})  # what it said before it ended
         if not self._said.done():
             raise UnsupportedModel(
                 f"{model.name}: loading it ended its process ({ended(self.code)}): the file is damaged or hostile, or "
@@ -128,14 +131,24 @@ class Child:
         """Let go of what a process that ended leaves behind."""
         if self.channel is not None:
             await self.channel.close()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await asyncio.wait(self._readers)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait for its end, in a thread of its own: the loop's usual threads are few."""
+        code = self._process.wait()
+
+        def tell() -> None:
+            if not self.ended.done():
+                self.ended.set_result(code)
+
+        with suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(tell)
 
     async def _reports(self) -> None:
         """What it says: that it is ready or why not, and what it counted."""
-        assert self._process.stdout is not None
         async for line in _lines(self._process.stdout):
             try:
                 report: Any = json.loads(line)
@@ -160,18 +173,24 @@ class Child:
             self._metrics.refused(self._model, report[1])
 
     async def _log(self) -> None:
-        assert self._process.stderr is not None
         async for line in _lines(self._process.stderr):
             self._relay.take(line)
 
 
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Lines; what is longer than fits is dropped."""
-    while True:
-        try:
-            line = await stream.readline()
-        except ValueError:
-            continue
-        if not line:
-            return
-        yield line
+async def _lines(pipe: IO[bytes] | None) -> AsyncIterator[bytes]:
+    """Lines until the other end is closed; what is longer than fits is dropped."""
+    assert pipe is not None
+    stream = asyncio.StreamReader(LINE)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), pipe)
+    try:
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:
+                continue
+            if not line:
+                return
+            yield line
+    finally:
+        transport.close()
