@@ -366,15 +366,15 @@ def test_a_broken_connection_is_no_answer_of_the_child():
 @linux
 def test_a_child_killed_under_load_costs_unavailable_only_and_comes_back(both):
     request, name = infer("digits_cnn", **{inputs("digits_cnn"): DIGIT}), "digits_cnn"
-    right = both.ask("ModelInfer", request).raw_output_contents[0]
+    scores = lambda: np.frombuffer(both.ask("ModelInfer", request).raw_output_contents[0], np.float32)  # noqa: E731
+    right = scores()
     restarts = lambda: both.isolated.metrics.registry.get_sample_value("onnxplain_worker_restarts_total")  # noqa: E731
     before, codes, stop = restarts(), [], threading.Event()
 
     def load() -> None:
         while not stop.is_set():
             try:
-                reply = both.ask("ModelInfer", request)
-                codes.append("OK" if reply.raw_output_contents[0] == right else "wrong")
+                codes.append("OK" if np.allclose(scores(), right, rtol=0, atol=1e-5 * abs(right).max()) else "wrong")
             except grpc.RpcError as error:
                 codes.append(error.code().name)
                 assert "process" in error.details()
@@ -393,7 +393,7 @@ def test_a_child_killed_under_load_costs_unavailable_only_and_comes_back(both):
         thread.join()
     assert set(codes) == {"OK", "UNAVAILABLE"}
     assert codes[-1] == "OK"
-    assert seconds < 5  # under a second on an idle machine with two cores
+    assert seconds < 15  # 0.6 on two idle cores; tests of others may keep them busy
     assert eventually(lambda: restarts() == before + 1)
 
 

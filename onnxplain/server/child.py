@@ -1,6 +1,6 @@
 """The child process of `--isolate`: an ordinary server of one model on a socket that only its parent can reach.
 
-`python -P -m onnxplain.server.child PARENT FOLDER` with PARENT's process id and a folder that PARENT removes. It imports
+`python -P -m onnxplain.server.child PARENT FOLDER`: PARENT's process id and a folder that PARENT removes. It imports
 what it needs, waits for one line of orders on its standard input, confines itself, and only then looks at the model.
 See `isolated.py` for the parent.
 """

@@ -100,7 +100,12 @@ class IsolatedModel:
     async def explain(self, request: v1.ExplainRequest) -> v1.ExplainResponse:
         """The reasons for an answer."""
         self._name_version(request.model)
-        return await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
+        reply: v1.ExplainResponse = await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
+        current = CALL.get(None)
+        if current is not None and reply.timing.batch_size:  # for the access log, as a lane of this process would
+            current.fields["queue_ms"] = round(reply.timing.queue.ToNanoseconds() / 1e6, 3)
+            current.fields["batch_rows"] = reply.timing.batch_size
+        return reply
 
     async def explainability(self, request: v1.GetExplainabilityRequest) -> v1.GetExplainabilityResponse:
         """What can be explained of the model."""
