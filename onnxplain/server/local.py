@@ -49,6 +49,7 @@ class LocalModel:
         """The model's outputs, or those of its explanation graph."""
         _, recipe = split(request.model_name)
         rows = max((self._rows(tensor) for tensor in request.inputs), default=1)
+        _note(model=request.model_name, version=self.version, rows=rows)
         with self.model.gate.admit(rows, request.ByteSize(), self._pace(self.model.forward)):
             arrays = infer_arrays(request)
             parameters = _parameters(request)
@@ -147,6 +148,7 @@ class LocalModel:
         begun = time.perf_counter()
         rows = max((self._rows(tensor) for tensor in request.inputs), default=1)
         targets = sum(map(targets_of, request.targets)) or 1
+        _note(model=self.name, version=self.version, rows=rows * targets, recipe=request.recipe.name or None)
         with self.model.gate.admit(rows * targets, request.ByteSize(), self._pace(self.model.forward)):
             reply = await self._think(lambda: self._explain(request))
         reply.timing.compute.FromNanoseconds(int(1e9 * (time.perf_counter() - begun)))
@@ -169,6 +171,9 @@ class LocalModel:
         else:
             found, variant = self.model.explain(asked)
             reply = explanation_reply(request, found, self.model, variant)
+            if reply.layers and reply.conservation:
+                worst = max(row.relative_error for row in reply.conservation)
+                self.model.house.metrics.conserved(self.name, worst)
         if not hit:
             reply.timing.compile.FromNanoseconds(int(1e9 * variant.seconds))
         call = CALL.get(None)
@@ -270,6 +275,13 @@ class LocalModel:
 
     def _pace(self, lane: Lane) -> float:
         return lane.expected(1)
+
+
+def _note(**fields: object) -> None:
+    """What the access log and the trace of the current call show."""
+    call = CALL.get(None)
+    if call is not None:
+        call.fields.update(fields)
 
 
 def _parameters(request: Any) -> dict[str, Any]:
