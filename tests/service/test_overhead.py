@@ -1,0 +1,104 @@
+"""What the service costs beside onnxruntime: a millisecond where that matters, a tenth where it does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from server import MODELS, running_server
+
+from onnxplain import Explainer
+from onnxplain.session import Session
+
+from .nets import deep, store
+from .rpc import infer, infer_request
+
+ROUNDS, CALLS = 40, 25  # turns, and calls of a turn: slow seconds of the machine fall on both
+
+
+def turns(service: Callable[[], object], bare: Callable[[], object], rounds: int, calls: int) -> tuple[list, list]:
+    """Seconds of each call, the two taking turns."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for run, times in zip((service, bare), found, strict=True):
+            run()
+            time.sleep(0.05)  # onnxruntime's threads spin after a run
+            run()
+            for _ in range(calls):
+                begun = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - begun)
+    return found
+
+
+CASES = {
+    "iris_mlp": {"X": np.ones((1, 4), np.float32)},
+    "digits_cnn": {"input": np.random.default_rng(0).random((1, 1, 28, 28), np.float32)},
+    "digits_vit": {"input": np.random.default_rng(0).random((1, 1, 28, 28), np.float32)},
+    "16 KiB": {"x": np.random.default_rng(0).random((1, 4096), np.float32)},
+    "64 KiB": {"x": np.random.default_rng(0).random((1, 16384), np.float32)},
+}
+DOUBLE = "g (float[N, L] x) => (float[N, L] y) { y = Add (x, x) }"
+
+
+def bare_run(path: str, feeds: dict[str, np.ndarray]) -> Callable[[], object]:
+    session = Session(onnx.load(path).SerializeToString(), "cpu")
+    return lambda: session.run(feeds)
+
+
+@pytest.fixture(scope="module")
+def overheads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, float]]:
+    """Medians in milliseconds of the service and of bare onnxruntime, by case."""
+    from nets import net
+
+    folder = tmp_path_factory.mktemp("models")
+    path = store(net(DOUBLE), folder, "double")
+    found = {}
+    with (
+        running_server(MODELS, folder, "--log-level", "warning", wait=False) as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
+        call = infer(channel)
+        for name, feeds in CASES.items():
+            kib = name.endswith("KiB")
+            file = path if kib else MODELS / name / "1" / "model.onnx"
+            request = infer_request("double" if kib else name, feeds)
+            ours = turns(lambda r=request: call(r), bare_run(str(file), feeds), ROUNDS, CALLS)
+            found[name] = tuple(1e3 * float(np.median(times)) for times in ours)
+            if kib:
+                continue
+            explainer = Explainer(file)
+            (seed,) = explainer.compiled.seeds
+            classes = 3 if name == "iris_mlp" else 10
+            seeded = {**feeds, seed: np.eye(1, classes, dtype=np.float32)}
+            request = infer_request(f"{name}.explain.{explainer.recipe.title}", seeded)
+            session = explainer.session
+            ours = turns(lambda r=request: call(r), lambda s=session, f=seeded: s.run(f), ROUNDS, CALLS)
+            found[f"{name}.explain"] = tuple(1e3 * float(np.median(times)) for times in ours)
+    return found
+
+
+@pytest.mark.soak
+def test_small_requests_cost_a_millisecond_more_than_onnxruntime(overheads):
+    print()
+    for name, (service, bare) in overheads.items():
+        print(f"{name:>20}: {service:7.3f} ms, bare {bare:7.3f} ms, overhead {service - bare:6.3f} ms")
+    assert max(service - bare for service, bare in overheads.values()) <= 1.0
+
+
+@pytest.mark.soak
+def test_nine_tenths_of_bare_throughput_once_a_run_takes_twenty_milliseconds(tmp_path):
+    path = store(deep(), tmp_path, "deep")
+    x = {"x": np.random.default_rng(0).standard_normal((2, 1, 256)).astype(np.float32)}
+    request = infer_request("deep", x)
+    with running_server(tmp_path) as running, grpc.insecure_channel(running.address) as channel:
+        call, bare = infer(channel), bare_run(str(path), x)
+        service, plain = turns(lambda: call(request), bare, 12, 10)
+    share = np.median(plain) / np.median(service)
+    print(f"\nbare {1e3 * np.median(plain):.1f} ms, service {1e3 * np.median(service):.1f} ms: {100 * share:.0f} %")
+    assert np.median(plain) > 0.02
+    assert share >= 0.9
