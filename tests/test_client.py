@@ -418,3 +418,45 @@ def test_an_address_or_a_secret_that_cannot_be_right(arguments, words):
     with pytest.raises(UsageError, match=words):
         Connection(**arguments)
     assert Connection("[::1]:8001", "t" * 20).metadata() == (("authorization", "Bearer " + "t" * 20),)
+
+
+def test_a_closed_client_says_so(server):
+    client = Client(server.address)
+    client.models()
+    client.close()
+    with pytest.raises(UsageError, match="closed"):
+        client.models()
+
+    async def ask(used):
+        other = AsyncClient(server.address)
+        if used:
+            await other.models()
+        await other.close()
+        await other.models()
+
+    for used in (False, True):
+        with pytest.raises(UsageError, match="closed"):
+            asyncio.run(ask(used))
+
+
+def test_threads_share_a_client(client):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: client.explain("digits_cnn", digit(), n % 10), range(40)))
+    for n in range(10):
+        alone = client.explain("digits_cnn", digit(), n).relevance
+        for explanation in found[n::10]:
+            assert np.abs(explanation.relevance - alone).max() <= 1e-5 * np.abs(alone).max()
+
+
+def test_an_abandoned_explanation_leaves_the_client_usable(server):
+    async def ask():
+        async with AsyncClient(server.address) as client:
+            await client.explain("mobilenet_v2", samples("mobilenet_v2")[0])
+            task = asyncio.create_task(client.explain("mobilenet_v2", samples("mobilenet_v2")[0], "top5"))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return await client.explain("digits_cnn", digit(), 3)
+
+    assert asyncio.run(ask()).target == "3"
