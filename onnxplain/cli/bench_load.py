@@ -13,16 +13,19 @@ import grpc
 import numpy as np
 
 from onnxplain.session import Array
-from onnxplain.wire.inference import SERVICE
+from onnxplain.wire.inference import METHODS, SERVICE
 
-INFER = f"/{SERVICE}/ModelInfer"
+INFER, STATISTICS = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStatistics"
 WARM_UP = 5  # calls of every connection that are not counted
 CHANNELS = 8  # connections of one process at most: one alone is bounded by its streams
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process sends. clients: of a closed loop; rate: calls a second of an open loop, 0: closed."""
+    """What one process sends. clients: of a closed loop; rate: calls a second of an open loop, 0: closed.
+
+    watch: the served name whose runs and rows are counted meanwhile.
+    """
 
     address: str
     content: bytes
@@ -31,15 +34,18 @@ class Job:
     seconds: float
     path: str = INFER
     timeout: float = 60.0
+    watch: str = ""
 
     def shared(self, processes: int, turns: int = 1) -> list[Job]:
         """The same work for several processes and in several turns."""
         seconds = self.seconds / turns
         if self.rate:
-            return [replace(self, rate=self.rate / processes, seconds=seconds)] * processes
+            each_rate = replace(self, rate=self.rate / processes, seconds=seconds)
+            return [each_rate, *([replace(each_rate, watch="")] * (processes - 1))]
         base, more = divmod(self.clients, processes)
         each = [base + (n < more) for n in range(processes)]
-        return [replace(self, clients=count, seconds=seconds) for count in each if count]
+        found = [replace(self, clients=count, seconds=seconds, watch="") for count in each if count]
+        return [replace(found[0], watch=self.watch), *found[1:]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Outcome:
     codes: list[str]
     seconds: float
     cpu: float  # seconds of processor time of the process that asked
+    runs: int = 0  # of the server, and their rows
+    rows: int = 0
 
     @staticmethod
     def joined(outcomes: Sequence[Outcome]) -> Outcome:
@@ -61,6 +69,8 @@ class Outcome:
             [code for o in outcomes for code in o.codes],
             max(o.seconds for o in outcomes),
             sum(o.cpu for o in outcomes),
+            sum(o.runs for o in outcomes),
+            sum(o.rows for o in outcomes),
         )
 
     def of(self, *codes: str) -> Array:
@@ -86,6 +96,7 @@ class Outcome:
             "refused": refused,
             "late": late,
             "failed": sum(counts.values()),
+            "rows_per_run": round(self.rows / max(1, self.runs), 2),
             "generator_ms": round(1e3 * self.cpu / max(1, len(self.codes)), 3),
         }
 
@@ -124,6 +135,7 @@ async def _generate(job: Job) -> Outcome:
                 await one(call, time.monotonic())
         for kept in (begun, took, codes):
             kept.clear()
+        before = await _runs(channels[0], job.watch)
         cpu, start = time.process_time(), time.monotonic()
         if job.rate:
             tasks = set()
@@ -137,7 +149,23 @@ async def _generate(job: Job) -> Outcome:
             await asyncio.gather(*tasks)
         else:
             await asyncio.gather(*(client(calls[n % count], start + job.seconds) for n in range(job.clients)))
-        return Outcome(np.array(begun), np.array(took), codes, time.monotonic() - start, time.process_time() - cpu)
+        seconds, cpu = time.monotonic() - start, time.process_time() - cpu
+        after = await _runs(channels[0], job.watch)
+        counted = after[0] - before[0], after[1] - before[1]
+        return Outcome(np.array(begun), np.array(took), codes, seconds, cpu, *counted)
     finally:
         for channel in channels:
             await channel.close()
+
+
+async def _runs(channel: grpc.aio.Channel, name: str) -> tuple[int, int]:
+    """(runs, rows) of a model so far; zeros where nobody wants to know or the server does not say."""
+    if not name:
+        return 0, 0
+    method = METHODS["ModelStatistics"]
+    call: Any = channel.unary_unary(STATISTICS, method.request.SerializeToString, method.response.FromString)
+    try:
+        found = (await call(method.request(name=name), timeout=10)).model_stats
+    except grpc.aio.AioRpcError:
+        return 0, 0
+    return (found[0].execution_count, found[0].inference_count) if found else (0, 0)

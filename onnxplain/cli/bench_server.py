@@ -69,12 +69,9 @@ def bench_server(
             arrays = feeds(channel, name, rows)
             content = request(name, arrays)
             for count in clients:
-                job = Job(address, content, count, rate or 0.0, duration)
-                before = runs(channel, name)
+                job = Job(address, content, count, rate or 0.0, duration, watch=name)
                 session = Session(bare, "auto", threads) if bare is not None else None
                 line = measured(pool, processes, job, session, arrays)
-                after = runs(channel, name)
-                line["rows_per_run"] = round((after[1] - before[1]) / max(1, after[0] - before[0]), 2)
                 line["rows_per_second"] = round(rows * line["calls_per_second"], 2)
                 lines.append({"model": name, "clients": count, "rate": rate, **line})
     if as_json:
@@ -182,15 +179,6 @@ def request(name: str, arrays: dict[str, Array]) -> bytes:
         message.raw_input_contents.append(to_raw(array))
     content: bytes = message.SerializeToString()
     return content
-
-
-def runs(channel: grpc.Channel, name: str) -> tuple[int, int]:
-    """(runs, rows) of a model so far; zeros where the server does not count."""
-    try:
-        found = ask(channel, "ModelStatistics", oip.ModelStatisticsRequest(name=name)).model_stats
-    except InputError:
-        return 0, 0
-    return (found[0].execution_count, found[0].inference_count) if found else (0, 0)
 
 
 COLUMNS = (

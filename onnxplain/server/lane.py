@@ -112,6 +112,12 @@ class Lane:
                 wanted.append(ticket)
         if not wanted:
             return
+        rows = sum(t.rows for t in wanted)
+        for ticket in wanted:  # before anybody is answered, since the answer tells it
+            if ticket.call is not None:
+                fields = ticket.call.fields
+                fields["queue_ms"] = fields.get("queue_ms", 0.0) + round(1e3 * (begun - ticket.queued), 3)  # type: ignore[operator]
+                fields["batch_rows"] = rows
         stop = Stop()
         with self._lock:
             self._running[stop] = wanted
@@ -134,11 +140,6 @@ class Lane:
         if not failed:
             alone = seconds if rows <= self.max_rows else seconds * self.max_rows / rows
             self._expected = alone if not tally.runs else (1 - MEMORY) * self._expected + MEMORY * alone
-        for ticket in batch:
-            if ticket.call is not None:
-                fields = ticket.call.fields
-                fields["queue_ms"] = fields.get("queue_ms", 0.0) + round(1e3 * (begun - ticket.queued), 3)  # type: ignore[operator]
-                fields["batch_rows"] = rows
         with self._lock:
             tally.runs += 1
             tally.rows += rows
