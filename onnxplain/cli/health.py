@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import grpc
@@ -29,9 +30,8 @@ def health(
     """Whether the server at HOST:PORT answers and is ready: exit code 0, else 4."""
     with _channel(address, tls_ca, tls_cert, tls_key) as channel:
         try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=timeout
-            )
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
         except grpc.RpcError as error:
             reason = f"{error.code().name}: {' '.join((error.details() or '').split())[:200]}"
             raise Unavailable(f"{address} gives no health ({reason}).") from error

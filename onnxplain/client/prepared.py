@@ -88,11 +88,12 @@ class ModelInfo:
 
 
 def spec_of(entry: Any) -> InputSpec:
-    """An input as either protocol describes it: name, datatype, shape with -1 for any length, [] for any rank."""
+    """An input as either protocol describes it: name, datatype, shape with -1 for any length."""
     if entry.datatype not in DATATYPES:
         raise InputError(f"input {entry.name!r}: the server says {entry.datatype}, which this client does not know.")
     shape = tuple(int(side) if side >= 0 else "?" for side in entry.shape)
-    return InputSpec(entry.name, DATATYPES[entry.datatype].name, shape or None)
+    any_rank = getattr(entry, "any_rank", not shape)  # the Open Inference Protocol says [] for a scalar and for any
+    return InputSpec(entry.name, DATATYPES[entry.datatype].name, None if any_rank else shape)
 
 
 def bound(x: X, specs: Sequence[InputSpec]) -> dict[str, Array]:

@@ -92,9 +92,11 @@ def _method(name: str) -> Method:
 def _recipe(reply: v1.ExplainResponse, info: ModelInfo, asked: v1.Recipe, provenance: dict[str, Any]) -> Recipe:
     """The recipe whose digest the server names: what was asked for, over the model's default where that was meant."""
     given = json_format.MessageToDict(asked.overrides)
-    rules, form = tuple(given.get("rules", ())), given.get("form")
-    base = asked.name or info.reply.default_recipe
-    start = named(base) if base in recipe_names() else Recipe(reply.method)
+    own_options = json_format.MessageToDict(info.reply.default_options)
+    start = named(asked.name) if asked.name in recipe_names() else Recipe(reply.method)
+    if not asked.name and own_options:
+        start = Recipe.of(own_options, "the server's default recipe")
+    rules, form = (*given.get("rules", ()), *start.rules), given.get("form") or start.form
     composite = given.get("composite") or start.composite
     own = (provenance.get("recipe") or {}).get("composite")  # as it was resolved, the method's own included
     for name in dict.fromkeys((composite, own, None)):

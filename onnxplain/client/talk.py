@@ -153,7 +153,8 @@ class Talk:
         """What the server told of a model, asked once."""
         info = None if anew else self._infos.get((model, version))
         if info is None:
-            request = v1.GetExplainabilityRequest(model=v1.ModelRef(name=model, version=version))
+            view = v1.EXPLAINABILITY_VIEW_FULL if anew else v1.EXPLAINABILITY_VIEW_BASIC
+            request = v1.GetExplainabilityRequest(model=v1.ModelRef(name=model, version=version), view=view)
             info = ModelInfo((yield explainer("GetExplainability", v1.GetExplainabilityResponse, request)))
             self._infos[(model, version)] = info
         return info

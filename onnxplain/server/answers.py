@@ -33,38 +33,47 @@ class Answers:
     ) -> v1.GetExplainabilityResponse:
         """Inputs, labels and settings; usable and blocked methods; the rule of every kind of node by one recipe."""
         model, subject, settings = self.model, self.model.subject, self.model.settings
-        recipe, _ = recipe_of(request.recipe, model)
-        recipe = recipe or model.recipe
-        all_methods = model.coverage()
-        chosen = coverage(subject.normalised, subject.resolved, subject.request, recipe)
         reply = v1.GetExplainabilityResponse(
             model=v1.ModelRef(name=model.name, version=model.version),
-            supported=recipe.method not in chosen.blocked,
-            attributable=list(chosen.attributed or all_methods.attributed),
             labels=model.labels,
             kind=settings.output.kind or "",
             explained=subject.resolved.explained,
-            methods=[name for name in METHODS if name not in all_methods.blocked],
             default_recipe=model.recipe.title,
             max_message_bytes=model.house.options.max_message_bytes,
             description=settings.description,
-            streams=chosen.streams or all_methods.streams,
             max_batch_size=model.gate.max_rows,
         )
-        for name, reason in all_methods.blocked.items():
-            reply.blocked_methods.add(method=name, reason=reason)
+        reply.default_options.update(plain({k: v for k, v in dataclasses.asdict(model.recipe).items() if v}))
         for target, found in ((reply.inputs, inputs), (reply.outputs, outputs)):
             for port in found:
-                target.add(name=port.name, datatype=port.datatype, shape=port.shape or ())
+                target.add(
+                    name=port.name, datatype=port.datatype, shape=port.shape or (), any_rank=port.shape is None
+                )
         for n, spec in enumerate(subject.inputs):
             picture = settings.picture(spec.name, n)
             if picture is not None:
                 reply.input_settings.update({spec.name: plain(dataclasses.asdict(picture))})
+        if request.view != v1.EXPLAINABILITY_VIEW_BASIC:
+            self._methods(reply, request)
+        return reply
+
+    def _methods(self, reply: v1.GetExplainabilityResponse, request: v1.GetExplainabilityRequest) -> None:
+        """What works and what blocks, method by method, and by one recipe op by op."""
+        model, subject = self.model, self.model.subject
+        recipe, _ = recipe_of(request.recipe, model)
+        recipe = recipe or model.recipe
+        all_methods = model.coverage()
+        chosen = coverage(subject.normalised, subject.resolved, subject.request, recipe)
+        reply.supported = recipe.method not in chosen.blocked
+        reply.attributable.extend(chosen.attributed or all_methods.attributed)
+        reply.methods.extend(name for name in METHODS if name not in all_methods.blocked)
+        reply.streams = chosen.streams or all_methods.streams
+        for name, reason in all_methods.blocked.items():
+            reply.blocked_methods.add(method=name, reason=reason)
         self._ops(reply, chosen.rules.get(recipe.method, {}), chosen.nodes.get(recipe.method, {}))
         if recipe.method not in chosen.blocked:
             variant = model.variant(recipe)
             reply.estimated_bytes_per_row = bytes_per_stream(variant.explainer.compiled.model)
-        return reply
 
     def _ops(self, reply: v1.GetExplainabilityResponse, rules: dict[str, str], blocked: dict[str, str]) -> None:
         """Counts by op type and rule."""
@@ -100,7 +109,7 @@ def recipes(page_size: int, token: str) -> v1.ListRecipesResponse:
     if token and token not in names:
         raise InputError(f"page_token {token[:100]!r} is none of this server's: give next_page_token.").at("page_token")
     start = names.index(token) if token else 0
-    size = min(page_size, 1000) if page_size > 0 else 100
+    size = page_size if page_size > 0 else len(names)
     reply = v1.ListRecipesResponse()
     for name in names[start : start + size]:
         recipe = named(name)

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -67,7 +67,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._known: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._stop_metrics = lambda: None
+        self._stop_metrics: Callable[[], None] = lambda: None
         self._stopping: asyncio.Task[None] | None = None
         self._guard = Guard(
             self.metrics,
@@ -209,7 +209,7 @@ def channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # else a second server would take half of the calls in silence
-        # gRPC refuses streams while so many are not cleared away, answered ones too: clients see UNAVAILABLE. Well above
+        # gRPC refuses streams while so many are not cleared away, answered ones too: clients see UNAVAILABLE. Far above
         # what one connection needs, so that our own gates are what says no.
         ("grpc.max_concurrent_streams", 1024),
         ("grpc.keepalive_time_ms", 60_000),

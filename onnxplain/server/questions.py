@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf import json_format
@@ -63,7 +64,8 @@ def recipe_of(given: v1.Recipe, model: LoadedModel) -> tuple[Recipe | None, str]
             raise UsageError(f"head is cut or keep, not {head!r}.")
         if overrides:
             below = {k: v for k, v in dataclasses.asdict(base or model.default()).items() if v}
-            base = Recipe.of({**below, **overrides}, "recipe.overrides")
+            above = Recipe.of({**below, **overrides}, "recipe.overrides")
+            base = replace(above, rules=above.rules + below.get("rules", ())) if "rules" in overrides else above
         if base is not None:
             base.passes()  # says what does not go together
     except OnnxplainError as error:

@@ -20,6 +20,12 @@ class Diagnostics(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DIAGNOSTICS_SUMMARY: _ClassVar[Diagnostics]
     DIAGNOSTICS_LAYERS: _ClassVar[Diagnostics]
 
+class ExplainabilityView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EXPLAINABILITY_VIEW_UNSPECIFIED: _ClassVar[ExplainabilityView]
+    EXPLAINABILITY_VIEW_BASIC: _ClassVar[ExplainabilityView]
+    EXPLAINABILITY_VIEW_FULL: _ClassVar[ExplainabilityView]
+
 class Support(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SUPPORT_UNSPECIFIED: _ClassVar[Support]
@@ -30,6 +36,9 @@ DIAGNOSTICS_UNSPECIFIED: Diagnostics
 DIAGNOSTICS_OFF: Diagnostics
 DIAGNOSTICS_SUMMARY: Diagnostics
 DIAGNOSTICS_LAYERS: Diagnostics
+EXPLAINABILITY_VIEW_UNSPECIFIED: ExplainabilityView
+EXPLAINABILITY_VIEW_BASIC: ExplainabilityView
+EXPLAINABILITY_VIEW_FULL: ExplainabilityView
 SUPPORT_UNSPECIFIED: Support
 SUPPORT_EXACT: Support
 SUPPORT_FALLBACK: Support
@@ -262,22 +271,26 @@ class StreamError(_message.Message):
     def __init__(self, code: _Optional[int] = ..., text: _Optional[str] = ..., field: _Optional[str] = ...) -> None: ...
 
 class GetExplainabilityRequest(_message.Message):
-    __slots__ = ("model", "recipe")
+    __slots__ = ("model", "recipe", "view")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     recipe: Recipe
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ...) -> None: ...
+    view: ExplainabilityView
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., view: _Optional[_Union[ExplainabilityView, str]] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "datatype", "shape")
+    __slots__ = ("name", "datatype", "shape", "any_rank")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DATATYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    ANY_RANK_FIELD_NUMBER: _ClassVar[int]
     name: str
     datatype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    any_rank: bool
+    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., any_rank: bool = ...) -> None: ...
 
 class BlockedMethod(_message.Message):
     __slots__ = ("method", "reason")
@@ -306,7 +319,7 @@ class OpSupport(_message.Message):
     def __init__(self, domain: _Optional[str] = ..., op_type: _Optional[str] = ..., since_version: _Optional[int] = ..., count: _Optional[int] = ..., rule: _Optional[str] = ..., support: _Optional[_Union[Support, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GetExplainabilityResponse(_message.Message):
-    __slots__ = ("model", "supported", "ops", "attributable", "estimated_bytes_per_row", "max_batch_size", "inputs", "outputs", "labels", "kind", "input_settings", "explained", "methods", "blocked_methods", "default_recipe", "max_message_bytes", "description", "streams")
+    __slots__ = ("model", "supported", "ops", "attributable", "estimated_bytes_per_row", "max_batch_size", "inputs", "outputs", "labels", "kind", "input_settings", "explained", "methods", "blocked_methods", "default_recipe", "max_message_bytes", "description", "streams", "default_options")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SUPPORTED_FIELD_NUMBER: _ClassVar[int]
     OPS_FIELD_NUMBER: _ClassVar[int]
@@ -325,6 +338,7 @@ class GetExplainabilityResponse(_message.Message):
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     supported: bool
     ops: _containers.RepeatedCompositeFieldContainer[OpSupport]
@@ -343,7 +357,8 @@ class GetExplainabilityResponse(_message.Message):
     max_message_bytes: int
     description: str
     streams: str
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., supported: bool = ..., ops: _Optional[_Iterable[_Union[OpSupport, _Mapping]]] = ..., attributable: _Optional[_Iterable[str]] = ..., estimated_bytes_per_row: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., input_settings: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., explained: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., blocked_methods: _Optional[_Iterable[_Union[BlockedMethod, _Mapping]]] = ..., default_recipe: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., description: _Optional[str] = ..., streams: _Optional[str] = ...) -> None: ...
+    default_options: _struct_pb2.Struct
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., supported: bool = ..., ops: _Optional[_Iterable[_Union[OpSupport, _Mapping]]] = ..., attributable: _Optional[_Iterable[str]] = ..., estimated_bytes_per_row: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., input_settings: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., explained: _Optional[_Iterable[str]] = ..., methods: _Optional[_Iterable[str]] = ..., blocked_methods: _Optional[_Iterable[_Union[BlockedMethod, _Mapping]]] = ..., default_recipe: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., description: _Optional[str] = ..., streams: _Optional[str] = ..., default_options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class ListRecipesRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
