@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,7 @@ from onnxplain.server.gate import Gate
 from onnxplain.server.lane import Lane, separable
 from onnxplain.server.metrics import Metrics
 from onnxplain.server.options import ServerOptions
+from onnxplain.server.ports import Port, ports
 from onnxplain.server.scheduler import Outputs, Scheduler
 from onnxplain.server.shelf import Shelf
 from onnxplain.session import Array, Session
@@ -63,6 +65,17 @@ class Variant:
         if not self._digest:
             self._digest = hashlib.sha256(serialised(self.explainer.compiled.model)).hexdigest()
         return self._digest
+
+    @cached_property
+    def recipe_digest(self) -> str:
+        """The recipe's digest."""
+        return self.explainer.recipe.digest
+
+    @cached_property
+    def ports(self) -> tuple[list[Port], list[Port]]:
+        """Inputs and outputs of the compiled graph."""
+        graph = self.explainer.compiled.model.graph
+        return ports(v for v in graph.inputs if v.name not in graph.initializers), ports(graph.outputs)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class LocalModel:
             else:
                 variant = await self._variant(recipe)
                 found = await self._explain_as_infer(request, arrays, parameters, variant)
-                digest = variant.explainer.recipe.digest
+                digest = variant.recipe_digest
         reply = oip.ModelInferResponse(model_name=request.model_name, model_version=self.version, id=request.id)
         if digest:
             reply.parameters["onnxplain_recipe_digest"].string_param = digest
@@ -79,10 +79,9 @@ class LocalModel:
                 raise UnknownName("parameter", PREFIX + name, [PREFIX + "target", PREFIX + "target_index"]).at(
                     "parameters"
                 )
-        graph = variant.explainer.compiled.model.graph
-        inputs = ports.ports(v for v in graph.inputs if v.name not in graph.initializers)
+        inputs, outputs = variant.ports
         seeds = [port for port in inputs if port.name in variant.explainer.compiled.seeds]
-        names = _wanted(request, [str(value.name) for value in graph.outputs])
+        names = _wanted(request, [port.name for port in outputs])
         given = [port for port in seeds if port.name in arrays]
         if len(given) == len(seeds):
             if parameters:
@@ -220,9 +219,7 @@ class LocalModel:
         if recipe is None:
             return self._inputs, self._outputs, self.model.forward
         variant = await self._variant(recipe)
-        graph = variant.explainer.compiled.model.graph
-        inputs = ports.ports(v for v in graph.inputs if v.name not in graph.initializers)
-        return inputs, ports.ports(graph.outputs), variant.lane
+        return *variant.ports, variant.lane
 
     async def _variant(self, recipe: str) -> Variant:
         """A recipe by the last part of a served name, "" for the model's own; compiled if it was not."""
