@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnxruntime
 import pytest
 from server import MODELS
 
@@ -172,3 +175,19 @@ def test_recipes_come_in_pages_that_hold_each_once():
     assert seen == list(recipe_names()) == [info.name for info in recipes(0, "").recipes]
     with pytest.raises(InputError, match="page_token"):
         recipes(5, "nothing")
+
+
+@pytest.mark.parametrize(
+    "target, name", [(v1.Target(), "logits.seed"), (v1.Target(indices=v1.Indices(index=[0])), "logits.target")]
+)  # noqa: E501
+def test_a_compiled_graph_is_asked_by_seed_or_by_index(target, name, served):
+    async def pieces():
+        request = v1.CompileGraphRequest(target=target, with_triton_config=True)
+        return [piece async for piece in served.compile(request)]
+
+    first, *chunks = asyncio.run(pieces())
+    content = b"".join(piece.chunk.data for piece in chunks)
+    assert len(content) == first.graph.byte_size
+    assert hashlib.sha256(content).hexdigest() == first.graph.graph_digest
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    assert [port.name for port in session.get_inputs()] == ["input", name] and name in first.graph.triton_config_pbtxt

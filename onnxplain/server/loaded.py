@@ -272,6 +272,10 @@ class LoadedModel:
         seeds = {}
         for key, source in explainer.compiled.seeds.items():
             scores = feeds[source] if source in feeds else forward.session().run(feeds, [source])[source]
+            if explainer.subject.request.seed == "index":
+                shape = (len(scores), scores.ndim - 1) if scores.ndim > 2 else scores.shape[:1]
+                seeds[key] = np.zeros(shape, np.int64)
+                continue
             seed = np.zeros(scores.shape, np.float64 if scores.dtype == np.float64 else np.float32)
             if scores.ndim == 0 or not scores.size:
                 seed[...] = 1

@@ -7,13 +7,11 @@ import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
-
-import numpy as np
 
 from onnxplain.errors import InputError, NotFound, OnnxplainError, UnknownName
 from onnxplain.explainer import serialised
-from onnxplain.inputs import resolve as resolve_target
 from onnxplain.recipes import named, recipe_names
 from onnxplain.server import ports
 from onnxplain.server.answers import Answers
@@ -23,14 +21,14 @@ from onnxplain.server.loaded import LoadedModel, Variant
 from onnxplain.server.questions import question, recipe_of, request_of, targets_of
 from onnxplain.server.replies import explanation_reply
 from onnxplain.server.served import EXPLAIN, split
+from onnxplain.server.tensors_in import PREFIX, checked, parameters_of, rows_of, seeded, wanted
 from onnxplain.session import Array
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.chunks import pieces
 from onnxplain.wire.inference import messages as oip
-from onnxplain.wire.tensors import datatype_of, infer_arrays, infer_outputs
+from onnxplain.wire.tensors import infer_arrays, infer_outputs
 
 T = TypeVar("T")
-PREFIX = "onnxplain_"  # of our request parameters
 
 
 class LocalModel:
@@ -48,16 +46,16 @@ class LocalModel:
     async def infer(self, request: Any) -> Any:
         """The model's outputs, or those of its explanation graph."""
         _, recipe = split(request.model_name)
-        rows = max((self._rows(tensor) for tensor in request.inputs), default=1)
+        rows = max((rows_of(tensor, self._inputs) for tensor in request.inputs), default=1)
         _note(model=request.model_name, version=self.version, rows=rows)
         with self.model.gate.admit(rows, request.ByteSize(), self._pace(self.model.forward)):
             arrays = infer_arrays(request)
-            parameters = _parameters(request)
+            parameters = parameters_of(request)
             if recipe is None:
                 if parameters:
                     raise UnknownName("parameter of a model", PREFIX + next(iter(parameters)), ()).at("parameters")
-                feeds = self._checked(arrays, self._inputs)
-                names = _wanted(request, [port.name for port in self._outputs])
+                feeds = checked(arrays, self._inputs)
+                names = wanted(request, [port.name for port in self._outputs])
                 found = await asyncio.wrap_future(self.model.infer(feeds, names))
                 digest = ""
             else:
@@ -81,31 +79,19 @@ class LocalModel:
                 )
         inputs, outputs = variant.ports
         seeds = [port for port in inputs if port.name in variant.explainer.compiled.seeds]
-        names = _wanted(request, [port.name for port in outputs])
+        names = wanted(request, [port.name for port in outputs])
         given = [port for port in seeds if port.name in arrays]
         if len(given) == len(seeds):
             if parameters:
                 raise InputError("give a seed or a target, not both.").at("parameters")
-            return await asyncio.wrap_future(variant.lane.submit(self._checked(arrays, inputs), names))
+            return await asyncio.wrap_future(variant.lane.submit(checked(arrays, inputs), names))
         if given or len(seeds) > 1:
             missing = ", ".join(port.name for port in seeds if port.name not in arrays)
             raise InputError(f"several tensors are explained: give every seed; {missing} is missing.").at("inputs")
-        feeds = self._checked(arrays, [port for port in inputs if port not in seeds])
+        feeds = checked(arrays, [port for port in inputs if port not in seeds])
         word = str(parameters.get("target", parameters.get("target_index", "predicted")))
 
-        def ask() -> dict[str, Array]:
-            source = variant.explainer.compiled.seeds[seeds[0].name]
-            scores = variant.forward.run(feeds, [source])[source] if source not in feeds else feeds[source]
-            targets = resolve_target(word, scores, self.model.labels, variant.explainer.kind)
-            if len(targets) != 1:
-                raise InputError(f"target {word!r}: a model answers one target a row; use Explain for several.").at(
-                    "parameters"
-                )
-            dtype = np.float64 if scores.dtype == np.float64 else np.float32
-            seed = np.ascontiguousarray(np.broadcast_to(targets[0].seed, scores.shape).astype(dtype))
-            return variant.lane.run({**feeds, seeds[0].name: seed}, names)
-
-        return await self._think(ask)
+        return await self._think(lambda: variant.lane.run({**feeds, **seeded(variant, feeds, word)}, names))
 
     async def metadata(self, name: str) -> Any:
         """Name, version, inputs, outputs."""
@@ -145,7 +131,7 @@ class LocalModel:
     async def explain(self, request: v1.ExplainRequest) -> v1.ExplainResponse:
         """The reasons for an answer."""
         begun = time.perf_counter()
-        rows = max((self._rows(tensor) for tensor in request.inputs), default=1)
+        rows = max((rows_of(tensor, self._inputs) for tensor in request.inputs), default=1)
         targets = sum(map(targets_of, request.targets)) or 1
         _note(model=self.name, version=self.version, rows=rows * targets, recipe=request.recipe.name or None)
         with self.model.gate.admit(rows * targets, request.ByteSize(), self._pace(self.model.forward)):
@@ -190,19 +176,21 @@ class LocalModel:
     async def compile(self, request: v1.CompileGraphRequest) -> AsyncIterator[v1.CompileGraphResponse]:
         """The graph's digest and size, then its bytes."""
 
-        def make() -> tuple[bytes, Variant]:
+        def make() -> tuple[bytes, v1.CompileGraphResponse]:
             recipe, head = recipe_of(request.recipe, self.model)
             targets = [request.target] if request.HasField("target") else []
-            wanted = request_of(self.model, targets, request.attribute_to, head)
-            variant = self.model.variant(recipe or self.model.default(), wanted)
-            return serialised(variant.explainer.compiled.model), variant
+            asked = request_of(self.model, targets, request.attribute_to, head)
+            if request.target.HasField("indices"):
+                asked = replace(asked, seed="index")
+            variant = self.model.variant(recipe or self.model.default(), asked)
+            content, first = serialised(variant.explainer.compiled.model), v1.CompileGraphResponse()
+            first.graph.graph_digest, first.graph.byte_size = variant.digest(), len(content)
+            first.graph.warnings.extend(variant.notes)
+            if request.with_triton_config:
+                first.graph.triton_config_pbtxt = Answers(self.model).triton_config(variant)
+            return content, first
 
-        content, variant = await self._think(make)
-        first = v1.CompileGraphResponse()
-        first.graph.graph_digest, first.graph.byte_size = variant.digest(), len(content)
-        first.graph.warnings.extend(variant.notes)
-        if request.with_triton_config:
-            first.graph.triton_config_pbtxt = Answers(self.model).triton_config(variant)
+        content, first = await self._think(make)
         yield first
         for chunk in pieces(content, "graph"):
             yield v1.CompileGraphResponse(chunk=chunk)
@@ -236,40 +224,6 @@ class LocalModel:
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
 
-    def _checked(self, arrays: Mapping[str, Array], wanted: list[ports.Port]) -> dict[str, Array]:
-        """Names, types and shapes are the graph's. Raises InputError with the field."""
-        order = {name: n for n, name in enumerate(arrays)}
-        known = {port.name: port for port in wanted}
-        for name, n in order.items():
-            if name not in known:
-                raise InputError(f"no input named {name[:100]!r}; this model takes {', '.join(known)}.").at(
-                    f"inputs[{n}].name"
-                )
-        feeds = {}
-        for port in wanted:
-            if port.name not in arrays:
-                raise InputError(f"input {port.name!r} ({port.datatype}) is missing.").at("inputs")
-            array, where = arrays[port.name], f"inputs[{order[port.name]}]"
-            found = datatype_of(array.dtype)
-            if found != port.datatype:
-                raise InputError(f"{port.name}: found {found}, expected {port.datatype}.").at(f"{where}.datatype")
-            if port.shape is not None and (
-                len(port.shape) != array.ndim
-                or any(want not in (-1, have) for want, have in zip(port.shape, array.shape, strict=True))
-            ):
-                raise InputError(
-                    f"{port.name}: found shape {list(array.shape)}, expected {list(port.shape)} (-1: any length)."
-                ).at(f"{where}.shape")
-            feeds[port.name] = array
-        return feeds
-
-    def _rows(self, tensor: Any) -> int:
-        """Rows that an input claims to have: along axis 0, where the model leaves that open."""
-        port = next((port for port in self._inputs if port.name == tensor.name), self._inputs[0])
-        open_axis = port.shape is None or (len(port.shape) > 1 and port.shape[0] == -1)
-        same_rank = port.shape is None or len(port.shape) == len(tensor.shape)
-        return max(1, tensor.shape[0]) if open_axis and same_rank and tensor.shape else 1
-
     def _pace(self, lane: Lane) -> float:
         return lane.expected(1)
 
@@ -279,24 +233,3 @@ def _note(**fields: object) -> None:
     call = CALL.get(None)
     if call is not None:
         call.fields.update(fields)
-
-
-def _parameters(request: Any) -> dict[str, Any]:
-    """Our own request parameters, without their prefix."""
-    found = {}
-    for name, value in request.parameters.items():
-        if name.startswith(PREFIX):
-            kind = value.WhichOneof("parameter_choice")
-            found[name.removeprefix(PREFIX)] = getattr(value, kind) if kind else None
-    return found
-
-
-def _wanted(request: Any, known: list[str]) -> list[str]:
-    """The outputs asked for; all where none are named."""
-    names = [output.name for output in request.outputs]
-    for n, name in enumerate(names):
-        if name not in known:
-            raise InputError(f"no output named {name[:100]!r}; this model has {', '.join(known)}.").at(
-                f"outputs[{n}].name"
-            )
-    return list(dict.fromkeys(names)) or known
