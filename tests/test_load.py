@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxplain.errors import InputError, OnnxplainError, UnsupportedModel
 from onnxplain.graph.load import from_proto, load
+from onnxplain.graph.verify import reference
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 3] x) => (float[N, 3] y) { a = Relu (x)  y = Neg (a) }"""
@@ -179,3 +181,22 @@ def test_nodes_out_of_order_are_sorted():
 
 def test_com_microsoft_is_let_through():
     assert from_proto(edited(set_op("Gelu", "com.microsoft"))).model is not None
+
+
+def test_a_model_that_never_runs_is_refused_before_its_feeds_fill_the_memory():
+    """Five open axes: lengths are tried in turn, and 512 of each would be 37 terabytes."""
+    axes = [None] * 5
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [7, 11])  # never as many elements as x has
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, axes)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [7, 11])],
+        [shape],
+    )
+    source = from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8))
+    begun = time.monotonic()
+    with pytest.raises(UnsupportedModel, match="does not run on random input"):
+        reference(source)
+    assert time.monotonic() - begun < 30  # seconds; it takes 3 on an idle machine

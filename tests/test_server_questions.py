@@ -179,7 +179,7 @@ def test_recipes_come_in_pages_that_hold_each_once():
 
 @pytest.mark.parametrize(
     "target, name", [(v1.Target(), "logits.seed"), (v1.Target(indices=v1.Indices(index=[0])), "logits.target")]
-)  # noqa: E501
+)
 def test_a_compiled_graph_is_asked_by_seed_or_by_index(target, name, served):
     async def pieces():
         request = v1.CompileGraphRequest(target=target, with_triton_config=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnxplain.runtime import Port
 
 LENGTHS = (64, 32, 48, 224, 16, 8, 299, 512, 4, 1)  # tried in turn for axes without a number
 BATCH = 2
+ELEMENTS = 1 << 27, 1 << 24  # of all inputs of the first try, of later ones; random numbers take 16 bytes each
 VOCABULARY = 2  # integers are 0 or 1 unless they pick rows of a table
 TRANSPARENT = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Slice", "Expand"}
 DTYPES = {
@@ -37,7 +39,7 @@ def candidates(model: ir.Model, ports: Sequence[Port]) -> Iterator[dict[str, np.
     seen: set[tuple[tuple[int, ...], ...]] = set()
     for shapes in _shapes(ports):
         key = tuple(shapes[port.name] for port in ports)
-        if key in seen:
+        if key in seen or sum(map(prod, key)) > ELEMENTS[bool(seen)]:
             continue
         seen.add(key)
         yield {port.name: _array(port, shapes[port.name], rows.get(port.name, VOCABULARY)) for port in ports}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +10,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.errors import UnsupportedModel
+from onnxplain.errors import Expired, UnsupportedModel
 from onnxplain.graph.feeds import candidates
 from onnxplain.graph.load import Source
 from onnxplain.graph.outline import runtime
-from onnxplain.runtime import Runtime, one_line
+from onnxplain.runtime import SECONDS, Runtime, one_line
 
 TOLERANCE = 1e-5  # of the largest value
 HALF_TOLERANCE = 1e-2  # the same for float16, which carries 11 bits
 SQUASHING = {"Sigmoid", "Softmax", "LogSoftmax", "HardSigmoid", "Tanh"}
 SHAPED = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Transpose"}
 ATTEMPTS = 40  # feeds tried before giving up
+LOOP_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,19 @@ def reference(source: Source, keep: Sequence[str] = ()) -> Reference:
             expose(model, keep)
         session = runtime(model)
     bounded = frozenset(before_squashing(source.model))
+    until = time.monotonic() + seconds(source.model)
     failure: Exception | None = None
     fallback: Reference | None = None
     for attempt, feeds in enumerate(candidates(source.model, session.inputs)):
-        if attempt == ATTEMPTS:
+        if attempt == ATTEMPTS or time.monotonic() > until:
             break
         try:
-            outputs = session.run(feeds)
+            outputs = session.run(feeds, seconds=max(0.1, until - time.monotonic()))
+        except Expired as error:
+            raise UnsupportedModel(
+                f"a run on small input took longer than {seconds(source.model):g} s and was stopped: "
+                "a loop that does not end?"
+            ) from error
         except UnsupportedModel as error:
             failure = failure or error
             continue
@@ -65,6 +73,13 @@ def reference(source: Source, keep: Sequence[str] = ()) -> Reference:
     shapes = ", ".join(f"{port.name} {list(port.shape)}" for port in session.inputs)
     reason = one_line(failure) if failure is not None else "no input"
     raise UnsupportedModel(f"the model itself does not run on random input ({shapes}): {reason}")
+
+
+def seconds(model: ir.Model) -> float:
+    """How long the first runs may take together: little where a loop may never end, since all else has bounded work."""
+    loops = any(node.op_type in ("Loop", "Scan") for node in ir.traversal.RecursiveGraphIterator(model.graph))
+    inside = any(node.op_type in ("Loop", "Scan") for function in model.functions.values() for node in function)
+    return LOOP_SECONDS if loops or inside else SECONDS
 
 
 def before_squashing(model: ir.Model) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a ModelInfer request brings: arrays that fit the graph, outputs it names, our parameters; seeds it leaves out."""
+"""What a ModelInfer request brings: arrays that fit, outputs it names, our parameters; and seeds it leaves out."""
 
 from __future__ import annotations
 
