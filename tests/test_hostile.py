@@ -11,7 +11,7 @@ import pytest
 from hostile import CASES, Watch, good
 
 from onnxplain.errors import Expired, UnsupportedModel
-from onnxplain.graph.check import check_sizes
+from onnxplain.graph.sizes import check_sizes
 from onnxplain.runtime import Runtime
 
 PROCESSES = 4  # each loads a quarter of the corpus; a crash names the file

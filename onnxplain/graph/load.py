@@ -15,7 +15,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxplain.errors import InputError, UnsupportedModel
-from onnxplain.graph.check import check, check_sizes, tensors
+from onnxplain.graph.check import check, tensors
+from onnxplain.graph.sizes import check_sizes
 
 MAX_OPSET = 26  # the newest that onnxruntime 1.31 runs
 MAX_IR = 13  # likewise
