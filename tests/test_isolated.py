@@ -51,8 +51,7 @@ from onnxplain.server.isolated_nursery import Nursery
 from onnxplain.server.isolated_process import Child
 from onnxplain.server.metrics import Metrics
 from onnxplain.server.options import ServerOptions
-from onnxplain.sources import Resolved
-from onnxplain.sources.directory import DirectorySource
+from onnxplain.sources import DirectorySource, Resolved
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.inference import METHODS, SERVICE
 from onnxplain.wire.inference import messages as oip

@@ -16,8 +16,7 @@ import pytest
 from onnxplain.errors import InputError, NotFound, OnnxplainError, Unavailable, UsageError
 from onnxplain.inputs import InputSpec, load, load_labels
 from onnxplain.inputs.settings import load_settings
-from onnxplain.sources import DirectoryRepository, Release, default_repositories, resolve
-from onnxplain.sources.directory import DirectorySource, FileSource
+from onnxplain.sources import DirectoryRepository, DirectorySource, FileSource, Release, default_repositories, resolve
 
 MODELS = Path(__file__).parents[1] / "models"
 IRIS = MODELS / "iris_mlp/1/model.onnx"
@@ -432,7 +431,7 @@ ASK = """
 import json, sys
 from onnxplain.errors import OnnxplainError
 from onnxplain.sources import DirectoryRepository, Release
-from onnxplain.sources.directory import DirectorySource
+from onnxplain.sources import DirectorySource
 root, names = sys.argv[1], json.loads(sys.stdin.read())
 DirectorySource(root).fetch(Release("net", "10", ""))
 touched, answers = [], []

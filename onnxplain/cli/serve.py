@@ -14,8 +14,8 @@ from onnxplain.errors import InputError
 from onnxplain.server.app import Server
 from onnxplain.server.logs import set_up
 from onnxplain.server.options import ServerOptions
-from onnxplain.sources import Source, default_repositories
-from onnxplain.sources.directory import VARIABLE, DirectorySource, FileSource
+from onnxplain.sources import DirectorySource, FileSource, Source, default_repositories
+from onnxplain.sources.directory import VARIABLE
 from onnxplain.sources.mlflow import MlflowSource
 from onnxplain.sources.webhook import WebhookReceiver
 

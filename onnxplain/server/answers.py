@@ -46,9 +46,7 @@ class Answers:
         reply.default_options.update(plain({k: v for k, v in dataclasses.asdict(model.recipe).items() if v}))
         for target, found in ((reply.inputs, inputs), (reply.outputs, outputs)):
             for port in found:
-                target.add(
-                    name=port.name, datatype=port.datatype, shape=port.shape or (), any_rank=port.shape is None
-                )
+                target.add(name=port.name, datatype=port.datatype, shape=port.shape or (), any_rank=port.shape is None)
         for n, spec in enumerate(subject.inputs):
             picture = settings.picture(spec.name, n)
             if picture is not None:

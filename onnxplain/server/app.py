@@ -32,8 +32,7 @@ from onnxplain.server.shelf import Shelf
 from onnxplain.server.tls import server_credentials
 from onnxplain.server.tokens import Tokens
 from onnxplain.server.tracing import tracing
-from onnxplain.sources import Release, Source
-from onnxplain.sources.directory import DirectorySource
+from onnxplain.sources import DirectorySource, Release, Source
 from onnxplain.v1 import explainer_pb2, explainer_pb2_grpc
 from onnxplain.wire.inference import SERVICE as INFERENCE
 from onnxplain.wire.inference import pool

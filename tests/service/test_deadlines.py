@@ -13,7 +13,7 @@ import pytest
 from server import Running, in_process_server, running_server
 
 from onnxplain.server.options import ServerOptions
-from onnxplain.sources.directory import DirectorySource
+from onnxplain.sources import DirectorySource
 
 from .nets import SIDE, store, times, work
 from .process import cpu_seconds, eventually

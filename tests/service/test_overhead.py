@@ -59,7 +59,7 @@ def overheads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float
     path = store(net(DOUBLE), folder, "double")
     found = {}
     with (
-        running_server(MODELS, folder, "--log-level", "warning", wait=False) as running,
+        running_server(MODELS, folder) as running,
         grpc.insecure_channel(running.address) as channel,
     ):
         call = infer(channel)
@@ -93,7 +93,7 @@ def test_small_requests_cost_a_millisecond_more_than_onnxruntime(overheads):
 @pytest.mark.soak
 def test_nine_tenths_of_bare_throughput_once_a_run_takes_twenty_milliseconds(tmp_path):
     path = store(deep(), tmp_path, "deep")
-    x = {"x": np.random.default_rng(0).standard_normal((2, 1, 256)).astype(np.float32)}
+    x = {"x": np.random.default_rng(0).standard_normal((8, 1, 256)).astype(np.float32)}
     request = infer_request("deep", x)
     with running_server(tmp_path) as running, grpc.insecure_channel(running.address) as channel:
         call, bare = infer(channel), bare_run(str(path), x)

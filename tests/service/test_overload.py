@@ -72,8 +72,7 @@ def ask(address: str, served: str, clients: int, rate: float, seconds: float) ->
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("served", ["deep", "deep.explain"])
-def test_ten_times_the_load_for_a_minute(folder, served):
+def test_ten_times_the_load_for_a_minute(folder, served="deep.explain"):
     """One thread computes, so that of two processors one is left to gRPC and the generator, which tells its share."""
     with running_server(folder, "--threads", "1") as running, ProcessPoolExecutor(2, get_context("spawn")) as pool:
         alone = pool.submit(generate, ask(running.address, served, 1, 0, 5)).result()

@@ -18,7 +18,7 @@ from server import in_process_server, running_server
 
 from onnxplain.server.app import Server
 from onnxplain.server.options import ServerOptions
-from onnxplain.sources.directory import DirectorySource
+from onnxplain.sources import DirectorySource
 from onnxplain.wire.inference import SERVICE
 from onnxplain.wire.inference import messages as oip
 

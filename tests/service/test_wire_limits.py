@@ -141,7 +141,7 @@ def test_connections_that_are_never_answered_for_are_closed(tmp_path):
     with running_server(tmp_path) as running:
         before = files(running.process.pid)
         silent = [Connection(running.port).begin(INFER, 1000) for _ in range(20)]
-        assert files(running.process.pid) >= before + 20
+        assert eventually(lambda: files(running.process.pid) >= before + 18, 5)
         begun = time.monotonic()
         assert eventually(lambda: files(running.process.pid) <= before + 2, 100)
         print(f"\nclosed after {time.monotonic() - begun:.0f} s")
