@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
 
-from onnxplain.errors import UnknownName
+from onnxplain import errors
+from onnxplain.errors import OnnxplainError, UnknownName
 from onnxplain.server.call import CALL
 from onnxplain.server.interceptor import Guard
+from onnxplain.server.logs import set_up
+from onnxplain.server.metrics import Metrics
 
 SERVICE = "onnxplain.v1.ExplainerService"  # whose methods have scopes
 EXPLAIN, STREAM, COMPILE = f"/{SERVICE}/Explain", f"/{SERVICE}/ExplainStream", f"/{SERVICE}/CompileGraph"
@@ -102,3 +109,72 @@ async def serving(
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(1)
+
+
+ROOT = "/srv/models"
+SECRET = "a-token-of-the-tests-0123456789"
+
+
+def descendants(kind: type) -> list[type]:
+    return [kind, *(deeper for child in kind.__subclasses__() for deeper in descendants(child))]
+
+
+ERRORS = [kind for kind in descendants(OnnxplainError) if kind.__module__ == errors.__name__]
+
+
+def make(kind: type, text: str) -> OnnxplainError:
+    return kind("model", text, ["a"]) if kind is errors.UnknownName else kind(text)
+
+
+def details(status: status_pb2.Status) -> dict[str, object]:
+    """Details by the short name of their message."""
+    found = {}
+    for packed in status.details:
+        kind = packed.TypeName().rpartition(".")[2]
+        found[kind] = getattr(error_details_pb2, kind).FromString(packed.value)
+    return found
+
+
+@asynccontextmanager
+async def guarded(guard: Guard | None = None, parse=None):
+    """(echo, channel, metrics) of a server with our guard."""
+    metrics = Metrics()
+    echo = Echo()
+    guard = guard or Guard(metrics, roots=[ROOT])
+    async with serving(guard, echo.handlers(parse)) as address, grpc.aio.insecure_channel(address) as channel:
+        yield echo, channel, guard._metrics
+
+
+def counted(metrics: Metrics, code: str = "OK", method: str = "Explain", kind: str = "unary") -> float:
+    service = "inference.GRPCInferenceService" if method == "ServerLive" else "onnxplain.v1.ExplainerService"
+    labels = {"grpc_type": kind, "grpc_service": service, "grpc_method": method, "grpc_code": code}
+    return metrics.registry.get_sample_value("grpc_server_handled_total", labels) or 0.0
+
+
+async def refused(call) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def eventually(claim) -> None:
+    """A client hears of the end before the server has written it down."""
+    for _ in range(200):
+        if claim():
+            return
+        await asyncio.sleep(0.01)
+    assert claim()
+
+
+@contextmanager
+def log(form: str = "json"):
+    stream = io.StringIO()
+    loggers = [logging.getLogger(name) for name in ("onnxplain", "grpc")]
+    before = [(one, one.level, one.propagate, list(one.handlers)) for one in loggers]
+    set_up(form, logging.INFO, stream)
+    try:
+        yield stream
+    finally:
+        for one, level, propagate, handlers in before:
+            one.level, one.propagate, one.handlers = level, propagate, handlers
+            one.manager._clear_cache()
