@@ -1,4 +1,4 @@
-"""Long forms run only where they are asked for: pytest -m soak tests/service."""
+"""Servers and models that the tests of the service share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,6 @@ import pytest
 from server import Running, running_server
 
 from .nets import repository
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "soak" in config.option.markexpr:
-        return
-    long = [item for item in items if item.get_closest_marker("soak")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("soak")]
 
 
 @pytest.fixture(scope="session")
