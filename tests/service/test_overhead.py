@@ -45,21 +45,24 @@ CASES = {
 DOUBLE = "g (float[N, L] x) => (float[N, L] y) { y = Add (x, x) }"
 
 
-def bare_run(path: str, feeds: dict[str, np.ndarray]) -> Callable[[], object]:
-    session = Session(onnx.load(path).SerializeToString(), "cpu")
+def bare_run(path: str, feeds: dict[str, np.ndarray], threads: int = 0) -> Callable[[], object]:
+    session = Session(onnx.load(path).SerializeToString(), "cpu", threads)
     return lambda: session.run(feeds)
 
 
 @pytest.fixture(scope="module")
 def overheads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, float]]:
-    """Medians in milliseconds of the service and of bare onnxruntime, by case."""
+    """Medians in milliseconds of the service and of bare onnxruntime, by case.
+
+    Both with one thread: else onnxruntime's spinning threads and gRPC's fight for two processors, and that is measured.
+    """
     from nets import net
 
     folder = tmp_path_factory.mktemp("models")
     path = store(net(DOUBLE), folder, "double")
     found = {}
     with (
-        running_server(MODELS, folder) as running,
+        running_server(MODELS, folder, "--threads", "1") as running,
         grpc.insecure_channel(running.address) as channel,
     ):
         call = infer(channel)
@@ -67,11 +70,11 @@ def overheads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float
             kib = name.endswith("KiB")
             file = path if kib else MODELS / name / "1" / "model.onnx"
             request = infer_request("double" if kib else name, feeds)
-            ours = turns(lambda r=request: call(r), bare_run(str(file), feeds), ROUNDS, CALLS)
+            ours = turns(lambda r=request: call(r), bare_run(str(file), feeds, 1), ROUNDS, CALLS)
             found[name] = tuple(1e3 * float(np.median(times)) for times in ours)
             if kib:
                 continue
-            explainer = Explainer(file)
+            explainer = Explainer(file, threads=1)
             (seed,) = explainer.compiled.seeds
             classes = 3 if name == "iris_mlp" else 10
             seeded = {**feeds, seed: np.eye(1, classes, dtype=np.float32)}
