@@ -83,18 +83,15 @@ def bench_server(
 def steps(text: str) -> list[int]:
     """1:32 -> 1, 2, 4, … 32; 1,8,32 as it says."""
     try:
-        if ":" in text:
-            low, high = (int(part) for part in text.split(":")[:2])
-            found = [low]
-            while found[-1] * 2 <= high:
-                found.append(found[-1] * 2)
-        else:
-            found = [int(part) for part in text.split(",")]
+        found = [int(part) for part in re.split("[:,]", text)]
     except ValueError:
         found = [0]
     if min(found) < 1 or max(found) > 1024:
         raise UsageError(f"--concurrency-range {text}: give 1:32 or 1,8,32, from 1 to 1024.")
-    return found
+    if ":" not in text:
+        return found
+    low, high = found[0], found[1]
+    return [low << n for n in range(11) if low << n <= high]
 
 
 def measured(
