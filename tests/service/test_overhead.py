@@ -17,7 +17,6 @@ from onnxplain.session import Session
 from .nets import deep, store
 from .rpc import infer, infer_request
 
-REST = 0.001  # before each call: a run right behind another finds its caches warm, and is up to twice as fast
 ROUNDS, CALLS = 40, 25  # turns, and calls of a turn: slow seconds of the machine fall on both
 
 
@@ -30,7 +29,6 @@ def turns(service: Callable[[], object], bare: Callable[[], object], rounds: int
             time.sleep(0.05)  # onnxruntime's threads spin after a run
             run()
             for _ in range(calls):
-                time.sleep(REST)
                 begun = time.perf_counter()
                 run()
                 times.append(time.perf_counter() - begun)
