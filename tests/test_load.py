@@ -200,3 +200,12 @@ def test_a_model_that_never_runs_is_refused_before_its_feeds_fill_the_memory():
     with pytest.raises(UnsupportedModel, match="does not run on random input"):
         reference(source)
     assert time.monotonic() - begun < 30  # seconds; it takes 3 on an idle machine
+
+
+def test_a_scalar_among_the_inputs_is_fed():
+    node = helper.make_node("Mul", ["x", "scale"], ["y"])
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["N", 3]), ("scale", []))]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])
+    graph = helper.make_graph([node], "g", ports, [output])
+    source = from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8))
+    assert reference(source).feeds["scale"].shape == ()

@@ -94,7 +94,7 @@ def _array(port: Port, shape: tuple[int, ...], rows: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     dtype: np.dtype[Any] = np.dtype(DTYPES.get(port.type.removeprefix("tensor(").removesuffix(")"), np.float32))
     if dtype.kind == "f":
-        return (0.5 * rng.standard_normal(shape)).astype(dtype)
+        return np.asarray(0.5 * rng.standard_normal(shape), dtype)  # of shape () too, where numpy draws a plain number
     if dtype.kind == "U":
         return np.full(shape, "a", dtype=object)
     if dtype.kind == "b":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -54,6 +55,7 @@ CONTENTS = {  # the field of InferTensorContents that carries a datatype; FP16 a
 }
 
 
+@cache  # numpy makes a dtype's name anew each time it is asked, and a request asks for several
 def datatype_of(dtype: DTypeLike) -> str:
     """The wire's word for a numpy dtype or its name. Raises UnsupportedModel where there is none, as for complex64."""
     dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
