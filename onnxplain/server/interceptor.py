@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,9 @@ class Guard(grpc.aio.ServerInterceptor):
                 "ms": round(seconds * 1000, 3),
                 "error": problem,
             }
-            event(LOG, level, "call", **(ours | call.fields | ours))  # ours first, and never overwritten
+            fields = ours | call.fields | ours  # ours first, and never overwritten
+            # Its turn comes when the answer is on its way: formatting and writing take a tenth of a millisecond.
+            asyncio.get_running_loop().call_soon(partial(event, LOG, level, "call", **fields))
 
 
 def _request_id(metadata: Metadata) -> str:
