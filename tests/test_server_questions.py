@@ -191,3 +191,28 @@ def test_a_compiled_graph_is_asked_by_seed_or_by_index(target, name, served):
     assert hashlib.sha256(content).hexdigest() == first.graph.graph_digest
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     assert [port.name for port in session.get_inputs()] == ["input", name] and name in first.graph.triton_config_pbtxt
+
+
+def test_a_recipe_that_fails_and_a_model_that_is_closed_leave_no_session(monkeypatch):
+    scheduler = Scheduler(1)
+    shelf = Shelf(10**9)
+    loaded = LoadedModel(
+        DirectoryRepository(MODELS).get("digits_cnn"), House(ServerOptions(), scheduler, shelf, Metrics())
+    )
+    before = shelf.nbytes
+    assert before > 0
+
+    def fail(variant):
+        variant.lane.session()
+        raise InputError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loaded, "_verify", fail)
+        with pytest.raises(InputError):
+            loaded.variant(named("lrp-epsilon"))
+    assert shelf.nbytes == before
+    loaded.variant(named("gradient"))
+    assert shelf.nbytes > before
+    loaded.close()
+    assert shelf.nbytes == 0
+    scheduler.close()

@@ -231,22 +231,10 @@ def test_chunks_are_refused_outside_a_stream():
 def test_every_datatype_has_a_numpy_name_and_back():
     for datatype, dtype in tensors.DATATYPES.items():
         assert tensors.datatype_of(dtype) == tensors.datatype_of(dtype.name) == datatype
-    for onnx_type, name in {
-        "tensor(float)": "float32",
-        "tensor(double)": "float64",
-        "tensor(string)": "object",
-        "tensor(bfloat16)": "bfloat16",
-        "float16": "float16",
-        "tensor(int64)": "int64",
-        "tensor(bool)": "bool",
-    }.items():
-        assert tensors.numpy_name(onnx_type) == name
     assert tensors.datatype_of(np.array(["a", "bc"]).dtype) == "BYTES"
     for call, name in (
         (tensors.datatype_of, "complex64"),
         (tensors.datatype_of, ml_dtypes.float8_e4m3fn),
-        (tensors.numpy_name, "tensor(float8e4m3fn)"),
-        (tensors.numpy_name, "seq(tensor(float))"),
     ):
         with pytest.raises(UnsupportedModel):
             call(name)

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from weakref import WeakSet
 
 import numpy as np
 import onnx_ir as ir
@@ -94,7 +95,6 @@ class LoadedModel:
     def __init__(self, resolved: Resolved, house: House):
         self.name, self.version, self.settings = resolved.name, resolved.version, resolved.settings
         self.house = house
-        self.loaded_at = time.time()
         self.notes: list[str] = []
         serving = self.settings.serving
         options = house.options
@@ -108,6 +108,7 @@ class LoadedModel:
         self._variants: OrderedDict[tuple[object, ...], Variant] = OrderedDict()
         self._subjects: OrderedDict[tuple[object, ...], Subject] = OrderedDict()
         self._busy: dict[object, tuple[threading.Lock, int]] = {}
+        self._opened: WeakSet[Lane] = WeakSet()  # those of recipes that failed as well
         self._coverage: Coverage | None = None
         self._path = resolved.path
         self.request = Request(explain=tuple(self.settings.output.explain))
@@ -182,10 +183,10 @@ class LoadedModel:
     def close(self) -> None:
         """Put every session away."""
         with self._lock:
-            lanes = [v.lane for v in self._variants.values()] + [v.forward for v in self._variants.values()]
             self._variants.clear()
             self._subjects.clear()
-        for lane in [self.forward, *lanes] if hasattr(self, "forward") else lanes:
+            lanes = list(self._opened)
+        for lane in lanes:
             self.house.shelf.drop(lane)
 
     def lanes(self) -> dict[str, Lane]:
@@ -223,7 +224,11 @@ class LoadedModel:
         lane, forward = explainer.session, subject.session
         assert isinstance(lane, Lane) and isinstance(forward, Lane)
         variant = Variant(explainer, lane, forward, list(explainer.notes))
-        self._verify(variant)
+        try:
+            self._verify(variant)
+        except BaseException:
+            self.house.shelf.drop(lane)
+            raise
         if self.max_rows > 1 and (axes := explainer.row_axes()) is not None:
             rows = self._probe_rows()
             self._together(forward, subject.row_axes(), rows, variant.notes)
@@ -332,7 +337,10 @@ class LoadedModel:
         return self._lane(lambda: open_session(model, options.provider, options.threads_per_run), names, weights(model))
 
     def _lane(self, open_it: Callable[[], Session], outputs: list[str], nbytes: int) -> Lane:
-        return Lane(self.house.scheduler, self.house.shelf, open_it, outputs, nbytes, self.max_rows, self._observed)
+        house = self.house
+        lane = Lane(house.scheduler, house.shelf, open_it, outputs, nbytes, self.max_rows, self._observed)
+        self._opened.add(lane)
+        return lane
 
     def _observed(self, waited: float, computed: float, rows: int) -> None:
         self.house.metrics.run(self.name, waited, computed, rows)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import TextIO
 
 NAME = "onnxplain.server"
-FORMATS = ("text", "json")
 LONGEST = 256  # characters of a value: names and ids come from clients
 TRACE = 16_000  # characters of a stack trace
 LISTENED = ("onnxplain", "grpc")  # grpc's own complaints belong into the same log

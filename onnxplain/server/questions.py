@@ -18,7 +18,7 @@ from onnxplain.recipes import Recipe, named
 from onnxplain.server.loaded import LoadedModel, Question
 from onnxplain.session import Array
 from onnxplain.v1 import explainer_pb2 as v1
-from onnxplain.wire.tensors import v1_array
+from onnxplain.wire.tensors import v1_array, v1_arrays
 
 MAX_TARGETS = 1024  # of one request; the gate bounds rows times targets as well
 
@@ -37,17 +37,13 @@ def question(request: v1.ExplainRequest, model: LoadedModel) -> Question:
 
 def inputs(request: v1.ExplainRequest, model: LoadedModel) -> dict[str, Array]:
     """The arrays, each in the model's declared shape and type."""
-    arrays: dict[str, Array] = {}
+    arrays = v1_arrays(request.inputs)
     specs = model.subject.inputs
     names = {spec.name for spec in specs}
-    for n, tensor in enumerate(request.inputs):
-        where = f"inputs[{n}]"
-        if tensor.name in arrays:
-            raise InputError(f"input {tensor.name[:100]!r} is given twice.").at(f"{where}.name")
-        if tensor.name not in names and not (len(specs) == len(request.inputs) == 1 and not tensor.name):
+    for n, name in enumerate(arrays):
+        if name not in names and not (len(specs) == len(arrays) == 1 and not name):
             known = ", ".join(map(str, specs))
-            raise InputError(f"no input named {tensor.name[:100]!r}; the model takes {known}.").at(f"{where}.name")
-        arrays[tensor.name] = v1_array(tensor, where)
+            raise InputError(f"no input named {name[:100]!r}; the model takes {known}.").at(f"inputs[{n}].name")
     try:
         return bind(arrays, specs, "the request")
     except OnnxplainError as error:

@@ -38,11 +38,6 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "BYTES": np.dtype(object),
 }
 OF_NUMPY = {dtype.name: datatype for datatype, dtype in DATATYPES.items()}
-OF_ONNX = {  # where ONNX's word is not numpy's
-    "float": "float32",
-    "double": "float64",
-    "string": "object",
-}
 CONTENTS = {  # the field of InferTensorContents that carries a datatype; FP16 and BF16 have none
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -64,15 +59,6 @@ def datatype_of(dtype: DTypeLike) -> str:
     if dtype.name not in OF_NUMPY:
         raise UnsupportedModel(f"{dtype.name} tensors cannot be sent; add a Cast to one of {', '.join(OF_NUMPY)}.")
     return OF_NUMPY[dtype.name]
-
-
-def numpy_name(onnx_type: str) -> str:
-    """Numpy's name for onnxruntime's: "tensor(float)" or "float" is "float32". Raises UnsupportedModel."""
-    element = onnx_type.removeprefix("tensor(").removesuffix(")")
-    name = OF_ONNX.get(element, element)
-    if name not in OF_NUMPY:
-        raise UnsupportedModel(f"values of type {onnx_type} cannot be sent; add a Cast to float or int64 to the model.")
-    return name
 
 
 def size_of(datatype: str, shape: Sequence[int], field: str) -> tuple[int, int]:
