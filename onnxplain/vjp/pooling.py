@@ -12,10 +12,11 @@ from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.walk import Gradient
-from onnxplain.vjp.convolution import Window, conv_input_gradient
+from onnxplain.vjp.convolution import conv_input_gradient
 from onnxplain.vjp.indexing import scattered, volume
 from onnxplain.vjp.registry import case, vjp
 from onnxplain.vjp.shape import joined
+from onnxplain.vjp.window import Window
 
 
 def window_of(node: Node) -> Window:
