@@ -419,7 +419,8 @@ def one_node(
     free = free and axes.get(y, -1) >= 0  # as the compiler: exact seeds where the axis is not proven
     facts = Facts(axes, free, signs.nonnegative([view], sign_rules(), known), set(constants))
     op = Backward(graph, facts)
-    seed = ir.Value(name="seed", shape=ir.Shape(op.stream_shape(y)), type=ir.TensorType(float_type))
+    carried = ir.DataType.DOUBLE if float_type == ir.DataType.DOUBLE else ir.DataType.FLOAT  # as the compiler has it
+    seed = ir.Value(name="seed", shape=ir.Shape(op.stream_shape(y)), type=ir.TensorType(carried))
     graph.inputs.append(seed)
     with op.arithmetic():
         found = backward(op, [view], {y: seed}, set(wanted), lambda n: rule or lookup(n).vjp, lookup)

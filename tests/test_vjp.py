@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 
+import ml_dtypes
 import numpy as np
+import onnx
+import onnx.utils
 import pytest
-from support import Misfit, evaluate, one_node, precision, registered_cases, run, sample
+from support import REFUSED, Misfit, evaluate, one_node, precision, registered_cases, run, sample
 
+from onnxplain.errors import UnsupportedOp
 from onnxplain.vjp import OPS
 
 CASES = registered_cases()
@@ -71,6 +75,54 @@ def test_linear_ops_obey_the_adjoint_identity(op_type, index, case):
     right = float((at[f"{name}.relevance"].astype(np.float64) * feeds[name]).sum())
     size = float(np.abs(seed).sum() * np.abs(at["y0"]).max() + 1)
     assert left == pytest.approx(right, abs=2e-6 * size)  # float32: 6e-8 per product, some tens of terms
+
+
+def takes(op_type, case, domain, kind):
+    """Whether every float input of the op may be of this type."""
+    schema = onnx.defs.get_schema(op_type, 1 if domain else case.opset, domain)
+    taken = {formal.type_str for formal in schema.inputs}
+    allowed = [set(c.allowed_type_strs) for c in schema.type_constraints if c.type_param_str in taken]
+    return all(f"tensor({kind})" in types for types in allowed if "tensor(float)" in types)
+
+
+@pytest.mark.parametrize(("op_type", "index", "case"), CASES, ids=IDS)
+def test_gradients_over_float16_are_the_float32_ones(op_type, index, case):
+    """The forward pass in float16, the backward in float32, in plain onnxruntime."""
+    domain = OPS[op_type].domain
+    if not takes(op_type, case, domain, "float16"):
+        pytest.skip("not defined in float16")
+    feeds = sample(case, np.random.default_rng(0), np.float16)
+    feeds = {name: array for name, array in feeds.items() if isinstance(case.inputs[name], tuple)}
+    single = one_node(op_type, case, np.float32, domain=domain)
+    half = one_node(op_type, case, np.float16, domain=domain)
+    seed = np.random.default_rng(1).standard_normal(half.shape).astype(np.float32)
+    try:
+        run(onnx.utils.Extractor(half.proto).extract_model(list(feeds), ["y0"]), feeds)
+    except REFUSED as error:
+        pytest.skip(f"no float16 kernel on the CPU: {error}")
+    found = run(half.proto, {**feeds, "seed": seed})
+    expected = run(single.proto, {**{n: a.astype(np.float32) for n, a in feeds.items()}, "seed": seed})
+    assert half.wanted == single.wanted
+    for name in half.wanted:
+        ours, theirs = found[f"{name}.relevance"], expected[f"{name}.relevance"]
+        assert ours.dtype == np.float32
+        # float16 carries 5e-4; a sum of products or a difference of near ones loses some tens of that
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-2 * np.abs(theirs).max() + 1e-6)
+
+
+@pytest.mark.parametrize("open_axes", [False, True], ids=["closed", "open"])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(("op_type", "index", "case"), CASES, ids=IDS)
+def test_gradients_over_half_precision_can_be_emitted(op_type, index, case, dtype, open_axes):
+    """Types and shapes of every node infer; of bfloat16, onnxruntime's CPU has few kernels to run them."""
+    domain = OPS[op_type].domain
+    if not takes(op_type, case, domain, np.dtype(dtype).name):
+        pytest.skip("not defined in this type")
+    try:
+        one_node(op_type, case, np.float32, domain=domain, open_axes=open_axes)
+    except (UnsupportedOp, ValueError) as error:
+        pytest.skip(f"refused in float32 as well: {error}")
+    one_node(op_type, case, dtype, domain=domain, open_axes=open_axes)
 
 
 RECURRENT = ("LSTM", "GRU", "RNN")
