@@ -118,6 +118,8 @@ def test_gradients_over_half_precision_can_be_emitted(op_type, index, case, dtyp
     domain = OPS[op_type].domain
     if not takes(op_type, case, domain, np.dtype(dtype).name):
         pytest.skip("not defined in this type")
+    if open_axes and case.opset < 18:
+        pytest.skip("older models are raised at load")
     try:
         one_node(op_type, case, np.float32, domain=domain, open_axes=open_axes)
     except (UnsupportedOp, ValueError) as error:
