@@ -1,4 +1,4 @@
-"""Resize in models whose height and width are open: the derivative is the adjoint of what onnxruntime did at run time."""
+"""Resize in models of open height and width: the derivative is the adjoint of what onnxruntime did at run time."""
 
 from __future__ import annotations
 

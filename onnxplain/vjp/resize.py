@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.errors import UnsupportedOp
 from onnxplain.graph import streams
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, axes_of, constant, dims, ints, rank
@@ -233,9 +232,7 @@ def _strided(op: Backward, node: Node, g: ir.Value, axes: Sequence[int], upscali
     Entries beyond the ends, whose place the outermost ones took, are made as well and then added to those.
     """
     channels = dims(node.x)[1]
-    if not isinstance(channels, int):
-        raise UnsupportedOp(f"{node}: the number of channels must be known at compile time.")
-    assert g.dtype is not None
+    assert isinstance(channels, int) and g.dtype is not None
     spatial = rank(g) - 2
     for axis, (weights, before, k) in zip(axes, upscaling, strict=True):
 
