@@ -334,8 +334,10 @@ def _solve(node: ir.Node, contents: Mapping[ir.Value, list[Entry]], given: Colle
     if node.op_type == "Range":
         start, limit, delta = (_read(value, contents) for value in node.inputs)
         return [limit[0].dim()] if start == [Product(0)] and delta == [Product(1)] and limit and limit[0] else None
-    target = _read(node.inputs[1], contents)
     shape = _dims(node.inputs[0])
+    if node.op_type == "Resize" and shape is not None:
+        return _resize(node, shape, contents)
+    target = _read(node.inputs[1], contents)
     if node.op_type == "Slice" and shape is not None:
         return _slice(node, shape, contents)
     if target is None:
@@ -367,6 +369,23 @@ def _reshape(node: ir.Node, shape: list[Entry], target: list[Entry]) -> list[Dim
         total, rest = _total(shape), _total([entry for i, entry in enumerate(result) if i != at])
         result[at] = total.over(rest) if total is not None and rest is not None else None
     return [None if entry is None else entry.dim() for entry in result]
+
+
+def _resize(node: ir.Node, shape: list[Dim], contents: Mapping[ir.Value, list[Entry]]) -> list[Dim] | None:
+    """Lengths that are given as sizes; axes of scale 1 keep theirs."""
+    scales, sizes = (node.inputs[i] if len(node.inputs) > i else None for i in (2, 3))
+    given = node.attributes.get("axes")
+    axes = list(range(len(shape))) if given is None else [axis % len(shape) for axis in given.as_ints()]
+    after: list[Dim] = [None if axis in axes else dim for axis, dim in enumerate(shape)]
+    rates, target = constant(scales), _read(sizes, contents)
+    policy = node.attributes.get("keep_aspect_ratio_policy")
+    if rates is not None and rates.size == len(axes):
+        for axis, rate in zip(axes, rates, strict=True):
+            after[axis] = shape[axis] if rate == 1 else None
+    elif target is not None and len(target) == len(axes) and (policy is None or policy.as_string() == "stretch"):
+        for axis, entry in zip(axes, target, strict=True):
+            after[axis] = None if entry is None else entry.dim()
+    return after
 
 
 def _slice(node: ir.Node, shape: list[Dim], contents: Mapping[ir.Value, list[Entry]]) -> list[Dim] | None:
