@@ -21,7 +21,6 @@ from onnxplain.explanation import Explanation
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
 from onnxplain.graph.outline import in_parts, runtime
-from onnxplain.graph.verify import mismatch
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.targets import Target
@@ -221,7 +220,7 @@ class Explainer:
                 np.zeros(shape, np.int64) if index else np.zeros(y.shape, np.promote_types(y.dtype, np.float32))
             )
         found = session.run({**expected.feeds, **seeds}, names)
-        problem = mismatch({name: expected.outputs[name] for name in names}, found, expected.bounded)
+        problem = expected.mismatch(found, names)
         if problem is not None:
             raise ConversionChanged(
                 f"the compiled graph answers differently from the model: {problem}. Please report this model."

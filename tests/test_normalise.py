@@ -11,12 +11,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxplain.errors import UnknownName, UnsupportedModel
+from onnxplain.errors import ConversionChanged, UnknownName, UnsupportedModel
+from onnxplain.graph import affine
 from onnxplain.graph import normalise as module
 from onnxplain.graph.load import from_proto, load
 from onnxplain.graph.normalise import normalise
 from onnxplain.graph.outline import runtime
-from onnxplain.graph.verify import mismatch
+from onnxplain.graph.compare import mismatch
 from onnxplain.runtime import Runtime
 
 MODELS = sorted(Path(__file__).parent.parent.glob("models/*/*/model.onnx"))
@@ -277,14 +278,79 @@ def test_every_axis_has_a_number_or_a_symbol_and_every_node_a_name():
             assert all(isinstance(dim, int) or dim.value for dim in value.shape)
 
 
-def test_a_rewrite_that_changes_the_answer_is_refused_by_name(monkeypatch):
-    def wrong(result, keep):
-        next(node for node in result.model.graph if node.op_type == "Relu").op_type = "Abs"
+def wrong_step(model, keep, may, changes, notes):
+    next(node for node in model.graph if node.op_type == "Relu").op_type = "Abs"
+    return model
 
-    monkeypatch.setitem(module.STEPS, "join bias", wrong)
+
+def test_a_step_that_changes_the_answer_is_undone_and_named(monkeypatch):
+    monkeypatch.setitem(module.STEPS, "join bias", wrong_step)
     proto = model(graph("y = Relu (x)", "float[N, 3] x", "float[N, 3] y"))
-    with pytest.raises(UnsupportedModel, match="'join bias'"):
+    result = same_answers(proto, {"x": weights(4, 3)})
+    assert ops(result) == {"Relu": 1}
+    (note,) = [note for note in result.notes if "'join bias'" in note]
+    assert "differs by" in note
+
+
+def test_a_step_that_breaks_is_undone_and_named(monkeypatch):
+    def broken(model, keep, may, changes, notes):
+        raise KeyError("an axis")
+
+    monkeypatch.setitem(module.STEPS, "fold affine chains", broken)
+    body = f"{CONV} n = {BN} m = MatMul (n, v) y = Relu (m)"
+    given = batch_norm(6) | {"w": weights(6, 4, 3, 3), "b": weights(6), "v": weights(7, 2)}
+    result = same_answers(model(graph(body, "float[N, 4, H, 7] x", "float[N, 6, P, 2] y"), **given), IMAGE)
+    assert ops(result)["BatchNormalization"] == 1
+    assert any("'fold affine chains'" in note and "an axis" in note for note in result.notes)
+
+
+def test_a_mandatory_step_that_changes_the_answer_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(module.STEPS, "raise the opset", wrong_step)
+    proto = model(graph("y = Relu (x)", "float[N, 3] x", "float[N, 3] y"))
+    with pytest.raises(ConversionChanged, match="'raise the opset'"):
         normalise(from_proto(proto))
+
+
+def test_of_many_folds_only_the_one_that_changes_the_answer_is_undone(monkeypatch):
+    """Two Convolutions with BatchNormalization; the second fold goes wrong."""
+    scaled = affine._scaled
+
+    def wrong(node, weight, scale):
+        return scaled(node, weight, scale * (2 if weight.name == "v" else 1))
+
+    monkeypatch.setattr(affine, "_scaled", wrong)
+    body = f"{CONV} n = {BN} r = Relu (n) d = Conv (r, v) y = {BN.replace('(c,', '(d,')}"
+    given = batch_norm(6) | {"w": weights(6, 4, 3, 3), "b": weights(6), "v": weights(6, 6, 1, 1)}
+    result = same_answers(model(graph(body, "float[N, 4, H, W] x", "float[N, 6, P, Q] y"), **given), IMAGE)
+    assert ops(result) == {"Conv": 2, "Relu": 1, "BatchNormalization": 1}
+    (note,) = result.notes
+    assert "y (BatchNormalization) into d (Conv)" in note
+
+
+def test_a_model_that_never_answers_twice_alike_is_left_as_it_is():
+    body = "r = RandomNormalLike (x) a = Add (x, r) m = MatMul (a, w) y = Add (m, b)"
+    proto = model(graph(body, "float[N, 4] x", "float[N, 6] y"), w=weights(4, 6), b=weights(6))
+    result = normalise(from_proto(proto))
+    assert ops(result)["MatMul"] == 1
+    assert any("twice alike" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (1, 1), (3, 2)])
+def test_an_initializer_has_the_shape_of_its_array(shape):
+    result = from_proto(model(graph("y = Relu (x)", "float[N, 3] x", "float[N, 3] y"))).model
+    value = affine.initializer(result.graph, "new", np.asfortranarray(np.ones(shape)), ir.DataType.FLOAT)
+    assert value.const_value.numpy().shape == shape == tuple(value.const_value.shape) == tuple(value.shape)
+
+
+def test_a_known_scalar_of_shape_arithmetic_stays_a_scalar():
+    """Lengths computed as Keras and timm write them: Gather(Shape(x), 2) with a scalar index, into arithmetic and Range."""
+    body = (
+        "s = Shape (x) h = Gather (s, two) e = Equal (h, none) l = Where (e, none, h) r = Range (none, l, step) "
+        "f = Cast <to = 1> (r) y = Add (x, f)"
+    )
+    given = {"two": np.int64(2), "none": np.int64(0), "step": np.int64(1)}
+    result = same_answers(model(graph(body, "float[N, 2, 5] x", "float[N, 2, 5] y"), **given), {"x": weights(3, 2, 5)})
+    assert not result.notes and ops(result) == {"Add": 1}
 
 
 def test_a_model_that_onnxruntime_refuses_says_why():

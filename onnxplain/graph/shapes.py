@@ -17,11 +17,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxplain.graph import uninferred
+from onnxplain.graph.feeds import MEANINGLESS
 from onnxplain.graph.fold import silence
 from onnxplain.graph.node import constant
 
 Dim = int | str | None
-MEANINGLESS = {"?", "*", "-1", "None", ""}  # what exporters write where they know nothing
 LIKE_FIRST = {  # ops without inference of their own whose output is shaped as their first input
     ("ai.onnx.ml", "Scaler"),
     ("ai.onnx.ml", "Normalizer"),
@@ -94,8 +94,8 @@ def infer_shapes(model: ir.Model) -> None:
     refine(model)
 
 
-def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) -> dict[ir.Value, list[Entry]]:
-    """Solve what inference left open, node by node. learned: shapes seen at run time by name, for their ranks.
+def refine(model: ir.Model, pinned: Mapping[ir.Value, Sequence[Dim]] | None = None) -> dict[ir.Value, list[Entry]]:
+    """Solve what inference left open, node by node. pinned: shapes that are known better than inference knows them.
 
     Returns what is known of the contents of integer vectors.
     """
@@ -103,6 +103,8 @@ def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) 
     contents: dict[ir.Value, list[Entry]] = {}
     changed: set[ir.Value] = set()
     given = {dim for value in graph.inputs for dim in _dims(value) or [] if isinstance(dim, str)}
+    for value, shape in (pinned or {}).items():
+        value.shape = ir.Shape(shape)
     for node in graph:
         known = {value: _dims(value) for value in node.outputs}
         if any(value in changed for value in node.inputs) or any(_open(shape) for shape in known.values()):
@@ -119,8 +121,8 @@ def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) 
         if content is not None and len(content) <= LONGEST:
             contents[node.outputs[0]] = content
         for value in node.outputs:
-            if value.shape is None and learned is not None and value.name and value.name in learned:
-                value.shape = ir.Shape([None] * len(learned[value.name]))
+            if pinned is not None and value in pinned:
+                value.shape = ir.Shape(pinned[value])
             _name_axes(value)
             if known[value] != _dims(value):
                 changed.add(value)
