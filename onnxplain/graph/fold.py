@@ -69,7 +69,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
                     onnx_shape_inference=True,
                     input_size_limit=INPUT_LIMIT,
                     output_size_limit=OUTPUT_LIMIT,
-                    should_fold=_small_fill,
+                    should_fold=lambda node: _small_fill(node) if may(f"{node.op_type} of constants") else False,
                 )
                 modified = folded.modified
             if allowed:
