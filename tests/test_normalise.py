@@ -15,12 +15,12 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnxplain.errors import ConversionChanged, UnknownName, UnsupportedModel
 from onnxplain.graph import affine
 from onnxplain.graph import normalise as module
+from onnxplain.graph.compare import mismatch
 from onnxplain.graph.load import from_proto, load
 from onnxplain.graph.normalise import normalise
 from onnxplain.graph.outline import runtime
 from onnxplain.graph.undo import carefully
 from onnxplain.graph.verify import reference, second
-from onnxplain.graph.compare import mismatch
 from onnxplain.runtime import Runtime
 
 MODELS = sorted(Path(__file__).parent.parent.glob("models/*/*/model.onnx"))
@@ -355,7 +355,7 @@ def test_an_initializer_has_the_shape_of_its_array(shape):
 
 
 def test_a_known_scalar_of_shape_arithmetic_stays_a_scalar():
-    """Lengths computed as Keras and timm write them: Gather(Shape(x), 2) with a scalar index, into arithmetic and Range."""
+    """Lengths computed as Keras and timm write them: Gather(Shape(x), 2) with a scalar index."""
     body = (
         "s = Shape (x) h = Gather (s, two) e = Equal (h, none) l = Where (e, none, h) r = Range (none, l, step) "
         "f = Cast <to = 1> (r) y = Add (x, f)"

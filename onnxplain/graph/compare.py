@@ -20,7 +20,7 @@ def tolerance(model: ir.Model) -> float:
     of float16: a folded BatchNormalization rounds every weight once more, a joined bias saves one rounding a layer.
     A wrong rewrite is off by far more than 1 %.
     """
-    owners = [model.graph, *model.functions.values()]
+    owners = [model.graph, *(function.graph for function in model.functions.values())]
     if any(value.dtype in HALF for value in (*model.graph.inputs, *model.graph.initializers.values())):
         return HALF_TOLERANCE
     for owner in owners:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -14,6 +16,7 @@ from onnxplain.runtime import Port
 
 LENGTHS = (64, 32, 48, 224, 16, 8, 299, 512, 4, 1)  # tried in turn for axes without a number
 BATCH = 2
+UNRANKED = (2, 4, 3, 1, 0)  # ranks tried for inputs without one
 ELEMENTS = 1 << 27, 1 << 24  # of all inputs of the first try, of later ones; random numbers take 16 bytes each
 VOCABULARY = 2  # integers are 0 or 1 unless they pick rows of a table
 TRANSPARENT = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Slice", "Expand"}
@@ -51,14 +54,18 @@ def candidates(
     wherever it stands. Raises UsageError where they fit no input.
     """
     sample, shapes = sample or {}, shapes or {}
-    declared = {port.name: port.shape for port in ports}
+    declared: dict[str, Shape | None] = {port.name: port.shape for port in ports}
+    declared |= {str(value.name): None for value in model.graph.inputs if value.shape is None}
     sizes = {**shapes, **{name: array.shape for name, array in sample.items()}}
     for name, size in sizes.items():
         _check(name, size, declared)
     bound = lengths_of({name: declared[name] for name in sizes}, sizes)
     rows = {value.name: table_rows(value) for value in model.graph.inputs}
     seen: set[tuple[tuple[int, ...], ...]] = set()
-    for found in _shapes(ports, bound):
+    unranked = [v for v in model.graph.inputs if v.shape is None and v.name not in sizes and v.name in declared]
+    guesses = product(*(_guesses(value) for value in unranked))
+    guessed = [{str(v.name): shape for v, shape in zip(unranked, guess, strict=True)} for guess in guesses]
+    for found in (found for guess in guessed for found in _shapes([_shaped(port, guess) for port in ports], bound)):
         found |= {name: tuple(size) for name, size in sizes.items()}
         key = tuple(found[port.name] for port in ports)
         if key in seen or sum(map(prod, key)) > ELEMENTS[bool(seen)]:
@@ -72,13 +79,14 @@ def candidates(
         }
 
 
-def declared_shapes(model: ir.Model) -> dict[str, Shape | None]:
-    """What the model says of its inputs' shapes."""
+def declared_shapes(model: ir.Model, feeds: Feeds) -> dict[str, Shape]:
+    """What the model says of the shapes of what it is fed; all axes are open where it says nothing."""
     return {
-        str(value.name): None
+        str(value.name): (None,) * feeds[str(value.name)].ndim
         if value.shape is None
         else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
         for value in model.graph.inputs
+        if value.name in feeds
     }
 
 
@@ -102,7 +110,7 @@ def fixed(dim: int | str | None) -> bool:
     return isinstance(dim, int) and dim >= 0
 
 
-def resized(feeds: Feeds, declared: Mapping[str, Shape | None], lengths: Mapping[str, int]) -> dict[str, Array]:
+def resized(feeds: Feeds, declared: Mapping[str, Shape], lengths: Mapping[str, int]) -> dict[str, Array]:
     """The same feeds with other lengths of open axes: what is there, repeated or cut.
 
     So they stay what the model takes (indices of a table, say). An empty axis grows by random numbers.
@@ -110,8 +118,8 @@ def resized(feeds: Feeds, declared: Mapping[str, Shape | None], lengths: Mapping
     rng = np.random.default_rng(0)
     found = {}
     for name, array in feeds.items():
-        for axis, dim in enumerate(declared[name] or ()):
-            if fixed(dim) or axis >= array.ndim:
+        for axis, dim in enumerate(declared.get(name, ())):
+            if fixed(dim):
                 continue
             size = lengths.get(symbol(name, axis, dim), array.shape[axis])
             if array.shape[axis]:
@@ -123,7 +131,7 @@ def resized(feeds: Feeds, declared: Mapping[str, Shape | None], lengths: Mapping
     return found
 
 
-def stretched(feeds: Feeds, declared: Mapping[str, Shape | None]) -> Iterator[dict[str, Array]]:
+def stretched(feeds: Feeds, declared: Mapping[str, Shape]) -> Iterator[dict[str, Array]]:
     """Feeds with every open axis longer or shorter, no two alike where the model allows, to try in turn.
 
     They tell a length that is written in the model from one that only happened to be so in the first run.
@@ -132,7 +140,9 @@ def stretched(feeds: Feeds, declared: Mapping[str, Shape | None]) -> Iterator[di
     batch = {symbol(name, 0, shape[0]) for name, shape in declared.items() if shape and not fixed(shape[0])}
     others = [name for name in known if name not in batch]
     for factors in STRETCHES:
-        longer = {name: max(1, round((known[name] or 1) * f)) for name, f in zip(others, factors * len(others), strict=False)}
+        longer = {
+            name: max(1, round((known[name] or 1) * f)) for name, f in zip(others, factors * len(others), strict=False)
+        }
         for rows in (1, 0):
             lengths = {**{name: known[name] + rows for name in batch}, **longer}
             if known and lengths != known:
@@ -158,11 +168,32 @@ def table_rows(value: ir.Value) -> int:
     return max(1, min(found)) if found else VOCABULARY
 
 
-def _check(name: str, size: Sequence[int], declared: Mapping[str, Shape]) -> None:
+def _guesses(value: ir.Value) -> list[Shape]:
+    """Shapes to try for an input that is declared without a rank, that of the layer that reads it first."""
+    found: list[Shape] = []
+    for node, index in value.uses():
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        sizes = [size for size in weight.shape if isinstance(size, int)] if weight is not None and weight.shape else []
+        group, transposed = node.attributes.get("group"), node.attributes.get("transB")
+        if index == 0 and node.op_type == "Conv" and len(sizes) > 2:
+            channels = sizes[1] * (group.as_int() if group is not None else 1)
+            found.append((None, channels, *(None for _ in sizes[2:])))
+        elif index == 0 and node.op_type in ("MatMul", "Gemm") and len(sizes) == 2:
+            found.append((None, sizes[1 if transposed is not None and transposed.as_int() else 0]))
+    return [*found, *((None,) * rank for rank in UNRANKED)]
+
+
+def _shaped(port: Port, guess: Mapping[str, Shape]) -> Port:
+    return replace(port, shape=guess[port.name]) if port.name in guess else port
+
+
+def _check(name: str, size: Sequence[int], declared: Mapping[str, Shape | None]) -> None:
     """A given array or shape belongs to an input and fits its declaration."""
     if name not in declared:
         raise UsageError(f"the model has no input {name!r}; it has {', '.join(map(repr, declared))}.")
     shape = declared[name]
+    if shape is None:
+        return
     if len(size) != len(shape) or any(fixed(dim) and dim != n for dim, n in zip(shape, size, strict=False)):
         raise UsageError(f"the input {name!r} is declared as {list(shape)}; {list(size)} does not fit.")
 

@@ -96,7 +96,9 @@ def _all_steps(result: Normalised, keep: Sequence[str]) -> str | None:
         with result.timed(name):
             try:
                 result.model = step(result.model, keep, Permit(), result.changes, result.notes)
-            except Exception as error:  # of onnx, onnxscript or ours: `carefully` finds out which rewrite, and undoes it
+            except (
+                Exception
+            ) as error:  # of onnx, onnxscript or ours: `carefully` finds out which rewrite, and undoes it
                 return one_line(error)
     return None
 
@@ -207,8 +209,11 @@ def _made(node: ir.Node) -> list[str | None]:
 
 
 def _prepare(model: ir.Model, keep: Sequence[str], expected: Reference) -> list[str]:
-    """Kept tensors become outputs, which every rewrite respects; their types come from the run."""
+    """Kept tensors become outputs, which every rewrite respects; their types come from the run, and unknown ranks."""
     exposed = expose(model, keep)
+    for value in model.graph.inputs:
+        if value.shape is None and (name := str(value.name)) in expected.feeds:
+            value.shape = ir.Shape([None] * expected.feeds[name].ndim)
     for value in model.graph.outputs:
         found = expected.outputs.get(value.name or "")
         if value.type is None and isinstance(found, np.ndarray):

@@ -42,8 +42,8 @@ def correct(
     for value in _values(model):
         if value.type is None and value.name in watched.types:
             value.type = watched.types[value.name]
-    declared = declared_shapes(model)
-    runs = [Run(lengths_of(declared, {name: array.shape for name, array in feeds.items() if name in declared}), shapes)]
+    declared = declared_shapes(model, feeds)
+    runs = [Run(lengths_of(declared, {name: array.shape for name, array in feeds.items()}), shapes)]
     wrong = _wrong(model, runs[:1])
     if not wrong:
         return
@@ -51,39 +51,41 @@ def correct(
         runs.append(other)
     unforeseen = _unforeseen(model)
     pinned: dict[ir.Value, list[Dim]] = {}
-    told: list[str] = []
+    before = {value: f"{value.shape}" for value in _values(model) if value.shape is not None}
     for _ in range(ROUNDS):
-        for value, axes in wrong.items():
-            before = None if value.shape is None else str(value.shape)
-            pinned[value] = _corrected(value, axes, runs, bool(declared_open(declared)), value in unforeseen)
-            if before is not None:
-                told.append(f"{_producer(value)}: {before} by inference, {ir.Shape(pinned[value])} in the run")
+        first = {value: axes for value, axes in wrong.items() if not _behind(value, wrong)}
+        for value, axes in first.items():
+            pinned[value] = _corrected(value, axes, runs, bool(_open_inputs(declared)), value in unforeseen)
         _propagate(model, pinned)
         wrong = _wrong(model, runs)
         if not wrong:
             break
     for value, axes in wrong.items():
-        value.shape = ir.Shape(_corrected(value, axes, runs, bool(declared_open(declared)), value in unforeseen))
+        value.shape = ir.Shape(_corrected(value, axes, runs, bool(_open_inputs(declared)), value in unforeseen))
+    told = [
+        f"{value.name} ({_op_type(value)}) {before[value]} by inference, {ir.Shape(shape)} in the run"
+        for value, shape in pinned.items()
+        if value in before
+    ]
     if told:
         more = f", and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-        notes.append(f"shapes taken from the run: {'; '.join(told[:SHOWN])}{more}")
+        notes.append(f"shapes are taken from the run: {'; '.join(told[:SHOWN])}{more}")
 
 
-def declared_open(declared: Mapping[str, Sequence[Dim] | None]) -> list[str]:
+def _open_inputs(declared: Mapping[str, Sequence[Dim]]) -> list[str]:
     """Inputs with an axis that has no number."""
-    return [
-        name for name, shape in declared.items() if shape is None or any(not isinstance(dim, int) for dim in shape)
-    ]
+    return [name for name, shape in declared.items() if any(not isinstance(dim, int) for dim in shape)]
 
 
 def _values(model: ir.Model) -> list[ir.Value]:
     return [value for node in model.graph for value in node.outputs if value.name]
 
 
-def _again(watched: Watched, feeds: Mapping[str, np.ndarray], declared: Mapping[str, tuple[Dim, ...] | None]) -> Run | None:
-    for other in stretched({name: feeds[name] for name in declared}, declared):
+def _again(watched: Watched, feeds: Mapping[str, np.ndarray], declared: Mapping[str, tuple[Dim, ...]]) -> Run | None:
+    """A run with other lengths, where there is one."""
+    for other in stretched(feeds, declared):
         try:
-            _, shapes = watched.run({**feeds, **other})
+            _, shapes = watched.run(other)
         except (Expired, UnsupportedModel):
             continue
         return Run(lengths_of(declared, {name: array.shape for name, array in other.items()}), shapes)
@@ -128,7 +130,9 @@ def _off(dim: int | ir.SymbolicDim, size: int, known: dict[str, int]) -> bool:
     return False
 
 
-def _corrected(value: ir.Value, axes: Sequence[int] | None, runs: Sequence[Run], any_open: bool, data: bool) -> list[Dim]:
+def _corrected(
+    value: ir.Value, axes: Sequence[int] | None, runs: Sequence[Run], any_open: bool, data: bool
+) -> list[Dim]:
     """The shape by the runs: a number where it is one in every run, an input's symbol where it always is that long."""
     name = value.name or ""
     sizes = [run.shapes[name] for run in runs if name in run.shapes]
@@ -176,6 +180,12 @@ def _propagate(model: ir.Model, pinned: Mapping[ir.Value, Sequence[Dim]]) -> Non
     refine(model, pinned)
 
 
-def _producer(value: ir.Value) -> str:
+def _behind(value: ir.Value, others: Mapping[ir.Value, object]) -> bool:
+    """Whether one of the others is an input of the node that makes a value: it may be wrong for that alone."""
     node = value.producer()
-    return f"{value.name} ({node.op_type})" if node is not None else str(value.name)
+    return node is not None and any(entry in others for entry in node.inputs if entry is not None)
+
+
+def _op_type(value: ir.Value) -> str:
+    node = value.producer()
+    return node.op_type if node is not None else "input"

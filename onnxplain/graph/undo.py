@@ -27,6 +27,7 @@ class Permit:
         self.asked: dict[str, None] = {}
 
     def __call__(self, rewrite: str) -> bool:
+        """Whether the rewrite of this name may be made."""
         self.asked.setdefault(rewrite)
         return rewrite not in self._without and (self._only is None or rewrite in self._only)
 
@@ -74,6 +75,9 @@ class Attempt:
     def __init__(self, model: ir.Model, step: Step, keep: Sequence[str], expected: Reference | None):
         self._before, self._step, self._keep, self._expected = model, step, keep, expected
         self.permit = Permit()
+        self._after = model
+        self._changes: list[str] = []
+        self._notes: list[str] = []
 
     def run(self, permit: Permit) -> str | None:
         """What is wrong afterwards; None where the answers are the same."""

@@ -93,7 +93,7 @@ def second(source: Source, reference: Reference) -> Reference | None:
 
     The rows are those of `reference.feeds`, repeated, so that they are what the model takes. Costs a session and a run.
     """
-    declared = declared_shapes(source.model)
+    declared = declared_shapes(source.model, reference.feeds)
     known = lengths_of(declared, {name: array.shape for name, array in reference.feeds.items()})
     batch = {symbol(name, 0, shape[0]) for name, shape in declared.items() if shape and not fixed(shape[0])}
     counts = [rows for rows in OTHER_ROWS if any(known[name] != rows for name in batch)]
