@@ -54,14 +54,24 @@ class Subject:
         provider: str = "auto",
         threads: int = 0,
         opener: Opener | None = None,
+        sample: Array | Mapping[str, Array] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> Subject:
-        """Load, normalise and verify a model file. opener: (model, role) -> what runs it; None: a Session."""
+        """Load, normalise and verify a model file. opener: (model, role) -> what runs it; None: a Session.
+
+        sample: input to verify on, where random input cannot run; shapes: sizes of random input.
+        """
         request = request or Request()
         begun = time.perf_counter()
         source = load(Path(path))
         loaded = time.perf_counter()
         resolved = resolve(source.model, request)
-        normalised = normalise(source, resolved.protected)
+        if isinstance(sample, np.ndarray):
+            names = [str(value.name) for value in source.model.graph.inputs]
+            if len(names) != 1:
+                raise InputError(f"the model has the inputs {', '.join(names)}: give the sample by name.")
+            sample = {names[0]: sample}
+        normalised = normalise(source, resolved.protected, sample, shapes)
         seconds = {"load": loaded - begun, "normalise": time.perf_counter() - loaded, **normalised.timings}
         return cls(source, normalised, request, resolved, provider, threads, seconds, opener)
 
@@ -127,7 +137,7 @@ class Explainer:
 
     model: path of an ONNX file, or a Subject to share between recipes. method, composite, rules, form: the recipe.
     explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`. bounds: (lows, highs) of the input per
-    channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
+    channel, in model units, for the box rule. sample, shapes: as in `Subject.of`. labels: class names. kind: classification, regression, sigmoid or dense.
     Raises InputError, UnsupportedModel, UnsupportedOp, UsageError.
     """
 
@@ -151,12 +161,14 @@ class Explainer:
         kind: str | None = None,
         provider: str = "auto",
         threads: int = 0,
+        sample: Array | Mapping[str, Array] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ):
         self.recipe = Recipe(method, composite, tuple(rules), form)
         passes, self.method = self.recipe.passes(bounds)
         if not isinstance(model, Subject):
             request = Request(_names(explain), head, seed, _names(attribute_to), _names(keep), ledger, fold)
-            model = Subject.of(model, request, provider, threads)
+            model = Subject.of(model, request, provider, threads, sample=sample, shapes=shapes)
         self.subject = model
         self.compiled: Compiled = compile_graph(model.normalised, model.resolved, passes, model.request)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)

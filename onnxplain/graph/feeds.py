@@ -72,7 +72,7 @@ def candidates(
             continue
         seen.add(key)
         yield {
-            port.name: sample[port.name]
+            port.name: _cast(sample[port.name], port)
             if port.name in sample
             else _array(port, found[port.name], rows.get(port.name, VOCABULARY))
             for port in ports
@@ -196,6 +196,16 @@ def _check(name: str, size: Sequence[int], declared: Mapping[str, Shape | None])
         return
     if len(size) != len(shape) or any(fixed(dim) and dim != n for dim, n in zip(shape, size, strict=False)):
         raise UsageError(f"the input {name!r} is declared as {list(shape)}; {list(size)} does not fit.")
+
+
+def _cast(array: Array, port: Port) -> Array:
+    """A given array in the input's type: float64 becomes float32, but 0.5 no integer."""
+    wanted = np.dtype(DTYPES.get(port.type.removeprefix("tensor(").removesuffix(")"), array.dtype))
+    if wanted.kind == "U" or array.dtype == wanted:
+        return array
+    if not np.can_cast(array.dtype, wanted, "same_kind"):
+        raise UsageError(f"the input {port.name!r} takes {wanted}; the sample has {array.dtype}.")
+    return array.astype(wanted)
 
 
 def _shapes(ports: Sequence[Port], bound: Mapping[str, int]) -> Iterator[dict[str, tuple[int, ...]]]:

@@ -56,7 +56,16 @@ def infer_node(
 
 
 def _known(proto: onnx.TypeProto) -> Known:
+    if has_map(proto):
+        return None, None
     return ir.serde.deserialize_type_proto_for_type(proto), ir.serde.deserialize_type_proto_for_shape(proto)
+
+
+def has_map(proto: onnx.TypeProto) -> bool:
+    """Whether a type is a map or holds maps, which onnx-ir has no word for."""
+    if proto.HasField("sequence_type"):
+        return has_map(proto.sequence_type.elem_type)
+    return proto.HasField("map_type") or (proto.HasField("optional_type") and has_map(proto.optional_type.elem_type))
 
 
 def _take(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
