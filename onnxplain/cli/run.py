@@ -118,9 +118,7 @@ def run(
     tell(done, folder, as_json, {} if done.explanations else _answer(subject, done.loaded))
 
 
-def _load(
-    subject: Subject, pictures: Pictures, given: Sequence[str], random_seed: int, sample: Path | None
-) -> Loaded:
+def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_seed: int, sample: Path | None) -> Loaded:
     if given:
         return load(given, subject.inputs, pictures.of_input)
     if sample is not None:

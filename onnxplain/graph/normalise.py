@@ -26,6 +26,7 @@ from onnxplain.graph.shapes import infer_shapes
 from onnxplain.graph.undo import Permit, Step, carefully
 from onnxplain.graph.verify import Reference, before_squashing, expose, reference
 from onnxplain.graph.watch import watch
+from onnxplain.graph.windows import settle_windows
 from onnxplain.runtime import one_line
 
 
@@ -119,6 +120,11 @@ def _raise(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str]
     return model
 
 
+def _windows(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    changes += settle_windows(model, may)
+    return model
+
+
 def _fold(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
     before = sum(node.op_type != "Constant" for node in model.graph)
     fold_constants(model, may)
@@ -159,6 +165,7 @@ STEPS: dict[str, Step] = {
     "raise the opset": _raise,
     "infer shapes": _shapes,
     "fold constants": _fold,
+    "settle windows": _windows,
     "fold affine chains": _affine,
     "join bias": _gemm,
     "tidy": _tidy,
