@@ -137,7 +137,8 @@ class Explainer:
 
     model: path of an ONNX file, or a Subject to share between recipes. method, composite, rules, form: the recipe.
     explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`. bounds: (lows, highs) of the input per
-    channel, in model units, for the box rule. sample, shapes: as in `Subject.of`. labels: class names. kind: classification, regression, sigmoid or dense.
+    channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
+    sample, shapes: as in `Subject.of`.
     Raises InputError, UnsupportedModel, UnsupportedOp, UsageError.
     """
 

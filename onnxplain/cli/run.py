@@ -67,7 +67,8 @@ def run(
     explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool,
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
     labels: str | None, provider: str,
-    threads: int, sample: Path | None, shapes: tuple[str, ...], out: Path | None, palette: str | None, random_seed: int, as_json: bool,
+    threads: int, sample: Path | None, shapes: tuple[str, ...],
+    out: Path | None, palette: str | None, random_seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Explain FILES by MODEL: a .onnx file, a folder, or a name in the model repository.
 

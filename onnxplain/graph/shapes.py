@@ -142,9 +142,7 @@ def _forget(model: ir.Model) -> None:
 
 
 def _forget_inside(body: ir.Graph, loop: bool) -> None:
-    """The same in a body. What a Loop carries may have another length each time, whatever it starts with: only its
-    rank stays.
-    """
+    """The same in a body. What a Loop carries may have another length each time: only its rank stays."""
     for node in body:
         for value in node.outputs:
             if value not in body.outputs:
