@@ -19,7 +19,8 @@ X = normal(2, 6)
 def relevance(model, folder, x=X, seed=None, wanted="x.relevance", **options):
     file = compiled(model, folder, "lrp", **options)
     feeds = x if isinstance(x, dict) else {"x": x}
-    seed = one_hot((len(next(iter(feeds.values()))), 4), 1) if seed is None else seed
+    rows = len(next(iter(feeds.values())))
+    seed = one_hot((rows, 4), *[1] * rows) if seed is None else seed
     return file.run(**feeds, seed=seed)[wanted]
 
 
@@ -67,7 +68,7 @@ def test_a_computed_addend_of_gemm_gets_its_part_of_the_sum(tmp_path):
     text = "g (float[N, 6] x) => (float[N, 4] y) { c = MatMul (x, u) y = Gemm (x, w, c) }"
     model = net(text, w=normal(6, 4, seed=1), u=normal(6, 4, seed=2))
     file = compiled(model, tmp_path, "lrp", composite="epsilon", ledger=True)
-    seed = one_hot((2, 4), 1)
+    seed = one_hot((2, 4), 1, 1)
     found = file.run(x=X, seed=seed)
     np.testing.assert_allclose(found["x.relevance"].sum(1), (found["y"] * seed).sum(1), rtol=1e-3)
 
@@ -123,7 +124,7 @@ def test_what_is_called_zero_with_a_tensor_is(composite, add, tmp_path, monkeypa
     for name in {name for claim in claims for name in claim} - {o.name for o in proto.graph.output}:
         proto.graph.output.append(onnx.ValueInfoProto(name=name))
     x = normal(2, 2, 4, 4, dtype=np.float64)
-    found = evaluate(proto, {"x": x, "y.seed": np.asarray(one_hot((2, 4), 1), np.float64)})
+    found = evaluate(proto, {"x": x, "y.seed": np.asarray(one_hot((2, 4), 1, 1), np.float64)})
     for tensor, value in claims:
         assert not found[value][found[tensor] == 0].any(), (tensor, value)
 
@@ -132,7 +133,7 @@ def test_what_is_called_zero_with_a_tensor_is(composite, add, tmp_path, monkeypa
 def test_a_sum_behind_a_relu_keeps_its_relevance_in_bounds(add, tmp_path):
     """A denominator taken from behind a Relu where relevance is not zero with it gave sums of 1e5 for a logit of 2."""
     file = compiled(residual(), tmp_path, "lrp", composite="epsilon", rules=[f"type:Add={add}"], ledger=True)
-    x, seed = normal(2, 2, 4, 4), one_hot((2, 4), 1)
+    x, seed = normal(2, 2, 4, 4), one_hot((2, 4), 1, 1)
     found = file.run(x=x, seed=seed)
     wide = evaluate(widened(file.proto), {"x": x.astype(np.float64), "y.seed": seed.astype(np.float64)})
     np.testing.assert_allclose(
@@ -148,7 +149,7 @@ def test_a_model_may_use_the_names_of_the_backward_pass(tmp_path):
     odd = residual()
     for node in odd.graph.node:
         node.name = f"backward/{node.name}"
-    x, seed = normal(2, 2, 4, 4), one_hot((2, 4), 1)
+    x, seed = normal(2, 2, 4, 4), one_hot((2, 4), 1, 1)
     (tmp_path / "odd").mkdir()
     found = compiled(odd, tmp_path / "odd", "lrp", composite="epsilon").run(x=x, seed=seed)["x.relevance"]
     np.testing.assert_allclose(found, plain.run(x=x, seed=seed)["x.relevance"], rtol=1e-5, atol=1e-6)
@@ -164,7 +165,7 @@ def test_asking_for_an_inner_tensor_changes_no_rule_above_it(name, composite, tm
     (tmp_path / "inner").mkdir()
     inner = compiled(residual(), tmp_path / "inner", "lrp", composite=composite, attribute_to=name, ledger=True)
     assert inner.about["rules"].items() <= whole.about["rules"].items()
-    x, seed = normal(2, 2, 4, 4), one_hot((2, 4), 1)
+    x, seed = normal(2, 2, 4, 4), one_hot((2, 4), 1, 1)
     rows = whole.run(x=x, seed=seed)["onnxplain.ledger"]
     found = inner.run(x=x, seed=seed)
     above = [whole.about["ledger"]["rows"].index(row) for row in inner.about["ledger"]["rows"]]
@@ -181,7 +182,7 @@ def test_bounds_of_the_box_lie_on_the_channels(tmp_path):
     low, high = [-1.0, -2.0, -3.0], [1.0, 2.0, 3.0]
     x = np.clip(normal(2, 3, 5, 3), -1, 1)
     found = relevance(model, tmp_path, x, rules=[f"first=box(low={low},high={high})"], composite="epsilon")
-    w, v, r = normal(2, 3, 3, 3), normal(6, 4), one_hot((2, 4), 1)
+    w, v, r = normal(2, 3, 3, 3), normal(6, 4), one_hot((2, 4), 1, 1)
     for sample in range(2):
         columns = np.stack([x[sample, :, i : i + 3].reshape(-1) for i in range(3)], 1)  # (27, positions)
         z = w.reshape(2, -1) @ columns
