@@ -25,10 +25,10 @@ FORMS = {
 }
 
 
-def tokens(form: str, integer: str = "int64") -> onnx.ModelProto:
+def tokens(form: str, **more: np.ndarray) -> onnx.ModelProto:
     order = np.array([2, 0, 1, 5, 3, 4])
     return net(
-        f"g ({integer}[N, 4] t) => (float[N, 4] y) {{ {form} {END} }}",
+        f"g (int64[N, 4] t) => (float[N, 4] y) {{ {form} {END} }}",
         words=WORDS,
         v=V,
         one=np.array([1]),
@@ -39,6 +39,7 @@ def tokens(form: str, integer: str = "int64") -> onnx.ModelProto:
         range=np.arange(6),
         six=np.array(6),
         offon=np.array([0, 1], np.float32),
+        **more,
     )
 
 
@@ -62,9 +63,8 @@ def test_bytes_are_attributed_through_their_cast(tmp_path):
 def test_a_mask_compared_with_one_token_is_no_code(tmp_path):
     """ids == padding is a condition: relevance comes by the look-up alone."""
     mask = "p = Equal (t, zero) k = Cast <to = 1> (p) l = Unsqueeze (k, last) m = Mul (l, minus)"
-    model = tokens(f"w = Gather (words, t) {mask} s = Add (w, m)")
-    for name, array in {"zero": np.array(0), "minus": np.full((), -3, np.float32)}.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    numbers = {"zero": np.array(0), "minus": np.full((), -3, np.float32)}
+    model = tokens(f"w = Gather (words, t) {mask} s = Add (w, m)", **numbers)
     found = compiled(model, tmp_path, "gradient").run(t=T, seed=one_hot((2, 4), 1, 1))["t.relevance"]
     np.testing.assert_allclose(found, WORDS[T] @ V[:, 1] / 4, rtol=1e-4, atol=1e-6)
 

@@ -104,18 +104,25 @@ def token_rule(op: Backward, node: Node, active: Collection[ir.Value], finish: F
         return None
     if (reason := problem(op, node, active)) is not None:
         raise UnsupportedOp(f"{reason}. Attribute to a tensor above this node (--attribute-to).")
-    if not is_float(node.y) and node.op_type != "Cast" and lookup(node).kind == "routing":
-        return None
     index = given[0]
-    if node.op_type in ("Gather", "OneHot") and _turns(op, node, index) and is_float(node.y):
+    if _turns(op, node, index) and is_float(node.y):
         return lambda op, n, r: _only(n, index, _summed(op, n, index, r.value, finish))
     if not is_float(node.y):
-        return lambda op, n, r: _only(n, index, r.value)
+        moves = lookup(node).kind == "routing" and node.op_type != "Cast" and not _turns(op, node, index)
+        return None if moves else lambda op, n, r: _only(n, index, r.value)
+    if node.x.dtype == ir.DataType.BOOL:
+        return lambda op, n, r: _only(n, index, _each(op, n, r.value, finish))
     return lambda op, n, r: _only(n, index, finish.combine(op, [r.value], n.y))
 
 
 def _only(node: Node, index: int, value: ir.Value) -> Sequence[Portion]:
     return [Relevance(value) if i == index else None for i in range(len(node.inputs))]
+
+
+def _each(op: Backward, node: Node, r: ir.Value, finish: Finish) -> ir.Value:
+    """Relevance per entry of a one-hot code, which Equal sums: the finish of an embedding with one feature."""
+    r, y = (op.Unsqueeze(value, [-1]) for value in (r, op.real(node.y)))
+    return op.reshaped(finish.token(op, [r], y), op.stream_shape(node.x))
 
 
 def _summed(op: Backward, node: Node, index: int, r: ir.Value, finish: Finish) -> ir.Value:

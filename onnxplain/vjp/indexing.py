@@ -176,7 +176,7 @@ def one_hot_axis(node: Node, axes: Sequence[int]) -> int:
 
 @vjp(
     "OneHot",
-    kind="other",
+    kind="routing",
     silent=(0, 1),
     streams=one_hot_axis,
     cases=[
