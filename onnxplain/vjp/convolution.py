@@ -278,7 +278,9 @@ def _transpose_pads(
             raise UnsupportedOp(
                 f"{node}: output_shape or auto_pad needs the input's size, which this model leaves open."
             )
-        out = shape[-spatial:][i] if shape else size * strides[i]
+        out = dims(node.y)[2 + i]  # the run's: onnx's and onnxruntime's ideas of SAME with output_padding differ
+        if not isinstance(out, int):
+            out = shape[-spatial:][i] if shape else size * strides[i]
         total = max(0, strides[i] * (size - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - out)
         small, large = total // 2, total - total // 2
         begin.append(small if auto == "SAME_UPPER" else large)
