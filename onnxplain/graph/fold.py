@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -49,18 +49,29 @@ SIMPLIFICATIONS = {  # name -> (op that the rule's pattern ends in, rule)
 }
 
 
-class AtItsOp:
-    """A rule that is only tried on nodes of the op its pattern ends in: onnxscript builds a match for every node."""
+class ByOp:
+    """Rules as one, each tried only on nodes of the op its pattern ends in: onnxscript builds a match for every node.
 
-    def __init__(self, op_type: str, rule: Any):
-        self._op_type, self._rule = op_type, rule
+    Any other question is answered by the rule that matched last.
+    """
+
+    def __init__(self, allowed: Sequence[str]):
+        self._rules: dict[str, list[Any]] = {}
+        for op_type, rule in map(SIMPLIFICATIONS.__getitem__, allowed):
+            self._rules.setdefault(op_type, []).append(rule)
+            self._last = rule
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._rule, name)
+        return getattr(self._last, name)
 
     def try_rewrite(self, model: ir.Model, owner: Any, node: ir.Node, **more: Any) -> Any:
-        """What the rule makes of a node, None where it is none of its."""
-        return self._rule.try_rewrite(model, owner, node, **more) if node.op_type == self._op_type else None
+        """What the first rule that matches makes of a node, None where none does."""
+        for rule in self._rules.get(node.op_type, ()):
+            found = rule.try_rewrite(model, owner, node, **more)
+            if found is not None:
+                self._last = rule
+                return found
+        return None
 
 
 def inline_functions(model: ir.Model) -> None:
@@ -74,7 +85,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
 
     may: asked by name before each kind of rewrite.
     """
-    allowed = [AtItsOp(op_type, rule) for name, (op_type, rule) in SIMPLIFICATIONS.items() if may(name)]
+    allowed = [name for name in SIMPLIFICATIONS if may(name)]
     with silence():
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         for _ in range(ROUNDS):
@@ -89,7 +100,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
                 )
                 modified = folded.modified
             if allowed:
-                onnxscript.rewriter.rewrite(model, RewriteRuleSet(allowed))
+                onnxscript.rewriter.rewrite(model, RewriteRuleSet([ByOp(allowed)]))
             if may("Identity removed"):
                 remove_identities(model.graph)
             passes.RemoveUnusedNodesPass()(model)
