@@ -49,7 +49,7 @@ def infer_node(
         if (numbers := data_of(value)) is not None:
             data[name] = numbers
     proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
-    proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
+    proto.attribute.extend(ir.serde.serialize_attribute(attribute) for attribute in node.attributes.values())
     imports = [onnx.helper.make_opsetid(node.domain, version)]
     inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
     return [_known(inferred[name]) if name in inferred else (None, None) for name in proto.output]

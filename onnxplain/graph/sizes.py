@@ -193,7 +193,11 @@ class _Sizes:
         if any(name and not tensor.kind for name, tensor in zip(node.input, inputs, strict=True)):
             return []
         given = tuple(
-            (tensor.kind, tensor.shape, tensor.numbers.tobytes() if _told(tensor) and tensor.numbers is not None else b"")
+            (
+                tensor.kind,
+                tensor.shape,
+                tensor.numbers.tobytes() if _told(tensor) and tensor.numbers is not None else b"",
+            )
             if name
             else None
             for name, tensor in zip(node.input, inputs, strict=True)
