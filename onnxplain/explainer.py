@@ -16,7 +16,7 @@ from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, reso
 from onnxplain.compile.ledger import NAME as LEDGER
 from onnxplain.compile.save import INLINE_LIMIT, save
 from onnxplain.composites import Bounds
-from onnxplain.errors import ConversionChanged, InputError, UsageError
+from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageError
 from onnxplain.explanation import Explanation
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
@@ -24,6 +24,8 @@ from onnxplain.graph.outline import in_parts, runtime
 from onnxplain.graph.verify import mismatch
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
+from onnxplain.inputs.naming import match
+from onnxplain.inputs.tables import Columns, from_table, is_table
 from onnxplain.inputs.targets import Target
 from onnxplain.recipes import Recipe
 from onnxplain.runtime import Runtime
@@ -129,6 +131,7 @@ class Explainer:
     model: path of an ONNX file, or a Subject to share between recipes. method, composite, rules, form: the recipe.
     explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`. bounds: (lows, highs) of the input per
     channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
+    columns: names of a table's columns in the model's order, for the one input or by input: a DataFrame goes by them.
     Raises InputError, UnsupportedModel, UnsupportedOp, UsageError.
     """
 
@@ -150,6 +153,7 @@ class Explainer:
         bounds: Bounds = None,
         labels: Sequence[str] = (),
         kind: str | None = None,
+        columns: Sequence[str] | Columns = (),
         provider: str = "auto",
         threads: int = 0,
     ):
@@ -160,6 +164,7 @@ class Explainer:
             model = Subject.of(model, request, provider, threads)
         self.subject = model
         self.compiled: Compiled = compile_graph(model.normalised, model.resolved, passes, model.request)
+        self.columns = _columns(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         if bounds is None and (note := self.recipe.without_bounds):
             self.compiled.notes.append(note)
@@ -231,17 +236,17 @@ class Explainer:
         (the same for every row). More rows than fit in memory are run in chunks.
         """
         feeds = self._feeds(inputs)
-        names = list(self.compiled.seeds)
+        seeds = self.compiled.seeds  # name in the graph -> explained tensor
         if isinstance(seed, Mapping):
-            given = {
-                key: np.asarray(seed[name] if name in seed else seed[key]) for key, name in self.compiled.seeds.items()
-            }
-        elif len(names) != 1:
-            raise UsageError(
-                f"several tensors are explained: give a seed for each of {', '.join(self.compiled.seeds.values())}."
-            )
+            by_tensor = {source: name for name, source in seeds.items()}
+            named = [by_tensor.get(name, name) for name in seed]
+            positions = match(named, list(seeds), "seed", "the seeds", f"Give one for each of {', '.join(by_tensor)}.")
+            arrays = list(seed.values())
+            given = {name: np.asarray(arrays[n]) for name, n in zip(seeds, positions, strict=True)}
+        elif len(seeds) != 1:
+            raise UsageError(f"several tensors are explained: give a seed for each of {', '.join(seeds.values())}.")
         else:
-            given = {names[0]: np.asarray(seed)}
+            given = {name: np.asarray(seed) for name in seeds}
         return self._run(feeds, given)
 
     def explain(self, inputs: Array | Mapping[str, Array], target: Ask | Sequence[Ask] = "predicted") -> Explanation:
@@ -348,10 +353,12 @@ class Explainer:
 
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         specs = self.subject.inputs
+        if is_table(inputs):
+            return bind(from_table(inputs, specs, self.columns), specs)
         if not isinstance(inputs, Mapping):
             if len(specs) != 1:
                 raise InputError(f"the model has the inputs {', '.join(s.name for s in specs)}: give arrays by name.")
-            inputs = {specs[0].name: inputs}
+            inputs = {"": inputs}
         return bind({k: np.asarray(v) for k, v in inputs.items()}, specs)
 
 
@@ -379,6 +386,19 @@ def serialised(model: ir.Model) -> bytes:
     """A model as onnxruntime takes it in memory, up to 2 GB."""
     content: bytes = ir.to_proto(model).SerializeToString()
     return content
+
+
+def _columns(given: Sequence[str] | Columns, inputs: Sequence[InputSpec]) -> Columns:
+    """By input. Raises UsageError for names of several inputs' columns in one list, or of no input."""
+    if isinstance(given, Mapping):
+        if unknown := [name for name in given if all(name != spec.name for spec in inputs)]:
+            raise UnknownName("input (of columns)", unknown[0], [spec.name for spec in inputs])
+        return dict(given)
+    if given and len(inputs) != 1:
+        raise UsageError(
+            f"columns: the model has {len(inputs)} inputs; give names by input, {{{inputs[0].name!r}: […]}}."
+        )
+    return {inputs[0].name: tuple(given)} if given else {}
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

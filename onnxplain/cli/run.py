@@ -118,7 +118,7 @@ def run(
 
 def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_seed: int) -> Loaded:
     if given:
-        return load(given, subject.inputs, pictures.of_input)
+        return load(given, subject.inputs, pictures.of_input, pictures.columns(subject.inputs))
     sizes = {
         axis: length
         for spec in subject.inputs

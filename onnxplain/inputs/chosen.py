@@ -50,6 +50,11 @@ class Pictures:
             return base, None
         return from_options(spec.shape, base=base, dtype=spec.dtype, name=spec.name, **self.options)
 
+    def columns(self, specs: Sequence[InputSpec]) -> dict[str, tuple[str, ...]]:
+        """Names of the columns of inputs that are tables, where model.toml says them."""
+        found = {spec.name: self.settings.columns(spec.name, n) for n, spec in enumerate(specs)}
+        return {name: columns for name, columns in found.items() if columns}
+
     def bounds(self, specs: Sequence[InputSpec]) -> tuple[list[float], list[float]] | None:
         """(lows, highs) of a single picture input in model units, where model.toml or the options say them."""
         if len(specs) != 1 or not (self.settings.picture(specs[0].name) or any(self.options.values())):
