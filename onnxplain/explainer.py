@@ -16,7 +16,7 @@ from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, reso
 from onnxplain.compile.ledger import NAME as LEDGER
 from onnxplain.compile.save import INLINE_LIMIT, save
 from onnxplain.composites import Bounds
-from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageError
+from onnxplain.errors import ConversionChanged, InputError, OutOfMemory, UnknownName, UsageError
 from onnxplain.explanation import Explanation
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
@@ -26,11 +26,12 @@ from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.naming import match
 from onnxplain.inputs.tables import Columns, from_table, is_table
-from onnxplain.inputs.targets import Target
+from onnxplain.inputs.targets import Target, one_thing
 from onnxplain.recipes import Recipe
 from onnxplain.runtime import Runtime
 from onnxplain.session import Array, Runs, Session
 
+SAME = 1e-5  # of the largest score: what may differ between runs of one row in different company
 Opener = Callable[[ir.Model, str], Runs]
 Ask = str | int | Callable[[Array, Sequence[str], str | None], list[Target]]
 
@@ -257,26 +258,28 @@ class Explainer:
         """
         if len(self.explained) != 1:
             raise UsageError("several tensors are explained: use run(inputs, seed) with a seed for each.")
-        feeds = self._feeds(inputs)
-        forward = self.subject.forward(feeds)
-        name = self.explained[0]
-        scores = forward[name] if name in forward else feeds[name]
-        asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
-        targets = [t for ask in asked for t in self._resolve(ask, scores)]
-        rows = scores.shape[0] if scores.ndim else 1
-        begun = time.perf_counter()
         if self.subject.request.seed == "index":
             raise UsageError(
                 "explain() makes float seeds; an explainer compiled with seed='index' is run by run(inputs, target)."
             )
-        outputs = self._targets(feeds, name, targets, scores)
+        feeds = self._feeds(inputs)
+        forward = self.subject.forward(feeds)
+        name = self.explained[0]
+        values = forward[name] if name in forward else feeds[name]
+        separate = self._rows_are_samples(feeds, values)
+        scores = values if separate else one_thing(values)
+        asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
+        targets = [t for ask in asked for t in self._resolve(ask, scores)]
+        begun = time.perf_counter()
+        outputs = self._targets(feeds, name, targets, scores) if separate else self._whole(feeds, targets, values)
         relevance = {source: outputs[out] for out, source in self.compiled.relevances.items()}
-        kept = {n: forward[n] for n in self.subject.request.keep if n in forward}
+        known = {**feeds, **forward}
+        kept = {n: known[n] for n in self.subject.request.keep}
         return Explanation(
             method=self.method,
             recipe=self.recipe,
             targets=targets,
-            samples=rows,
+            samples=scores.shape[0] if separate and scores.ndim else 1,
             relevances=relevance,
             inputs=feeds,
             scores=scores,
@@ -287,7 +290,7 @@ class Explainer:
             provenance=self.compiled.provenance,
             labels=self.labels,
             kind=self.kind,
-            notes=self.notes,
+            notes=self.notes if separate else [*self.notes, _one_thing_said(name, values, feeds)],
             seconds=time.perf_counter() - begun,
         )
 
@@ -295,6 +298,52 @@ class Explainer:
         if callable(ask):
             return ask(scores, self.labels, self.kind)
         return resolve_targets(str(ask), scores, self.labels, self.kind)
+
+    def _rows_are_samples(self, feeds: dict[str, Array], scores: Array) -> bool:
+        """Whether axis 0 of the explained tensor counts the inputs' samples; a time axis, say, does not.
+
+        Proven on the graph, else tried: a sample's scores stay as they are when all others become something else.
+        """
+        if self.compiled.streams:
+            return True
+        lengths = {array.shape[0] for array in feeds.values() if array.ndim}
+        if not scores.ndim or scores.shape[0] not in lengths:
+            return False
+        if lengths == {1} or (self.subject.row_axes() or {}).get(self.explained[0]) == 0:
+            return True
+        return all(self._alone(feeds, scores, row) for row in {0, len(scores) - 1})
+
+    def _alone(self, feeds: dict[str, Array], scores: Array, row: int) -> bool:
+        """Whether scores[row] depend on row `row` of the inputs only."""
+        changed = {
+            name: np.where(np.arange(len(x)).reshape(-1, *[1] * (x.ndim - 1)) == row, x, _another(x))
+            for name, x in feeds.items()
+            if x.ndim and len(x) == len(scores)
+        }
+        (name,) = self.explained
+        try:
+            found = self.subject.forward({**feeds, **changed}, [name])[name]
+        except OutOfMemory:
+            raise
+        except InputError:  # the model does not run on other values in the other rows: nothing is proven
+            return False
+        scale = float(np.abs(scores[np.isfinite(scores)]).max(initial=0.0))
+        return found.shape == scores.shape and np.allclose(
+            found[row], scores[row], rtol=0, atol=SAME * scale, equal_nan=True
+        )
+
+    def _whole(self, feeds: dict[str, Array], targets: Sequence[Target], values: Array) -> dict[str, Array]:
+        """Every target of the explained tensor as one thing, a run for each; the targets lie along a new axis 0.
+
+        Tensors that have an axis 0 of length one have the targets there.
+        """
+        key = next(iter(self.compiled.seeds))
+        dtype = np.float64 if values.dtype == np.float64 else np.float32
+        parts = [self.session.run({**feeds, key: t.seed.reshape(values.shape).astype(dtype)}) for t in targets]
+        return {
+            name: (np.concatenate if array.shape[:1] == (1,) else np.stack)([part[name] for part in parts])
+            for name, array in parts[0].items()
+        }
 
     def _targets(
         self, feeds: dict[str, Array], name: str, targets: Sequence[Target], scores: Array
@@ -411,6 +460,19 @@ def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
 
 def _kind(heads: Mapping[str, str]) -> str | None:
     return "sigmoid" if "Sigmoid" in heads.values() else None
+
+
+def _another(x: Array) -> Array:
+    """Other values than x's, and such that a model takes them: integers are 0 or 1."""
+    return np.asarray(0.5 * x + 0.25, x.dtype) if x.dtype.kind == "f" else np.asarray(x == 0, x.dtype)
+
+
+def _one_thing_said(name: str, values: Array, feeds: Mapping[str, Array]) -> str:
+    inputs = ", ".join(f"{key} {list(array.shape)}" for key, array in feeds.items())
+    return (
+        f"axis 0 of {name} {list(values.shape)} does not count samples of {inputs}: it is explained as one thing, and "
+        "targets address its positions"
+    )
 
 
 def _rows(feeds: Mapping[str, Array]) -> int:

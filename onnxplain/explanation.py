@@ -24,9 +24,10 @@ from onnxplain.session import Array
 class Explanation:
     """Relevances for K targets of N samples.
 
-    relevances: by attributed tensor; the batch axis holds K * N rows, target-major. scores: (N, …) of the explained
-    tensor. kept: forward tensors asked for by `keep`. ledger: float64 (rows, nodes, 5) or None. layout: of a picture
-    input, e.g. "NCHW"; None: guessed from the shape.
+    relevances: by attributed tensor; the batch axis holds K * N rows, target-major. Where the model has no batch axis
+    (a time axis in front, say), N is 1 and the K rows lie along an axis put before the tensor's own. scores: (N, …) of
+    the explained tensor. kept: forward tensors asked for by `keep`. ledger: float64 (rows, nodes, 5) or None. layout:
+    of a picture input, e.g. "NCHW"; None: guessed from the shape.
     """
 
     method: Method
@@ -155,7 +156,9 @@ class Explanation:
 
     def _values(self, name: str, sample: int) -> Array | None:
         array = self.inputs.get(name)
-        return None if array is None or not array.ndim or array.shape[0] <= sample else array[sample]
+        if array is None or array.shape == self.row(0, name).shape:  # without an axis for samples
+            return array
+        return None if not array.ndim or array.shape[0] <= sample else array[sample]
 
     def _photo(self, name: str, sample: int, kind: str) -> Any:
         """The input itself as a picture, scaled to its own range."""

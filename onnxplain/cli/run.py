@@ -23,7 +23,7 @@ from onnxplain.cli.output import Run, write_run
 from onnxplain.cli.told import progress_line, tell
 from onnxplain.compile import Request
 from onnxplain.coverage import coverage
-from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
+from onnxplain.errors import InputError, OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.explainer import Subject
 from onnxplain.inputs import Loaded, Pictures, load, random_inputs
 from onnxplain.recipes import Recipe
@@ -145,6 +145,11 @@ def _explain(
         if len(explainer.explained) != 1:
             raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
         explanation = explainer.explain(done.loaded.feeds, targets)
+        if done.loaded.joined and explanation.samples < len(done.loaded.files):
+            raise InputError(
+                f"{len(done.loaded.files)} files were put together along axis 0, which does not count samples in this "
+                "model; explain one file at a time."
+            )
     except OnnxplainError as error:
         if strict:
             raise

@@ -50,6 +50,16 @@ def resolve(
     return _Scores.of(scores, labels, kind, class_axis).resolve(spec.strip())
 
 
+def one_thing(values: Array) -> Array:
+    """A tensor whose axis 0 counts no samples, as the scores of one: (1, …), other axes of length one left out.
+
+    So (T, 1, C) in time becomes (1, T, C), and (C,) becomes (1, C). What has an axis 0 of length one keeps its shape.
+    """
+    if values.shape[:1] in ((), (1,)):
+        return values
+    return values.reshape(1, *(side for side in values.shape if side != 1))
+
+
 def from_seed(
     seed: Array, scores: Array, name: str = "seed", labels: Labels = (), kind: str | None = None
 ) -> list[Target]:
