@@ -25,8 +25,9 @@ from onnxplain.graph.verify import mismatch
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.naming import match
+from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, from_table, is_table
-from onnxplain.inputs.targets import Target, one_thing
+from onnxplain.inputs.targets import Target, labels_unfit, one_thing
 from onnxplain.recipes import Recipe
 from onnxplain.runtime import Runtime
 from onnxplain.session import Array, Runs, Session
@@ -130,7 +131,8 @@ class Explainer:
     """A model with a recipe.
 
     model: path of an ONNX file, or a Subject to share between recipes. method, composite, rules, form: the recipe.
-    explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`. bounds: (lows, highs) of the input per
+    explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`; with provider and threads they are a
+    Subject's own, and refused beside one that was made otherwise. bounds: (lows, highs) of the input per
     channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
     columns: names of a table's columns in the model's order, for the one input or by input: a DataFrame goes by them.
     Raises InputError, UnsupportedModel, UnsupportedOp, UsageError.
@@ -144,25 +146,38 @@ class Explainer:
         composite: str | None = None,
         rules: Sequence[str] = (),
         form: str | None = None,
-        explain: str | Sequence[str] = (),
-        head: str = "cut",
-        seed: str = "tensor",
-        attribute_to: str | Sequence[str] = (),
-        keep: str | Sequence[str] = (),
-        ledger: bool = False,
-        fold: bool = False,
+        explain: str | Sequence[str] | None = None,
+        head: str | None = None,
+        seed: str | None = None,
+        attribute_to: str | Sequence[str] | None = None,
+        keep: str | Sequence[str] | None = None,
+        ledger: bool | None = None,
+        fold: bool | None = None,
         bounds: Bounds = None,
         labels: Sequence[str] = (),
         kind: str | None = None,
         columns: Sequence[str] | Columns = (),
-        provider: str = "auto",
-        threads: int = 0,
+        provider: str | None = None,
+        threads: int | None = None,
     ):
         self.recipe = Recipe(method, composite, tuple(rules), form)
         passes, self.method = self.recipe.passes(bounds)
-        if not isinstance(model, Subject):
-            request = Request(_names(explain), head, seed, _names(attribute_to), _names(keep), ledger, fold)
-            model = Subject.of(model, request, provider, threads)
+        asked: dict[str, Any] = {
+            "explain": _names(explain),
+            "head": head,
+            "seed": seed,
+            "attribute_to": _names(attribute_to),
+            "keep": _names(keep),
+            "ledger": ledger,
+            "fold": fold,
+        }
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if isinstance(model, Subject):
+            _refuse_others(model, asked | {"provider": provider, "threads": threads})
+        else:
+            model = Subject.of(model, Request(**asked), provider or "auto", threads or 0)
+        if kind is not None and kind not in KINDS:
+            raise UnknownName("kind", kind, KINDS)
         self.subject = model
         self.compiled: Compiled = compile_graph(model.normalised, model.resolved, passes, model.request)
         self.columns = _columns(columns, model.inputs)
@@ -268,6 +283,11 @@ class Explainer:
         values = forward[name] if name in forward else feeds[name]
         separate = self._rows_are_samples(feeds, values)
         scores = values if separate else one_thing(values)
+        notes = self.notes if separate else [*self.notes, _one_thing_said(name, values, feeds)]
+        if unfit := labels_unfit(scores, self.labels, self.kind):
+            if not self.subject.request.explain:
+                raise UsageError(f"{unfit} of {name} {list(values.shape)}: give as many labels as there are classes.")
+            notes = [*notes, f"{unfit} of {name}: they name another tensor, and are not used"]
         asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
         targets = [t for ask in asked for t in self._resolve(ask, scores)]
         begun = time.perf_counter()
@@ -290,7 +310,7 @@ class Explainer:
             provenance=self.compiled.provenance,
             labels=self.labels,
             kind=self.kind,
-            notes=self.notes if separate else [*self.notes, _one_thing_said(name, values, feeds)],
+            notes=notes,
             seconds=time.perf_counter() - begun,
         )
 
@@ -450,8 +470,19 @@ def _columns(given: Sequence[str] | Columns, inputs: Sequence[InputSpec]) -> Col
     return {inputs[0].name: tuple(given)} if given else {}
 
 
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    return (given,) if isinstance(given, str) else None if given is None else tuple(given)
+
+
+def _refuse_others(subject: Subject, asked: Mapping[str, Any]) -> None:
+    """A Subject was made for one request and one provider: raise UsageError for what it was not made for."""
+    held = {**vars(subject.request), "provider": subject.provider, "threads": subject.threads}
+    for name, value in asked.items():
+        if value is not None and value != held[name]:
+            raise UsageError(
+                f"{name}={value!r}: the Subject was made with {name}={held[name]!r}, and its explainers share that. "
+                "Make another: Subject.of(path, Request(…), provider, threads)."
+            )
 
 
 def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:

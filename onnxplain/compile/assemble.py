@@ -89,6 +89,7 @@ class _Job:
         self.found = Analysis(model, resolved, recipe.composite, request)
         self.op = self.found.op
         self.rules = {node: recipe.composite.rule_for(place) for node, place in self.found.places.items()}
+        recipe.composite.check_given(self.found.places.values())
         self.seeds = Seeds(self.op, request.seed, list(self.found.values))
         self.relevances: dict[str, str] = {}
         self.ledger_rows: list[str] = []

@@ -50,6 +50,11 @@ def resolve(
     return _Scores.of(scores, labels, kind, class_axis).resolve(spec.strip())
 
 
+def labels_unfit(scores: Array, labels: Labels, kind: str | None = None) -> str:
+    """Why these labels do not name the classes of the scores, in words; "" where they do, or where there are none."""
+    return _Scores.of(scores, labels, kind, None).unnamed if labels else ""
+
+
 def one_thing(values: Array) -> Array:
     """A tensor whose axis 0 counts no samples, as the scores of one: (1, …), other axes of length one left out.
 
@@ -169,6 +174,8 @@ class _Scores:
             raise UsageError(f"top{count}: the scores have {self.values.shape[1]} class(es); give top1 to that.")
         if self.values.shape[1] == 1:
             return [self.predicted()]
+        if self.kind == "regression":
+            raise UsageError(f"top{count}: values of a regression have no ranks; give predicted, or an index.")
         return [self.ranked(rank, f"top {rank + 1}") for rank in range(count)]
 
     def ranked(self, rank: int, word: str) -> Target:
