@@ -180,6 +180,7 @@ class Explainer:
             raise UnknownName("kind", kind, KINDS)
         self.subject = model
         self.compiled: Compiled = compile_graph(model.normalised, model.resolved, passes, model.request)
+        self.bounds = bounds
         self.columns = _columns(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         if bounds is None and (note := self.recipe.without_bounds):

@@ -240,8 +240,10 @@ def test_a_rule_for_weights_fits_no_product_of_two_activations(tmp_path):
     with pytest.raises(UsageError, match=r"type:MatMul=epsilon.* fits no node.* is for none of them"):
         Explainer(tmp_path / "m.onnx", rules=["type:MatMul=epsilon"])
     assert (
-        Explainer(tmp_path / "m.onnx", rules=["type:MatMul=uniform"]).compiled.provenance["rules"]["MatMul_1"]
-        == "uniform"
+        Explainer(tmp_path / "m.onnx", rules=["type:MatMul=uniform(epsilon=1e-3)"]).compiled.provenance["rules"][
+            "MatMul_1"
+        ]
+        == "uniform(epsilon=0.001)"
     )
 
 

@@ -149,6 +149,7 @@ class _Scores:
         if len(sides) == 2 and spec.casefold() not in known:
             return [self.versus(*sides)]
         if INDEX.fullmatch(spec):
+            self.no_other_name(spec)
             return [self.at(tuple(int(part) for part in spec.split(",")))]
         return [self.whole_class(self.named(spec))]
 
@@ -191,7 +192,8 @@ class _Scores:
     def versus(self, one: str, other: str) -> Target:
         """+1 at one class, −1 at the other."""
         first, second = (
-            self.checked(int(side)) if re.fullmatch(r"[+-]?\d+", side) else self.named(side) for side in (one, other)
+            self.checked(int(self.no_other_name(side))) if re.fullmatch(r"[+-]?\d+", side) else self.named(side)
+            for side in (one, other)
         )
         if first == second:
             raise UsageError(f"{one!r} and {other!r} are the same class, {first}. Give two.")
@@ -233,6 +235,14 @@ class _Scores:
         if self.unnamed:
             raise UsageError(f"class {name!r} cannot be looked up: {self.unnamed}. Or give an index.")
         return find(name, self.labels)
+
+    def no_other_name(self, spec: str) -> str:
+        """An index that is not another class's name too, as "3" is where the labels are digits in another order."""
+        if spec.isdecimal() and spec in self.labels and list(self.labels).index(spec) != int(spec):
+            at = list(self.labels).index(spec)
+            own = label(int(spec), self.labels)
+            raise UsageError(f"{spec!r} is class {at}'s name and class {own!r}'s index: write +{at} or +{spec}.")
+        return spec
 
     def checked(self, klass: int) -> int:
         if not 0 <= klass < self.values.shape[1]:

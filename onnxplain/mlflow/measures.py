@@ -119,6 +119,7 @@ def _times(explainer: Explainer, feeds: Mapping[str, Array]) -> list[float]:
         composite=recipe.composite,
         rules=recipe.rules,
         form=recipe.form,
+        bounds=explainer.bounds,
         labels=explainer.labels,
         kind=explainer.kind,
     )
