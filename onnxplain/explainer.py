@@ -16,7 +16,7 @@ from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, reso
 from onnxplain.compile.ledger import NAME as LEDGER
 from onnxplain.compile.save import INLINE_LIMIT, save
 from onnxplain.composites import Bounds
-from onnxplain.errors import ConversionChanged, InputError, OutOfMemory, UnknownName, UsageError
+from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageError
 from onnxplain.explanation import Explanation
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
@@ -25,6 +25,7 @@ from onnxplain.graph.verify import mismatch
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.naming import match
+from onnxplain.inputs.samples import answer_alone, may_be_rows
 from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, from_table, is_table
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
@@ -32,7 +33,6 @@ from onnxplain.recipes import Recipe
 from onnxplain.runtime import Runtime
 from onnxplain.session import Array, Runs, Session
 
-SAME = 1e-5  # of the largest score: what may differ between runs of one row in different company
 Opener = Callable[[ir.Model, str], Runs]
 Ask = str | int | Callable[[Array, Sequence[str], str | None], list[Target]]
 
@@ -321,37 +321,15 @@ class Explainer:
         return resolve_targets(str(ask), scores, self.labels, self.kind)
 
     def _rows_are_samples(self, feeds: dict[str, Array], scores: Array) -> bool:
-        """Whether axis 0 of the explained tensor counts the inputs' samples; a time axis, say, does not.
-
-        Proven on the graph, else tried: a sample's scores stay as they are when all others become something else.
-        """
+        """Whether axis 0 of the explained tensor counts the inputs' samples: proven on the graph, else tried."""
         if self.compiled.streams:
             return True
-        lengths = {array.shape[0] for array in feeds.values() if array.ndim}
-        if not scores.ndim or scores.shape[0] not in lengths:
+        if not may_be_rows(feeds, scores):
             return False
-        if lengths == {1} or (self.subject.row_axes() or {}).get(self.explained[0]) == 0:
-            return True
-        return all(self._alone(feeds, scores, row) for row in {0, len(scores) - 1})
-
-    def _alone(self, feeds: dict[str, Array], scores: Array, row: int) -> bool:
-        """Whether scores[row] depend on row `row` of the inputs only."""
-        changed = {
-            name: np.where(np.arange(len(x)).reshape(-1, *[1] * (x.ndim - 1)) == row, x, _another(x))
-            for name, x in feeds.items()
-            if x.ndim and len(x) == len(scores)
-        }
         (name,) = self.explained
-        try:
-            found = self.subject.forward({**feeds, **changed}, [name])[name]
-        except OutOfMemory:
-            raise
-        except InputError:  # the model does not run on other values in the other rows: nothing is proven
-            return False
-        scale = float(np.abs(scores[np.isfinite(scores)]).max(initial=0.0))
-        return found.shape == scores.shape and np.allclose(
-            found[row], scores[row], rtol=0, atol=SAME * scale, equal_nan=True
-        )
+        if all(len(x) == 1 for x in feeds.values() if x.ndim) or (self.subject.row_axes() or {}).get(name) == 0:
+            return True
+        return answer_alone(lambda changed: self.subject.forward(changed, [name])[name], feeds, scores)
 
     def _whole(self, feeds: dict[str, Array], targets: Sequence[Target], values: Array) -> dict[str, Array]:
         """Every target of the explained tensor as one thing, a run for each; the targets lie along a new axis 0.
@@ -492,11 +470,6 @@ def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
 
 def _kind(heads: Mapping[str, str]) -> str | None:
     return "sigmoid" if "Sigmoid" in heads.values() else None
-
-
-def _another(x: Array) -> Array:
-    """Other values than x's, and such that a model takes them: integers are 0 or 1."""
-    return np.asarray(0.5 * x + 0.25, x.dtype) if x.dtype.kind == "f" else np.asarray(x == 0, x.dtype)
 
 
 def _one_thing_said(name: str, values: Array, feeds: Mapping[str, Array]) -> str:

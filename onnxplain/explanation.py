@@ -50,7 +50,15 @@ class Explanation:
     photos: Sequence[Any] = field(default_factory=tuple)
 
     def show(self, loaded: Loaded, first: str) -> None:
-        """Draw on the photographs that the batch was prepared from. first: name of the model's first input."""
+        """Draw on the photographs that the batch was prepared from. first: name of the model's first input.
+
+        Raises InputError for files that were put together along an axis that does not count samples.
+        """
+        if any(self.samples != len(loaded.feeds[name]) for name in loaded.joined):
+            raise InputError(
+                f"{len(loaded.files)} files were put together along axis 0, which counts no samples in this model; "
+                "explain one file at a time."
+            )
         self.photos = loaded.pictures.get(first, ())
         layout = loaded.settings[first].layout if first in loaded.settings else None
         attributed = all(name in self.inputs for name in self.relevances)  # the pictures themselves, nothing inside

@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 import pytest
 from nets import folded_heads, net, normal, relu_net
+from server import running_server
 
 from onnxplain import Explainer
 from onnxplain.cli import main
+from onnxplain.client import Client
 from onnxplain.explainer import Subject
 
 SPEECH, CLASSES = 9, 5
@@ -186,3 +188,28 @@ def test_a_shared_subject_says_it_for_every_recipe(tmp_path):
     subject = Subject.of(tmp_path / "m.onnx")
     for method in ("gradient", "lrp"):
         assert Explainer(subject, method).explain(normal(SPEECH, 4)).samples == 1
+
+
+def test_a_server_explains_one_thing_as_it_is_explained_offline(tmp_path):
+    (tmp_path / "speech" / "1").mkdir(parents=True)
+    path = tmp_path / "speech" / "1" / "model.onnx"
+    onnx.save(time_first(), path)
+    x = normal(SPEECH, 1, 4)
+    offline = Explainer(path, "gradient").explain(x, ["3", "7,3"])
+    with running_server(tmp_path) as running, Client(running.address) as client:
+        found = client.explain("speech", {"x": x}, ["3", "7,3"], method="gradient")
+    assert found.samples == 1 and [t.name for t in found.targets] == [t.name for t in offline.targets]
+    assert any("one thing" in note for note in found.notes)
+    for row in (0, 1):
+        np.testing.assert_array_equal(found.row(row), offline.row(row))
+        assert found.row(row).shape == x.shape
+    assert len(found.panels()) == 2
+
+
+def test_files_of_several_inputs_are_a_batch_of_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(net("g (float[N, 4] a, float[N, 4] b) => (float[N, 4] y) { y = Mul (a, b) }"), "m.onnx")
+    for name in ("a0", "a1", "b0", "b1"):
+        np.save(f"{name}.npy", normal(1, 4))
+    main(["run", "m.onnx", *(f"{n[0]}={n}.npy" for n in ("a0", "a1", "b0", "b1")), "--method", "gradient", "--json"])
+    assert len(json.loads(capsys.readouterr().out)["explanations"]) == 2

@@ -24,7 +24,7 @@ from onnxplain.cli.output import Run, write_run
 from onnxplain.cli.told import progress_line, tell
 from onnxplain.compile import Request
 from onnxplain.coverage import coverage
-from onnxplain.errors import InputError, OnnxplainError, UnsupportedModel, UsageError
+from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.explainer import Subject
 from onnxplain.inputs import Loaded, Pictures, load, random_inputs
 from onnxplain.inputs.targets import labels_unfit
@@ -157,11 +157,7 @@ def _explain(
             subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind
         )
         explanation = explainer.explain(done.loaded.feeds, targets)
-        if done.loaded.joined and explanation.samples < len(done.loaded.files):
-            raise InputError(
-                f"{len(done.loaded.files)} files were put together along axis 0, which does not count samples in this "
-                "model; explain one file at a time."
-            )
+        explanation.show(done.loaded, subject.inputs[0].name)
         if pictures.labels_option and (unfit := labels_unfit(explanation.scores, names, explainer.kind)):
             raise UsageError(f"--labels {pictures.labels_option}: {unfit} of {explanation.explained}.")
     except OnnxplainError as error:
@@ -169,7 +165,6 @@ def _explain(
             raise
         done.failed[recipe.method] = str(error)
         return
-    explanation.show(done.loaded, subject.inputs[0].name)
     done.explanations.append(explanation)
     done.seconds[recipe.method] = time.perf_counter() - begun
     done.notes += [note for note in explanation.notes if note not in done.notes]

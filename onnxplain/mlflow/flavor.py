@@ -217,9 +217,15 @@ def _write_known(explainer: Explainer, folder: Path) -> str | None:
         known["kind"] = explainer.kind
     if explainer.subject.request.explain:
         known["explain"] = list(explainer.subject.request.explain)
-    if known:  # JSON's texts and lists are TOML's too
-        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in known.items())
-        (folder / SETTINGS).write_text("\n".join(["[output]", *lines]) + "\n", encoding="utf-8")
+    tables = {"output": known} if known else {}
+    tables |= {f"inputs.{json.dumps(name)}": {"features": list(names)} for name, names in explainer.columns.items()}
+    if tables:  # JSON's texts and lists are TOML's too
+        lines = [
+            line
+            for title, table in tables.items()
+            for line in (f"[{title}]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in table.items()))
+        ]
+        (folder / SETTINGS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return known.get("labels")
 
 
