@@ -220,12 +220,12 @@ def _write_known(explainer: Explainer, folder: Path) -> str | None:
     tables = {"output": known} if known else {}
     tables |= {f"inputs.{json.dumps(name)}": {"features": list(names)} for name, names in explainer.columns.items()}
     if tables:  # JSON's texts and lists are TOML's too
-        lines = [
+        text = "\n".join(
             line
             for title, table in tables.items()
             for line in (f"[{title}]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in table.items()))
-        ]
-        (folder / SETTINGS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        )
+        (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
     return known.get("labels")
 
 
