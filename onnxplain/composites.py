@@ -102,6 +102,17 @@ class Composite:
         entry = next((e for e in self.entries if e.matches(place) and place.kind in RULES[e.rule.name].kinds), None)
         return entry.rule if entry is not None and entry.bounded and not place.bounded else None
 
+    def check_given(self, places: Collection[Place]) -> None:
+        """Raise UsageError for an entry of the user's that fits no node of the path."""
+        for entry in self.entries:
+            fits = RULES[entry.rule.name].kinds
+            if entry.given and not any(entry.matches(place) and place.kind in fits for place in places):
+                types = ", ".join(dict.fromkeys(place.node.op_type for place in places if place.kind in fits))
+                raise UsageError(
+                    f"rule {entry.text}={entry.rule} fits no node between the explained and the attributed tensors; "
+                    f"{entry.rule.name} is for {types or 'none of them'}."
+                )
+
     def text(self) -> list[str]:
         """The entries as the command line writes them."""
         return [f"{entry.text}={entry.rule}" for entry in self.entries]

@@ -17,7 +17,7 @@ from onnxplain.compile.ledger import NAME as LEDGER
 from onnxplain.compile.nonfinite import answer_error, score_error
 from onnxplain.compile.save import INLINE_LIMIT, save
 from onnxplain.composites import Bounds
-from onnxplain.errors import ConversionChanged, InputError, UsageError
+from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageError
 from onnxplain.explanation import Explanation
 from onnxplain.graph.compare import mismatch
 from onnxplain.graph.load import Source, load
@@ -26,7 +26,11 @@ from onnxplain.graph.outline import in_parts, runtime
 from onnxplain.graph.verify import second
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
-from onnxplain.inputs.targets import Target
+from onnxplain.inputs.naming import match
+from onnxplain.inputs.samples import answer_alone, may_be_rows
+from onnxplain.inputs.settings import KINDS
+from onnxplain.inputs.tables import Columns, from_table, is_table
+from onnxplain.inputs.targets import Target, labels_unfit, one_thing
 from onnxplain.recipes import Recipe
 from onnxplain.runtime import Runtime
 from onnxplain.session import Array, Runs, Session
@@ -144,9 +148,11 @@ class Explainer:
     """A model with a recipe.
 
     model: path of an ONNX file, or a Subject to share between recipes. method, composite, rules, form: the recipe.
-    explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`. bounds: (lows, highs) of the input per
+    explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`; with provider and threads they are a
+    Subject's own, and refused beside one that was made otherwise. bounds: (lows, highs) of the input per
     channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
     sample, shapes: as in `Subject.of`.
+    columns: names of a table's columns in the model's order, for the one input or by input: a DataFrame goes by them.
     Raises InputError, UnsupportedModel, UnsupportedOp, UsageError.
     """
 
@@ -158,28 +164,46 @@ class Explainer:
         composite: str | None = None,
         rules: Sequence[str] = (),
         form: str | None = None,
-        explain: str | Sequence[str] = (),
-        head: str = "cut",
-        seed: str = "tensor",
-        attribute_to: str | Sequence[str] = (),
-        keep: str | Sequence[str] = (),
-        ledger: bool = False,
-        fold: bool = False,
+        explain: str | Sequence[str] | None = None,
+        head: str | None = None,
+        seed: str | None = None,
+        attribute_to: str | Sequence[str] | None = None,
+        keep: str | Sequence[str] | None = None,
+        ledger: bool | None = None,
+        fold: bool | None = None,
         bounds: Bounds = None,
         labels: Sequence[str] = (),
         kind: str | None = None,
-        provider: str = "auto",
-        threads: int = 0,
+        columns: Sequence[str] | Columns = (),
+        provider: str | None = None,
+        threads: int | None = None,
         sample: Array | Mapping[str, Array] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
     ):
         self.recipe = Recipe(method, composite, tuple(rules), form)
         passes, self.method = self.recipe.passes(bounds)
-        if not isinstance(model, Subject):
-            request = Request(_names(explain), head, seed, _names(attribute_to), _names(keep), ledger, fold)
-            model = Subject.of(model, request, provider, threads, sample=sample, shapes=shapes)
+        asked: dict[str, Any] = {
+            "explain": _names(explain),
+            "head": head,
+            "seed": seed,
+            "attribute_to": _names(attribute_to),
+            "keep": _names(keep),
+            "ledger": ledger,
+            "fold": fold,
+        }
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if isinstance(model, Subject):
+            _refuse_others(
+                model, asked | {"provider": provider, "threads": threads, "sample": sample, "shapes": shapes}
+            )
+        else:
+            model = Subject.of(model, Request(**asked), provider or "auto", threads or 0, sample=sample, shapes=shapes)
+        if kind is not None and kind not in KINDS:
+            raise UnknownName("kind", kind, KINDS)
         self.subject = model
         self.compiled: Compiled = compile_graph(model.normalised, model.resolved, passes, model.request)
+        self.bounds = bounds
+        self.columns = _columns(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         if bounds is None and (note := self.recipe.without_bounds):
             self.compiled.notes.append(note)
@@ -255,17 +279,17 @@ class Explainer:
         relevance is NaN or infinite; `session.run` returns those as they are.
         """
         feeds = self._feeds(inputs)
-        names = list(self.compiled.seeds)
+        seeds = self.compiled.seeds  # name in the graph -> explained tensor
         if isinstance(seed, Mapping):
-            given = {
-                key: np.asarray(seed[name] if name in seed else seed[key]) for key, name in self.compiled.seeds.items()
-            }
-        elif len(names) != 1:
-            raise UsageError(
-                f"several tensors are explained: give a seed for each of {', '.join(self.compiled.seeds.values())}."
-            )
+            by_tensor = {source: name for name, source in seeds.items()}
+            named = [by_tensor.get(name, name) for name in seed]
+            positions = match(named, list(seeds), "seed", "the seeds", f"Give one for each of {', '.join(by_tensor)}.")
+            arrays = list(seed.values())
+            given = {name: np.asarray(arrays[n]) for name, n in zip(seeds, positions, strict=True)}
+        elif len(seeds) != 1:
+            raise UsageError(f"several tensors are explained: give a seed for each of {', '.join(seeds.values())}.")
         else:
-            given = {names[0]: np.asarray(seed)}
+            given = {name: np.asarray(seed) for name in seeds}
         return self._run(feeds, given)
 
     def explain(self, inputs: Array | Mapping[str, Array], target: Ask | Sequence[Ask] = "predicted") -> Explanation:
@@ -276,30 +300,37 @@ class Explainer:
         """
         if len(self.explained) != 1:
             raise UsageError("several tensors are explained: use run(inputs, seed) with a seed for each.")
-        feeds = self._feeds(inputs)
-        forward = self.subject.forward(feeds)
-        name = self.explained[0]
-        scores = forward[name] if name in forward else feeds[name]
-        if (error := score_error(self.subject.normalised.model, feeds, name, scores, self._searches > 0)) is not None:
-            self._searches -= 1
-            raise error
-        asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
-        targets = [t for ask in asked for t in self._resolve(ask, scores)]
-        rows = scores.shape[0] if scores.ndim else 1
-        begun = time.perf_counter()
         if self.subject.request.seed == "index":
             raise UsageError(
                 "explain() makes float seeds; an explainer compiled with seed='index' is run by run(inputs, target)."
             )
-        outputs = self._targets(feeds, name, targets, scores)
+        feeds = self._feeds(inputs)
+        forward = self.subject.forward(feeds)
+        name = self.explained[0]
+        values = forward[name] if name in forward else feeds[name]
+        if (error := score_error(self.subject.normalised.model, feeds, name, values, self._searches > 0)) is not None:
+            self._searches -= 1
+            raise error
+        separate = self._rows_are_samples(feeds, values)
+        scores = values if separate else one_thing(values)
+        notes = self.notes if separate else [*self.notes, _one_thing_said(name, values, feeds)]
+        if unfit := labels_unfit(scores, self.labels, self.kind):
+            if not self.subject.request.explain:
+                raise UsageError(f"{unfit} of {name} {list(values.shape)}: give as many labels as there are classes.")
+            notes = [*notes, f"{unfit} of {name}: they name another tensor, and are not used"]
+        asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
+        targets = [t for ask in asked for t in self._resolve(ask, scores)]
+        begun = time.perf_counter()
+        outputs = self._targets(feeds, name, targets, scores) if separate else self._whole(feeds, targets, values)
         self._compare(forward, outputs)
         relevance = {source: outputs[out] for out, source in self.compiled.relevances.items()}
-        kept = {n: forward[n] for n in self.subject.request.keep if n in forward}
+        known = {**feeds, **forward}
+        kept = {n: known[n] for n in self.subject.request.keep}
         return Explanation(
             method=self.method,
             recipe=self.recipe,
             targets=targets,
-            samples=rows,
+            samples=scores.shape[0] if separate and scores.ndim else 1,
             relevances=relevance,
             inputs=feeds,
             scores=scores,
@@ -310,7 +341,7 @@ class Explainer:
             provenance=self.compiled.provenance,
             labels=self.labels,
             kind=self.kind,
-            notes=self.notes,
+            notes=notes,
             seconds=time.perf_counter() - begun,
         )
 
@@ -326,6 +357,34 @@ class Explainer:
         if callable(ask):
             return ask(scores, self.labels, self.kind)
         return resolve_targets(str(ask), scores, self.labels, self.kind)
+
+    def _rows_are_samples(self, feeds: dict[str, Array], scores: Array) -> bool:
+        """Whether axis 0 of the explained tensor counts the inputs' samples: proven on the graph, else tried."""
+        if self.compiled.streams:
+            return True
+        if not may_be_rows(feeds, scores):
+            return False
+        (name,) = self.explained
+        if all(len(x) == 1 for x in feeds.values() if x.ndim) or (self.subject.row_axes() or {}).get(name) == 0:
+            return True
+        return answer_alone(lambda changed: self.subject.forward(changed, [name])[name], feeds, scores)
+
+    def _whole(self, feeds: dict[str, Array], targets: Sequence[Target], values: Array) -> dict[str, Array]:
+        """Every target of the explained tensor as one thing, a run for each; the targets lie along a new axis 0.
+
+        Tensors that have an axis 0 of length one have the targets there.
+        """
+        key = next(iter(self.compiled.seeds))
+        dtype = np.float64 if values.dtype == np.float64 else np.float32
+        parts = []
+        for target in targets:
+            asked = {**feeds, key: target.seed.reshape(values.shape).astype(dtype)}
+            parts.append(self.session.run(asked))
+            self.require_finite(asked, parts[-1])
+        return {
+            name: (np.concatenate if array.shape[:1] == (1,) else np.stack)([part[name] for part in parts])
+            for name, array in parts[0].items()
+        }
 
     def _targets(
         self, feeds: dict[str, Array], name: str, targets: Sequence[Target], scores: Array
@@ -398,10 +457,12 @@ class Explainer:
 
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         specs = self.subject.inputs
+        if is_table(inputs):
+            return bind(from_table(inputs, specs, self.columns), specs)
         if not isinstance(inputs, Mapping):
             if len(specs) != 1:
                 raise InputError(f"the model has the inputs {', '.join(s.name for s in specs)}: give arrays by name.")
-            inputs = {specs[0].name: inputs}
+            inputs = {"": inputs}
         return bind({k: np.asarray(v) for k, v in inputs.items()}, specs)
 
 
@@ -436,8 +497,34 @@ def serialised(model: ir.Model) -> bytes:
     return content
 
 
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _columns(given: Sequence[str] | Columns, inputs: Sequence[InputSpec]) -> Columns:
+    """By input. Raises UsageError for names of several inputs' columns in one list, or of no input."""
+    if isinstance(given, Mapping):
+        if unknown := [name for name in given if all(name != spec.name for spec in inputs)]:
+            raise UnknownName("input (of columns)", unknown[0], [spec.name for spec in inputs])
+        return dict(given)
+    if given and len(inputs) != 1:
+        raise UsageError(
+            f"columns: the model has {len(inputs)} inputs; give names by input, {{{inputs[0].name!r}: […]}}."
+        )
+    return {inputs[0].name: tuple(given)} if given else {}
+
+
+def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    return (given,) if isinstance(given, str) else None if given is None else tuple(given)
+
+
+def _refuse_others(subject: Subject, asked: Mapping[str, Any]) -> None:
+    """A Subject was made for one request and one provider: raise UsageError for what it was not made for."""
+    held = {**vars(subject.request), "provider": subject.provider, "threads": subject.threads}
+    for name, value in asked.items():
+        if value is None or (name in held and value == held[name]):
+            continue
+        made = f"with {name}={held[name]!r}" if name in held else f"without this {name}"
+        raise UsageError(
+            f"{name}={value!r}: the Subject was made {made}, and its explainers share that. "
+            "Make another: Subject.of(path, Request(…), provider, threads, …)."
+        )
 
 
 def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
@@ -446,6 +533,14 @@ def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
 
 def _kind(heads: Mapping[str, str]) -> str | None:
     return "sigmoid" if "Sigmoid" in heads.values() else None
+
+
+def _one_thing_said(name: str, values: Array, feeds: Mapping[str, Array]) -> str:
+    inputs = ", ".join(f"{key} {list(array.shape)}" for key, array in feeds.items())
+    return (
+        f"axis 0 of {name} {list(values.shape)} does not count samples of {inputs}: it is explained as one thing, and "
+        "targets address its positions"
+    )
 
 
 def _rows(feeds: Mapping[str, Array]) -> int:

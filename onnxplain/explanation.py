@@ -24,9 +24,10 @@ from onnxplain.session import Array
 class Explanation:
     """Relevances for K targets of N samples.
 
-    relevances: by attributed tensor; the batch axis holds K * N rows, target-major. scores: (N, …) of the explained
-    tensor. kept: forward tensors asked for by `keep`. ledger: float64 (rows, nodes, 5) or None. layout: of a picture
-    input, e.g. "NCHW"; None: guessed from the shape.
+    relevances: by attributed tensor; the batch axis holds K * N rows, target-major. Where the model has no batch axis
+    (a time axis in front, say), N is 1 and the K rows lie along an axis put before the tensor's own. scores: (N, …) of
+    the explained tensor. kept: forward tensors asked for by `keep`. ledger: float64 (rows, nodes, 5) or None. layout:
+    of a picture input, e.g. "NCHW"; None: guessed from the shape.
     """
 
     method: Method
@@ -49,7 +50,15 @@ class Explanation:
     photos: Sequence[Any] = field(default_factory=tuple)
 
     def show(self, loaded: Loaded, first: str) -> None:
-        """Draw on the photographs that the batch was prepared from. first: name of the model's first input."""
+        """Draw on the photographs that the batch was prepared from. first: name of the model's first input.
+
+        Raises InputError for files that were put together along an axis that does not count samples.
+        """
+        if any(self.samples != len(loaded.feeds[name]) for name in loaded.joined):
+            raise InputError(
+                f"{len(loaded.files)} files were put together along axis 0, which counts no samples in this model; "
+                "explain one file at a time."
+            )
         self.photos = loaded.pictures.get(first, ())
         layout = loaded.settings[first].layout if first in loaded.settings else None
         attributed = all(name in self.inputs for name in self.relevances)  # the pictures themselves, nothing inside
@@ -155,7 +164,9 @@ class Explanation:
 
     def _values(self, name: str, sample: int) -> Array | None:
         array = self.inputs.get(name)
-        return None if array is None or not array.ndim or array.shape[0] <= sample else array[sample]
+        if array is None or array.shape == self.row(0, name).shape:  # without an axis for samples
+            return array
+        return None if not array.ndim or array.shape[0] <= sample else array[sample]
 
     def _photo(self, name: str, sample: int, kind: str) -> Any:
         """The input itself as a picture, scaled to its own range."""

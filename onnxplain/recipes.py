@@ -36,7 +36,12 @@ class Recipe:
             raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not TOML: {error}.") from error
-        return cls.of(content.get("recipe", content), str(path))
+        if isinstance(content.get("recipe"), dict):
+            for key in content:
+                if key != "recipe":
+                    raise UnknownName(f"key of {path} beside [recipe]", key, ["recipe"])
+            content = content["recipe"]
+        return cls.of(content, str(path))
 
     @classmethod
     def of(cls, content: Mapping[str, Any], where: str = "the recipe") -> Recipe:

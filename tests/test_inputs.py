@@ -282,11 +282,12 @@ def test_settings_that_do_not_fit_the_model_are_refused(tmp_path, settings, shap
 def test_all_array_types_say_the_same(tmp_path):
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.save(tmp_path / "a.npy", x)
-    np.savez(tmp_path / "a.npz", x=x, y=np.zeros(9))
+    np.savez(tmp_path / "a.npz", x=x)
+    np.savez(tmp_path / "b.npz", x)  # numpy calls it arr_0
     (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in x.tolist()))
     (tmp_path / "b.csv").write_text("one;two;three\n0;1;2\n\n3;4;5\n")
-    (tmp_path / "a.pb").write_bytes(numpy_helper.from_array(x, "whatever").SerializeToString())
-    for name in ("a.npy", "a.npz", "a.csv", "b.csv", "a.pb"):
+    (tmp_path / "a.pb").write_bytes(numpy_helper.from_array(x).SerializeToString())
+    for name in ("a.npy", "a.npz", "b.npz", "a.csv", "b.csv", "a.pb"):
         loaded = inputs.load([tmp_path / name], [X])
         np.testing.assert_array_equal(loaded.feeds["x"], x)
         assert loaded.feeds["x"].dtype == np.float32

@@ -24,6 +24,7 @@ from onnxplain.server.scheduler import Scheduler
 from onnxplain.server.shelf import Shelf
 from onnxplain.sources import DirectoryRepository
 from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.wire.inference import messages as oip
 from onnxplain.wire.tensors import v1_tensor
 
 X = np.load(MODELS / "digits_cnn/samples/three.npy")
@@ -102,6 +103,64 @@ def test_a_bad_target_is_named_by_its_field(what, model):
     with pytest.raises(OnnxplainError) as caught:
         model.explain(question(asking(target), model))
     assert caught.value.field == field and caught.value.status == "INVALID_ARGUMENT"
+
+
+NAMES = {  # names of the inputs -> the field at fault, and what is said
+    "unknown": (["imput"], "inputs[0].name", "no input named 'imput'"),
+    "another case": (["Input"], "inputs[0].name", "no input named 'Input'"),
+    "an extra one": (["input", "labels"], "inputs[1].name", "no input named 'labels'"),
+    "twice": (["input", "input"], "inputs[1].name", "given twice"),
+    "without a name, beside another": (["input", ""], "inputs[1].name", "no input named ''"),
+    "none": ([], "inputs", "'input' is missing"),
+}
+
+
+@pytest.mark.parametrize("what", NAMES)
+def test_inputs_of_a_request_bind_by_name_or_not_at_all(what, model, served):
+    names, field, says = NAMES[what]
+    tensors = [v1_tensor(name, X) for name in names]
+    with pytest.raises(InputError, match=says) as caught:
+        question(v1.ExplainRequest(inputs=tensors), model)
+    assert caught.value.field == field and caught.value.status == "INVALID_ARGUMENT"
+    request = oip.ModelInferRequest(model_name="digits_cnn")
+    for name in names:
+        request.inputs.add(name=name, datatype="FP32", shape=X.shape)
+        request.raw_input_contents.append(X.tobytes())
+    for model_name in ("digits_cnn", "digits_cnn.explain"):
+        request.model_name = model_name
+        with pytest.raises(InputError) as caught:
+            asyncio.run(served.infer(request))
+        assert caught.value.field == field and caught.value.status == "INVALID_ARGUMENT"
+
+
+def test_a_lone_tensor_without_a_name_is_the_only_input(model):
+    assert np.array_equal(question(v1.ExplainRequest(inputs=[v1_tensor("", X)]), model).feeds["input"], X)
+
+
+@pytest.mark.parametrize("axes", [[0], [-4], [1, 1], [1, -3], [4]])
+def test_axes_that_cannot_be_summed_away_are_refused(axes, served):
+    with pytest.raises(InputError, match="sum_axes") as caught:
+        served._explain(asking(output_format=v1.OutputFormat(sum_axes=axes)))
+    assert caught.value.field == "output_format.sum_axes"
+
+
+HEADS = {"keep": "says nothing where the explained tensor is named", "cut": "says nothing"}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_says_nothing_of_a_tensor_that_is_named(head, model):
+    recipe = v1.Recipe()
+    recipe.overrides["head"] = head
+    with pytest.raises(UsageError, match=HEADS[head]):
+        question(asking(v1.Target(output="logits"), recipe=recipe), model)
+
+
+@pytest.mark.parametrize("overrides", [{"form": "code"}, {"rules": ["name:nowhere=flat"]}])
+def test_overrides_that_cannot_act_are_refused(overrides, model):
+    recipe = v1.Recipe(name="lrp")
+    recipe.overrides.update(overrides)
+    with pytest.raises(UsageError, match=r"one form|fits no node"):
+        model.explain(question(asking(recipe=recipe), model))
 
 
 def test_targets_of_one_request_explain_one_tensor(model):

@@ -175,3 +175,30 @@ def test_a_wrong_name_offers_near_ones_and_a_shared_one_its_indices():
 def test_scores_that_are_no_numbers_have_no_target(values):
     with pytest.raises(InputError, match="scores"):
         resolve("predicted", values)
+
+
+def test_a_number_that_names_another_class_is_no_index_until_it_is_said():
+    values, digits = scores((1, 3)), ["2", "0", "1"]
+    for spec in ("0", "2", "0 vs +2", "1"):
+        with pytest.raises(UsageError, match=r"write \+\d or \+\d"):
+            resolve(spec, values, digits)
+    assert resolve("+0", values, digits)[0].seed.tolist() == [[1, 0, 0]]
+    assert resolve("+0 vs +2", values, digits)[0].seed.tolist() == [[1, 0, -1]]
+    assert resolve("1", values, ["0", "1", "2"])[0].seed.tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("spec", ["cat vs cat", "0 vs cat", "CAT vs 0", "tiger vs tiger"])
+def test_a_class_is_not_compared_with_itself(spec):
+    with pytest.raises(UsageError, match="same class"):
+        resolve(spec, scores((1, 5)), NAMES)
+
+
+@pytest.mark.parametrize("spec", ["-1", "cat vs -1", "-1 vs cat", "+9", "9 vs 0"])
+def test_an_index_below_zero_or_beyond_the_classes_is_refused(spec):
+    with pytest.raises(UsageError, match="0 to 4"):
+        resolve(spec, scores((1, 5)), NAMES)
+
+
+def test_values_of_a_regression_have_no_ranks():
+    with pytest.raises(UsageError, match="no ranks"):
+        resolve("top2", scores((2, 3)), kind="regression")

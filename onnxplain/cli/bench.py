@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from onnxplain.cli.command import Command
 from onnxplain.cli.options import explainer_of, machine_options, recipe_options, recipes, request_options, subject_of
 from onnxplain.compile import Request
 from onnxplain.errors import OnnxplainError, UnsupportedModel
@@ -20,7 +21,7 @@ from onnxplain.session import Array, Session, peak_memory
 WARM_UP = 2  # runs not counted
 
 
-class Bench(click.Command):
+class Bench(Command):
     """The command for a model; HOST:PORT in its place is a running server, which has options of its own."""
 
     def make_context(
@@ -48,11 +49,11 @@ class Bench(click.Command):
 @machine_options
 def bench(
     model: str, methods: tuple[str, ...], rounds: int, batch: int, targets: int, as_json: bool, composite: str | None,
-    rules: tuple[str, ...], form: str | None, recipe_file: Path | None, explain: tuple[str, ...], head: str,
+    rules: tuple[str, ...], form: str | None, recipe_file: Path | None, explain: tuple[str, ...], head: str | None,
     attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Explanation time over MODEL's own forward time: medians of interleaved rounds on random input."""
-    request = Request(explain, head, "tensor", attribute_to, keep, ledger)
+    request = Request(explain, head or "", "tensor", attribute_to, keep, ledger)
     resolved, subject = subject_of(model, request, provider, threads)
     wanted = recipes(methods, composite, rules, form, recipe_file, None, ["gradient", "lrp"])
     feeds = {name: _batched(array, batch) for name, array in subject.normalised.reference.feeds.items()}
@@ -107,9 +108,11 @@ def _add(
         seeds[key] = one_hot(scores, 1)
         many[key] = one_hot(scores[:1], targets) if scores.ndim else scores
     runs[name] = lambda: session.run({**feeds, **seeds})
-    if explainer.compiled.streams and targets > 1:
+    label = f"{name}, {targets} targets, each"
+    if targets > 1 and not explainer.compiled.streams:
+        result["contenders"][label] = {"failed": "one target a run: the batch axis cannot be followed"}
+    elif targets > 1:
         single = {k: v[:1] for k, v in feeds.items()}
-        label = f"{name}, {targets} targets, each"
         runs[label] = lambda: session.run({**single, **many})
         per[label] = targets
 

@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 
 from onnxplain.cli.bench_load import Job, Outcome, generate
+from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.errors import InputError, OnnxplainError, UsageError
 from onnxplain.session import Array, Session
 from onnxplain.wire.inference import METHODS, SERVICE
@@ -29,7 +30,7 @@ WARM_UP = 10  # calls not counted
 ROUNDS = 4  # turns of the server and of bare onnxruntime, one after the other
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("address", metavar="HOST:PORT")
 @click.option(
     "--model", "models", multiple=True, metavar="NAME", help="M, or M.explain[.RECIPE]; default all. Repeatable."
@@ -60,6 +61,10 @@ def bench_server(
     """
     if bare is not None and len(models) != 1:
         raise UsageError("--bare is the file of one model: name it by --model.")
+    if rate:
+        refuse_idle(["concurrency"], "--rate sends calls at fixed times, however many are open.")
+    if bare is None:
+        refuse_idle(["threads"], "it is of bare onnxruntime; give --bare FILE.")
     if as_json and as_csv:
         raise UsageError("--json or --csv, not both.")
     clients = [0] if rate else steps(concurrency)
@@ -153,6 +158,8 @@ def served(channel: grpc.Channel) -> list[str]:
 def feeds(channel: grpc.Channel, name: str, rows: int) -> dict[str, Array]:
     """Random input of a served model. Seeds are one-hot; axes of any length are `rows` long in front, else 1."""
     found = ask(channel, "ModelMetadata", oip.ModelMetadataRequest(name=name))
+    if rows > 1 and not any(port.shape and port.shape[0] < 0 for port in found.inputs):
+        raise UsageError(f"--rows {rows}: axis 0 of {name}'s inputs is fixed; its batches have one length.")
     rng = np.random.default_rng(0)
     arrays = {}
     for port in found.inputs:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from onnxplain.cli.command import Command
 from onnxplain.cli.options import (
     explainer_of,
-    machine_options,
     recipe_options,
     recipes,
     request_options,
@@ -21,7 +21,7 @@ from onnxplain.compile import Request, cuda
 from onnxplain.inputs import Pictures
 
 
-@click.command("compile")
+@click.command("compile", cls=Command)
 @click.argument("model")
 @click.option("--method", default=None, metavar="NAME", help="Method (see `onnxplain methods`); default lrp.")
 @click.option(
@@ -33,19 +33,17 @@ from onnxplain.inputs import Pictures
 @click.option("--fold", is_flag=True, help="Store derived weights instead of leaving them to onnxruntime.")
 @recipe_options
 @request_options
-@machine_options
 @sample_options
 def compile_command(
     model: str, method: str | None, output: Path | None, seed: str, fold: bool, composite: str | None,
     rules: tuple[str, ...], form: str | None, recipe_file: Path | None,
-    explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...],
-    keep: tuple[str, ...], ledger: bool, provider: str, threads: int,
-    sample: Path | None, shapes: tuple[str, ...],
+    explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...],
+    keep: tuple[str, ...], ledger: bool, sample: Path | None, shapes: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Write one ONNX graph that returns MODEL's answer and its relevances; any onnxruntime runs it."""
     begun = time.perf_counter()
-    request = Request(explain, head, seed, attribute_to, keep, ledger, fold)
-    resolved, subject = subject_of(model, request, provider, threads, sample, shapes)
+    request = Request(explain, head or "", seed, attribute_to, keep, ledger, fold)
+    resolved, subject = subject_of(model, request, sample=sample, shapes=shapes)
     (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, [])
     bounds = Pictures.of(resolved.settings).bounds(subject.inputs)
     explainer = explainer_of(subject, recipe, bounds=bounds)

@@ -13,6 +13,7 @@ import click
 import onnx
 
 from onnxplain import __version__
+from onnxplain.cli.command import Command
 from onnxplain.session import Session, describe_providers, free_memory
 
 PACKAGES = (
@@ -29,7 +30,7 @@ PACKAGES = (
 )
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def doctor(as_json: bool) -> None:
     """Versions, providers, threads, memory; runs a small model to see that they work."""

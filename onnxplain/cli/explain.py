@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -11,16 +12,16 @@ from typing import Any
 import click
 
 from onnxplain import render
-from onnxplain.cli.options import recipe_options
+from onnxplain.cli.command import Command, refuse_idle
+from onnxplain.cli.options import recipe_options, shared
 from onnxplain.cli.output import Run, write_run
 from onnxplain.cli.told import progress_line, tell
 from onnxplain.errors import UsageError
 from onnxplain.inputs.paths import read_text
-from onnxplain.methods import METHODS
 from onnxplain.recipes import Recipe
 
 
-@click.command("explain")
+@click.command("explain", cls=Command)
 @click.argument("model", metavar="MODEL[/VERSION]@HOST:PORT")
 @click.argument("files", nargs=-1, required=True)
 @click.option(
@@ -71,6 +72,7 @@ def explain(
     begun = time.perf_counter()
     name, version, address = where(model, version)
     if token_file is not None:
+        refuse_idle(["token"], "the token is in --token-file; give one of the two.")
         token = read_text(token_file).strip()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log would stand between our lines; before gRPC is imported
     from onnxplain.client import Client
@@ -137,12 +139,5 @@ def _recipes(
         if methods or composite or rules or form:
             raise UsageError("--recipe stands alone: put method, composite, rules and form into the file.")
         return [{"recipe": Recipe.read(recipe_file)}]
-    names = list(dict.fromkeys(methods)) or [default]
-    found = []
-    for name in names:
-        takes = name not in METHODS or METHODS[name].form().start != "seed"
-        wide = takes or len(names) == 1
-        own_form = form if name.startswith("clrp") or len(names) == 1 else None
-        given = {"composite": composite if wide else None, "rules": rules if wide else (), "form": own_form}
-        found.append({"method": name, **given})
-    return found
+    found = shared(list(methods) or [default], composite, rules, form)
+    return [dataclasses.asdict(given) for given in found.values()]

@@ -11,9 +11,9 @@ import click
 import onnx_ir as ir
 from click.core import ParameterSource
 
+from onnxplain.cli.command import Command
 from onnxplain.cli.options import (
     explainer_of,
-    machine_options,
     recipe_options,
     recipes,
     request_options,
@@ -35,10 +35,10 @@ TAKES = {  # which options say something about which target
     "--kserve": {"storage_uri", "image", "out", "force"},
     "--mlflow": RECIPE,
 }
-ALWAYS = {"model", "triton", "kserve", "mlflow", "provider", "threads"}
+ALWAYS = {"model", "triton", "kserve", "mlflow"}
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("model")
 @click.option(
     "--triton",
@@ -65,15 +65,14 @@ ALWAYS = {"model", "triton", "kserve", "mlflow", "provider", "threads"}
 @click.option("--fold", is_flag=True, help="Store derived weights instead of leaving them to onnxruntime.")
 @recipe_options
 @request_options
-@machine_options
 @click.pass_context
 def export(
     context: click.Context, model: str, triton: Path | None, kserve: bool, mlflow: str | None,
     with_model: bool, storage_uri: str | None, image: str, out: Path | None, force: bool,
     method: str | None, seed: str, fold: bool, composite: str | None,
     rules: tuple[str, ...], form: str | None, recipe_file: Path | None,
-    explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...],
-    keep: tuple[str, ...], ledger: bool, provider: str, threads: int,
+    explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...],
+    keep: tuple[str, ...], ledger: bool,
 ) -> None:  # fmt: skip
     """Package MODEL with its explanation for another system: one of --triton DIR, --kserve, --mlflow URI."""
     chosen = [f"--{key}" for key, value in (("triton", triton), ("kserve", kserve), ("mlflow", mlflow)) if value]
@@ -89,8 +88,8 @@ def export(
         )
     if mlflow is not None and importlib.util.find_spec("mlflow") is None:
         raise UsageError("--mlflow needs MLflow, which is not installed: pip install 'onnxplain[mlflow]'.")
-    request = Request(explain, head, seed, attribute_to, keep, ledger, fold)
-    resolved, subject = subject_of(model, request, provider, threads)
+    request = Request(explain, head or "", seed, attribute_to, keep, ledger, fold)
+    resolved, subject = subject_of(model, request)
     if not NAME.fullmatch(resolved.name):
         raise UsageError(
             f"{resolved.name!r} cannot be the name of a served model: letters, digits, '.', '_' and '-' only. "

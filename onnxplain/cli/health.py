@@ -10,10 +10,11 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from onnxplain.errors import InputError, Unavailable
+from onnxplain.cli.command import Command
+from onnxplain.errors import InputError, Unavailable, UsageError
 
 
-@click.command("health")
+@click.command("health", cls=Command)
 @click.argument("address", default="127.0.0.1:8001", metavar="[HOST:PORT]")
 @click.option(
     "--service", default="", help="model/NAME, source/NAME or a gRPC service; default: the server as a whole."
@@ -42,7 +43,9 @@ def health(
 
 
 def _channel(address: str, ca: Path | None, cert: Path | None, key: Path | None) -> grpc.Channel:
-    if ca is None:
+    if (cert is None) != (key is None):
+        raise UsageError("--tls-cert and --tls-key go together: give both.")
+    if ca is None and cert is None:
         return grpc.insecure_channel(address)
     try:
         parts = [path.read_bytes() if path else None for path in (ca, key, cert)]

@@ -9,15 +9,16 @@ from typing import Any
 
 import click
 
-from onnxplain.cli.options import machine_options, recipe_options, recipes, request_options, sample_options, subject_of
+from onnxplain.cli.command import Command
+from onnxplain.cli.options import recipe_options, recipes, request_options, sample_options, subject_of
 from onnxplain.compile import Request, compile_graph, cuda
 from onnxplain.coverage import coverage
-from onnxplain.errors import OnnxplainError
+from onnxplain.errors import OnnxplainError, UsageError
 from onnxplain.explainer import Subject, bytes_per_stream
 from onnxplain.graph.node import dims
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("model")
 @click.option(
     "--method", default=None, metavar="NAME", help="Show the rule of every node for this method (default: lrp)."
@@ -26,18 +27,16 @@ from onnxplain.graph.node import dims
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @recipe_options
 @request_options
-@machine_options
 @sample_options
 def inspect(
     model: str, method: str | None, nodes: bool, as_json: bool, composite: str | None, rules: tuple[str, ...],
     form: str | None, recipe_file: Path | None,
-    explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...], keep: tuple[str, ...],
-    ledger: bool, provider: str, threads: int,
-    sample: Path | None, shapes: tuple[str, ...],
+    explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...], keep: tuple[str, ...],
+    ledger: bool, sample: Path | None, shapes: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Inputs, outputs, ops, the rule each node would get, what blocks and why. Runs nothing but a verification."""
-    request = Request(explain, head, "tensor", attribute_to, keep, ledger)
-    resolved, subject = subject_of(model, request, provider, threads, sample, shapes)
+    request = Request(explain, head or "", "tensor", attribute_to, keep, ledger)
+    resolved, subject = subject_of(model, request, sample=sample, shapes=shapes)
     (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, ["lrp"])
     report = describe(subject)
     found = coverage(subject.normalised, subject.resolved, subject.request)
@@ -100,6 +99,8 @@ def _memory(subject: Subject, recipe: Any) -> str:
     text = f"weights {weights / 1e6:.1f} MB"
     try:
         compiled = compile_graph(subject.normalised, subject.resolved, recipe.passes()[0], subject.request)
+    except UsageError:  # what was asked for cannot be, whatever the model
+        raise
     except OnnxplainError:
         return text
     return f"{text}, about {bytes_per_stream(compiled.model) / 1e6:.1f} MB per row explained"

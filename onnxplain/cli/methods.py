@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from onnxplain.cli.command import Command
 from onnxplain.composites import COMPOSITES
 from onnxplain.methods import METHODS
 from onnxplain.rules import RULES
 from onnxplain.vjp import OPS
 
 
-@click.command("methods")
+@click.command("methods", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def methods(as_json: bool) -> None:
     """List methods, composites, rules and ops."""

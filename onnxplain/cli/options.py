@@ -15,6 +15,7 @@ from onnxplain.compile import Request
 from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer, Subject
 from onnxplain.inputs import ModelSettings
+from onnxplain.methods import METHODS
 from onnxplain.recipes import Recipe
 from onnxplain.sources import Resolved
 from onnxplain.sources import resolve as resolve_model
@@ -45,7 +46,10 @@ recipe_options = _all(
 request_options = _all(
     click.option("--explain", multiple=True, metavar="TENSOR", help="Tensor to explain; '*' for every float output."),
     click.option(
-        "--head", type=click.Choice(["cut", "keep"]), default="cut", help="Step back over a final softmax, or not."
+        "--head",
+        type=click.Choice(["cut", "keep"]),
+        default=None,
+        help="Step back over a final softmax (default), or not.",
     ),
     click.option(
         "--attribute-to", multiple=True, metavar="TENSOR", help="Tensor to attribute to (default: the inputs)."
@@ -93,30 +97,55 @@ def recipes(
         if methods or composite or rules or form:
             raise UsageError("--recipe stands alone: put method, composite, rules and form into the file.")
         return [Recipe.read(recipe_file)]
+    for name in methods:
+        METHODS[name]  # says which are near where there is none
     defaults = Recipe.of(settings.defaults, "[defaults]") if settings and settings.defaults else None
     names = list(methods) or ([defaults.method] if defaults and not fallback else list(fallback)) or ["lrp"]
     found = []
-    for name in dict.fromkeys(names):
+    for name, given in shared(names, composite, rules, form).items():
         base = defaults if defaults and defaults.method == name else Recipe(name)
-        takes = Recipe(name).passes()[1].form().start != "seed"
-        wide = takes or len(names) == 1
-        own_form = form if form is None or name.startswith("clrp") or len(names) == 1 else None
         found.append(
             replace(
                 base,
-                composite=composite if composite and wide else base.composite,
-                rules=tuple(rules) + base.rules if wide else base.rules,
-                form=own_form or base.form,
+                composite=given.composite or base.composite,
+                rules=given.rules + base.rules,
+                form=given.form or base.form,
             )
         )
     return found
 
 
+def shared(names: Sequence[str], composite: str | None, rules: Sequence[str], form: str | None) -> dict[str, Recipe]:
+    """What of the options goes to which of several methods: those that take it; to an only one in any case.
+
+    A method that is not known here is a newer server's, and takes all. Raises UsageError for an option that none takes.
+    """
+    only = len(set(names)) == 1
+    relevance = {n for n in names if only or n not in METHODS or METHODS[n].form().start != "seed"}
+    forms = {n for n in names if only or n not in METHODS or len(METHODS[n].forms) > 1}
+    for option, given, taken in (
+        ("--composite", composite, relevance),
+        ("--rule", rules, relevance),
+        ("--form", form, forms),
+    ):
+        if given and not taken:
+            raise UsageError(f"{option} says nothing to {' and '.join(dict.fromkeys(names))}; see `onnxplain methods`.")
+    return {
+        n: Recipe(
+            n,
+            composite if n in relevance else None,
+            tuple(rules) if n in relevance else (),
+            form if n in forms else None,
+        )
+        for n in dict.fromkeys(names)
+    }
+
+
 def subject_of(
     model: str,
     request: Request,
-    provider: str,
-    threads: int,
+    provider: str = "auto",
+    threads: int = 0,
     sample: Path | None = None,
     shapes: Sequence[str] = (),
 ) -> tuple[Resolved, Subject]:

@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from onnxplain import render
+from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import (
     explainer_of,
     machine_options,
@@ -27,10 +28,13 @@ from onnxplain.coverage import coverage
 from onnxplain.errors import NotFinite, OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.explainer import Subject
 from onnxplain.inputs import Loaded, Pictures, load, random_inputs
+from onnxplain.inputs.targets import labels_unfit
 from onnxplain.recipes import Recipe
 
+PICTURE = ("preprocess", "layout", "mean", "std", "scale")
 
-@click.command("run")
+
+@click.command("run", cls=Command)
 @click.argument("model")
 @click.argument("files", nargs=-1)
 @click.option(
@@ -64,7 +68,7 @@ from onnxplain.recipes import Recipe
 def run(
     model: str, files: tuple[str, ...], inputs: tuple[str, ...], targets: tuple[str, ...], methods: tuple[str, ...],
     composite: str | None, rules: tuple[str, ...], form: str | None, recipe_file: Path | None,
-    explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool,
+    explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool,
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
     labels: str | None, provider: str,
     threads: int, sample: Path | None, shapes: tuple[str, ...],
@@ -76,11 +80,19 @@ def run(
     """
     begun = time.perf_counter()
     given = (*files, *inputs)
+    if given:
+        refuse_idle(["random_seed"], "the input is given, so nothing is random.")
+    else:
+        refuse_idle(PICTURE, "it says how a picture becomes an input, and no file is given.")
+        if out is None:
+            refuse_idle(["palette"], "without an input file nothing is drawn; give --out too.")
     with progress_line(as_json) as progress:
         step = progress.add_task("loading the model")
         resolved, subject = subject_of(
-            model, Request(explain, head, "tensor", attribute_to, keep, ledger), provider, threads, sample, shapes
+            model, Request(explain, head or "", "tensor", attribute_to, keep, ledger), provider, threads, sample, shapes
         )
+        if len(subject.resolved.explained) != 1:
+            raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
         pictures = Pictures.of(resolved.settings, preprocess, layout, mean, std, scale, labels)
         fallback = [] if given else ["gradient", "lrp"]
         wanted = recipes(methods, composite, rules, form, recipe_file, resolved.settings, fallback)
@@ -97,6 +109,8 @@ def run(
             provider=subject.provider,
             seconds=dict(subject.seconds),
         )
+        if not done.loaded.pictures:
+            refuse_idle(PICTURE, "it says how a picture becomes an input, and the files are arrays, taken as they are.")
         if not given:
             done.coverage, done.random_seed = (
                 coverage(subject.normalised, subject.resolved, subject.request),
@@ -121,7 +135,7 @@ def run(
 
 def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_seed: int, sample: Path | None) -> Loaded:
     if given:
-        return load(given, subject.inputs, pictures.of_input)
+        return load(given, subject.inputs, pictures.of_input, pictures.columns(subject.inputs))
     if sample is not None:
         loaded = Loaded(feeds=dict(subject.normalised.reference.feeds))
         loaded.note(f"no input file: the sample {sample} is explained")
@@ -149,15 +163,15 @@ def _explain(
         explainer = explainer_of(
             subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind
         )
-        if len(explainer.explained) != 1:
-            raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
         explanation = explainer.explain(done.loaded.feeds, targets)
+        explanation.show(done.loaded, subject.inputs[0].name)
+        if pictures.labels_option and (unfit := labels_unfit(explanation.scores, names, explainer.kind)):
+            raise UsageError(f"--labels {pictures.labels_option}: {unfit} of {explanation.explained}.")
     except OnnxplainError as error:
-        if strict or isinstance(error, NotFinite):
+        if strict or isinstance(error, (NotFinite, UsageError)):
             raise
         done.failed[recipe.method] = str(error)
         return
-    explanation.show(done.loaded, subject.inputs[0].name)
     done.explanations.append(explanation)
     done.seconds[recipe.method] = time.perf_counter() - begun
     done.notes += [note for note in explanation.notes if note not in done.notes]

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.errors import InputError
 from onnxplain.server.app import Server
 from onnxplain.server.logs import set_up
@@ -30,7 +31,7 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
     return click.option(*names, envvar=variable, show_default=more.pop("show_default", True), **more)
 
 
-@click.command("serve")
+@click.command("serve", cls=Command)
 @click.argument("repositories", nargs=-1, metavar="[REPOSITORY|MODEL.onnx]…")
 @click.option(
     "--model-repository", "more", multiple=True, metavar="DIR", help="The same, by Triton's name. Repeatable."
@@ -83,7 +84,15 @@ def serve(
     set_up(log_format, log_level.upper())
     control = control or ("poll" if registry else "none")
     given = {**flags, "control": control} | ({"cache": cache} if cache else {})
+    if control != "explicit":
+        refuse_idle(["load"], f"models load on demand under --model-control-mode explicit only, and this is {control}.")
+    if not registry:
+        refuse_idle(["webhook_port", "cache"], "only a registry sends webhooks and has downloads; give --registry.")
+    if not flags["isolate"]:
+        refuse_idle(["isolate_memory"], "it limits the children of --isolate; give that too.")
     options = ServerOptions(**given)
+    if options.loopback or options.tls_cert is not None:
+        refuse_idle(["insecure"], "nothing goes to other machines in plain text here; leave it out.")
     sources = sources_of((*repositories, *more), registry, options)
     asyncio.run(_serve(options, sources, webhook_port))
 

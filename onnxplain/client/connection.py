@@ -41,6 +41,9 @@ class Connection:
             raise UsageError(f"{self.address!r} is no address; give HOST:PORT, such as localhost:8001.")
         if (self.cert is None) != (self.key is None):
             raise UsageError("cert and key go together: give both files.")
+        if self.insecure and (not self.token or self.secure):
+            what = "TLS protects it" if self.token else "there is none"
+            raise UsageError(f"insecure sends a token in plain text, and {what}; leave it out.")
         if self.token and not self.secure and not self.insecure and not _loopback(self.address):
             raise UsageError(
                 f"the token would go to {self.address} in plain text: give ca (--tls-ca FILE, or 'system') "

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from onnxplain.errors import InputError
 from onnxplain.inputs import InputSpec, Loaded, ModelSettings, OutputSettings, Pictures, bind, load
 from onnxplain.inputs.preparation import picture_settings
+from onnxplain.inputs.tables import from_table, is_table
 from onnxplain.session import Array
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.tensors import DATATYPES
@@ -57,8 +58,10 @@ class ModelInfo:
         """How pictures become inputs. Raises UsageError or UnknownName for settings that a newer server made."""
         tables = json_format.MessageToDict(self.reply.input_settings)
         where = f"the server's input settings of {self.reply.model.name}"
-        inputs = {name: picture_settings(_whole(table), where) for name, table in tables.items()}
-        return Pictures(ModelSettings(inputs=inputs, output=OutputSettings(kind=self.reply.kind or None)))
+        columns = {name: tuple(map(str, t.pop("features"))) for name, t in tables.items() if "features" in t}
+        inputs = {name: picture_settings(_whole(table), where) for name, table in tables.items() if table}
+        output = OutputSettings(kind=self.reply.kind or None)
+        return Pictures(ModelSettings(inputs=inputs, features=columns, output=output))
 
     def same_inputs(self, other: ModelInfo) -> bool:
         """Whether what was prepared for one version serves the other."""
@@ -71,9 +74,11 @@ class ModelInfo:
             return x
         if isinstance(x, Image.Image):
             return self._picture(x)
+        if is_table(x):
+            return Loaded(feeds=from_table(x, self.specs, self.pictures.columns(self.specs)))
         files = _files(x)
         if files:
-            return load(files, self.specs, self.pictures.of_input)
+            return load(files, self.specs, self.pictures.of_input, self.pictures.columns(self.specs))
         return Loaded(feeds=bind(_arrays(x), self.specs))
 
     def _picture(self, image: Image.Image) -> Loaded:
@@ -109,8 +114,8 @@ def bound(x: X, specs: Sequence[InputSpec]) -> dict[str, Array]:
 
 
 def is_file(x: X) -> bool:
-    """Whether it names files, or is a picture: what only the model's settings can prepare."""
-    return isinstance(x, Image.Image | Loaded) or bool(_files(x))
+    """Whether it names files, or is a picture or a table: what only the model's settings can prepare."""
+    return isinstance(x, Image.Image | Loaded) or is_table(x) or bool(_files(x))
 
 
 def _files(x: Any) -> list[str | Path]:

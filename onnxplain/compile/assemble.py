@@ -92,6 +92,7 @@ class _Job:
         self.found = Analysis(model, resolved, recipe.composite, request)
         self.op = self.found.op
         self.rules = {node: recipe.composite.rule_for(place) for node, place in self.found.places.items()}
+        recipe.composite.check_given(self.found.places.values())
         self._say_missed_boxes()
         self.seeds = Seeds(self.op, request.seed, list(self.found.values))
         self.relevances: dict[str, str] = {}

@@ -19,13 +19,13 @@ class Request:
     """What a user asks of a compiled graph.
 
     explain: tensors to explain, `("*",)` for every float output, () for the default. head: step back over a final
-    softmax or sigmoid (`cut`) or not (`keep`). seed: a float tensor, or a class `index`. attribute_to: tensors to
-    attribute to, () for the inputs. keep: forward tensors to add as outputs. ledger: book where relevance went.
-    fold: store derived weights rather than have onnxruntime make them.
+    softmax or sigmoid (`cut`, the default) or not (`keep`); a tensor that is named is explained as it is. seed: a float
+    tensor, or a class `index`. attribute_to: tensors to attribute to, () for the inputs. keep: forward tensors to add
+    as outputs. ledger: book where relevance went. fold: store derived weights rather than have onnxruntime make them.
     """
 
     explain: tuple[str, ...] = ()
-    head: str = "cut"
+    head: str = ""
     seed: str = "tensor"
     attribute_to: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
@@ -34,8 +34,19 @@ class Request:
 
     def __post_init__(self) -> None:
         for name, allowed in (("head", ("cut", "keep")), ("seed", ("tensor", "index"))):
-            if getattr(self, name) not in allowed:
+            if getattr(self, name) not in (*allowed, *([""] if name == "head" else [])):
                 raise UsageError(f"{name} is {' or '.join(allowed)}, not {getattr(self, name)!r}.")
+        if self.head and self.explain:
+            raise UsageError(
+                f"head {self.head!r} says nothing where the explained tensor is named ({', '.join(self.explain)}): "
+                "that one is explained as it is. Give one of the two."
+            )
+        if "*" in self.explain and len(self.explain) > 1:
+            raise UsageError("explain '*' is every float output of the model, and stands alone.")
+        for name in ("explain", "attribute_to", "keep"):
+            given = getattr(self, name)
+            if twice := [tensor for n, tensor in enumerate(given) if tensor in given[:n]]:
+                raise UsageError(f"{name.replace('_', '-')}: {twice[0]!r} is named twice.")
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ def resolve(model: ir.Model, request: Request) -> Resolved:
     else:
         explained = []
         if floats:
-            cut, head = _below_head(floats[0]) if request.head == "cut" else (floats[0], "")
+            cut, head = _below_head(floats[0]) if request.head != "keep" else (floats[0], "")
             explained = [str(cut.name)]
             heads[str(cut.name)] = head
             if head:

@@ -78,9 +78,18 @@ class Backward(Builder):
         return value in self.facts.nonnegative
 
     def real(self, value: ir.Value) -> ir.Value:
-        """A forward tensor in the precision relevance is carried in: float32 for float16 and bfloat16 ones."""
+        """A forward tensor in the precision relevance is carried in: float32 for float16 and bfloat16 ones.
+
+        Of a transposed tensor the source is cast and transposed anew: onnxruntime 1.31 crashes on Transpose, Cast,
+        MatMul when it fuses them.
+        """
         if value.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             return value
+        made = value.producer()
+        if made is not None and made.op_type == "Transpose" and made.domain == "" and made.inputs[0] is not None:
+            source, perm = made.inputs[0], made.attributes.get("perm")
+            axes = None if perm is None else list(perm.as_ints())
+            return self.once(("real", value), lambda: self.Transpose(self.real(source), perm=axes))
         return self.once(("real", value), lambda: self.Cast(value, to=int(ir.DataType.FLOAT)))
 
     def target_shape(self, x: ir.Value, streams: int = -1) -> ir.Value:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.graph.affine import initializer
+from onnxplain.graph.affine import Names, initializer
 from onnxplain.graph.node import axes_of, ints
 
 
@@ -29,17 +29,18 @@ def settle_forms(model: ir.Model, may: Callable[[str], bool] = lambda rewrite: T
     Returns a line for each change.
     """
     changes = []
+    names = Names(model.graph)
     for node in list(model.graph):
         name = f"{node.name or node.outputs[0].name} ({node.op_type})"
         if node.domain != "" or node.op_type not in FORMS or not may(name):
             continue
         settle, text = FORMS[node.op_type]
-        if settle(node):
+        if settle(node, names):
             changes.append(f"{name} {text}")
     return changes
 
 
-def _pad_every_axis(node: ir.Node) -> bool:
+def _pad_every_axis(node: ir.Node, names: Names) -> bool:
     x, pads, *others = node.inputs
     axes = ints(others[1]) if len(others) > 1 else None
     if axes is None or x is None or x.shape is None or pads is None:
@@ -47,11 +48,11 @@ def _pad_every_axis(node: ir.Node) -> bool:
     places, known, name = places_of_pads(axes, len(x.shape)), ints(pads), node.outputs[0].name
     if known is not None:
         numbers = np.array([0 if place is None else known[place] for place in places], np.int64)
-        every = initializer(node.graph, f"{name}.pads", numbers, ir.DataType.INT64)
+        every = initializer(names, f"{name}.pads", numbers, ir.DataType.INT64)
     else:
-        zero = initializer(node.graph, f"{name}.zero", np.zeros(1, np.int64), ir.DataType.INT64)
+        zero = initializer(names, f"{name}.zero", np.zeros(1, np.int64), ir.DataType.INT64)
         order = np.array([0 if place is None else place + 1 for place in places], np.int64)
-        order_value = initializer(node.graph, f"{name}.order", order, ir.DataType.INT64)
+        order_value = initializer(names, f"{name}.order", order, ir.DataType.INT64)
         joined = ir.node("Concat", [zero, pads], {"axis": 0})
         picked = ir.node("Gather", [joined.outputs[0], order_value])
         node.graph.insert_before(node, [joined, picked])  # type: ignore[union-attr]
@@ -61,14 +62,14 @@ def _pad_every_axis(node: ir.Node) -> bool:
     return True
 
 
-def _column(node: ir.Node) -> bool:
+def _column(node: ir.Node, names: Names) -> bool:
     (x, vector), graph = node.inputs, node.graph
     assert graph is not None
     if x is None or vector is None or x.shape is None or vector.shape is None:
         return False
     if len(x.shape) < 2 or len(vector.shape) != 1:
         return False
-    last = initializer(graph, f"{node.outputs[0].name}.last", np.array([-1]), ir.DataType.INT64)
+    last = initializer(names, f"{node.outputs[0].name}.last", np.array([-1]), ir.DataType.INT64)
     column = ir.node("Unsqueeze", [vector, last])
     product = ir.node("MatMul", [x, column.outputs[0]], name=node.name)
     squeezed = ir.node("Squeeze", [product.outputs[0], last])
@@ -81,7 +82,7 @@ def _column(node: ir.Node) -> bool:
     return True
 
 
-FORMS: dict[str, tuple[Callable[[ir.Node], bool], str]] = {
+FORMS: dict[str, tuple[Callable[[ir.Node, Names], bool], str]] = {
     "Pad": (_pad_every_axis, "names every axis"),
     "MatMul": (_column, "has a column for its vector"),
 }

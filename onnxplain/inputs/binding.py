@@ -10,28 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxplain.errors import InputError
+from onnxplain.inputs.naming import match
 from onnxplain.inputs.specs import InputSpec
 
 Array = NDArray[Any]
 Shape = tuple[int | str | None, ...]
 
 
-def bind(arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str = "the input") -> dict[str, Array]:
-    """One array for every input, in the declared shape and type.
+def bind(
+    arrays: Mapping[str, Array], inputs: Sequence[InputSpec], where: str = "the input", way_out: str = ""
+) -> dict[str, Array]:
+    """One array for every input, in the declared shape and type; by name, or not at all.
 
-    By name (case ignored where that is unique); an array that is alone with one input needs no name. Arrays that no
-    input asks for are left out: an .npz often carries labels as well. where: named in errors, the file for example.
+    The names are the inputs' (see `naming.match` on case); a lone array without a name ("") is the only input. where:
+    named in errors, the file for example. way_out: what to do about names that do not fit, a sentence.
     """
-    bound = {}
-    for spec in inputs:
-        array = _find(spec.name, arrays)
-        if array is None and len(inputs) == 1 and len(arrays) == 1:
-            array = next(iter(arrays.values()))
-        if array is None:
-            found = ", ".join(f"{name or '(no name)'} {tuple(array.shape)}" for name, array in arrays.items())
-            raise InputError(f"{where} holds {found or 'no arrays'}, but the model takes {list_inputs(inputs)}.")
-        bound[spec.name] = conform(array, spec, where)
-    return bound
+    if list(arrays) == [""] and len(inputs) == 1:
+        return {inputs[0].name: conform(arrays[""], inputs[0], where)}
+    names = list(arrays)
+    if "" in arrays:
+        shapes = ", ".join(f"{name or '(no name)'} {tuple(array.shape)}" for name, array in arrays.items())
+        raise InputError(f"{where} holds {shapes}, but the model takes {list_inputs(inputs)}. Give arrays by name.")
+    takes = f"The model takes {list_inputs(inputs)}. {way_out}".rstrip()
+    positions = match(names, [spec.name for spec in inputs], "input", where, takes)
+    return {spec.name: conform(arrays[names[n]], spec, where) for spec, n in zip(inputs, positions, strict=True)}
 
 
 def list_inputs(inputs: Sequence[InputSpec]) -> str:
@@ -41,6 +43,8 @@ def list_inputs(inputs: Sequence[InputSpec]) -> str:
 
 def conform(array: Array, spec: InputSpec, where: str = "the input") -> Array:
     """The array in the input's shape (a missing batch axis is added) and type (where no value changes)."""
+    if array.dtype.names:
+        raise InputError(f"{where}: an array with the named fields {', '.join(array.dtype.names)}; expected {spec}.")
     if not fits(array.shape, spec.shape) and spec.shape and fits((1, *array.shape), spec.shape):
         array = array[None]
     if not fits(array.shape, spec.shape):
@@ -55,13 +59,6 @@ def fits(shape: Sequence[int], declared: Shape | None) -> bool:
     return len(shape) == len(declared) and all(
         not isinstance(side, int) or side < 1 or side == size for size, side in zip(shape, declared, strict=True)
     )
-
-
-def _find(name: str, arrays: Mapping[str, Array]) -> Array | None:
-    if name in arrays:
-        return arrays[name]
-    alike = [array for other, array in arrays.items() if other.lower() == name.lower()]
-    return alike[0] if len(alike) == 1 else None
 
 
 def _hint(shape: Sequence[int], declared: Shape | None) -> str:

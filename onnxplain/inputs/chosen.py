@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxplain.errors import UsageError
+from onnxplain.errors import UnknownName, UsageError
 from onnxplain.inputs.labels import load_labels
 from onnxplain.inputs.preparation import PictureSettings
 from onnxplain.inputs.presets import from_options
@@ -50,8 +50,25 @@ class Pictures:
             return base, None
         return from_options(spec.shape, base=base, dtype=spec.dtype, name=spec.name, **self.options)
 
+    def columns(self, specs: Sequence[InputSpec]) -> dict[str, tuple[str, ...]]:
+        """Names of the columns of inputs that are tables, where model.toml says them."""
+        found = {spec.name: self.settings.columns(spec.name, n) for n, spec in enumerate(specs)}
+        return {name: columns for name, columns in found.items() if columns}
+
     def bounds(self, specs: Sequence[InputSpec]) -> tuple[list[float], list[float]] | None:
-        """(lows, highs) of a single picture input in model units, where model.toml or the options say them."""
+        """(lows, highs) of a single picture input in model units, where model.toml or the options say them.
+
+        Raises UsageError for bounds that nothing can be told of, UnknownName for tables of inputs that there are not.
+        """
+        for name in {*self.settings.inputs, *self.settings.features} - {"", *(spec.name for spec in specs)}:
+            raise UnknownName("input ([inputs.…] of model.toml)", name, [spec.name for spec in specs])
+        pictures = {spec.name: self.settings.picture(spec.name, n) for n, spec in enumerate(specs)}
+        bounded = [name for name, picture in pictures.items() if picture is not None and picture.bounds is not None]
+        if bounded and len(specs) != 1:
+            raise UsageError(
+                f"model.toml gives bounds for {bounded[0]!r}, and box takes those of an only input; this model has "
+                f"{len(specs)}: {', '.join(pictures)}. Leave them out, and give --rule first=box(low=…,high=…)."
+            )
         if len(specs) != 1 or not (self.settings.picture(specs[0].name) or any(self.options.values())):
             return None
         settings, _ = self.of_input(specs[0], 0)

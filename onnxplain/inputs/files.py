@@ -30,7 +30,10 @@ _BROKEN: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True)
 class Contents:
-    """What one file holds: arrays by name ("" where the file gives none), and the names of csv columns."""
+    """What one file holds: arrays by name ("" where the file gives none), and the names of csv columns.
+
+    A lone `arr_0` of an .npz has no name: so numpy calls what `savez` was given without one.
+    """
 
     path: Path
     arrays: dict[str, Array]
@@ -42,16 +45,21 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in pictures.SUFFIXES
 
 
-def read(path: str | Path) -> Contents:
-    """Every array in the file, checked to be finite numbers."""
+def read(path: str | Path, array: str = "") -> Contents:
+    """Every array in the file, or the one named, which then needs no name; checked to be finite numbers."""
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join([*_READERS, *pictures.SUFFIXES])
         raise InputError(f"{path}: inputs of type {path.suffix or '(no suffix)'!r} are not read. Give one of {known}.")
     contents = reader(path)
-    for name, array in contents.arrays.items():
-        _check(array, f"{path}{f' ({name})' if name else ''}", contents.features)
+    if array:
+        if array not in contents.arrays:
+            known = ", ".join(name or "(no name)" for name in contents.arrays)
+            raise InputError(f"{path}: holds no array named {array!r}; there is {known}.")
+        contents = Contents(path, {"": contents.arrays[array]})
+    for name, values in contents.arrays.items():
+        _check(values, f"{path}{f' ({name})' if name else ''}", contents.features)
     return contents
 
 
@@ -80,7 +88,9 @@ def _npy(path: Path) -> Contents:
 
 def _npz(path: Path) -> Contents:
     loaded = _load(path)
-    return Contents(path, loaded if isinstance(loaded, dict) else {"": loaded})
+    if not isinstance(loaded, dict):
+        return Contents(path, {"": loaded})
+    return Contents(path, {"": loaded["arr_0"]} if list(loaded) == ["arr_0"] else loaded)
 
 
 def _load(path: Path) -> Any:
@@ -118,6 +128,9 @@ def _csv(path: Path) -> Contents:
         features = tuple(rows.pop(0)[1])
     if not rows:
         raise InputError(f"{path}: holds no row of numbers.")
+    twice = [name for n, name in enumerate(features) if name in features[:n]]
+    if twice:
+        raise InputError(f"{path}: two columns are called {twice[0]!r}; each needs a name of its own.")
     width = len(features or rows[0][1])
     values = []
     for number, row in rows:

@@ -12,7 +12,7 @@ from onnxplain.errors import UnknownName, UsageError
 Channels = Literal["RGB", "BGR", "GRAY"]
 Bounds = tuple[tuple[float, ...], tuple[float, ...]]
 
-LAYOUT = re.compile(r"N?(?!.*(.).*\1)(?=.*H)(?=.*W)[CHW]{2,3}")  # N first if at all, H and W once each, C at most once
+LAYOUT = re.compile(r"N?(C?(HW|WH)|(HW|WH)C)")  # N first if at all, C before or behind the sides, never between
 INTERPOLATIONS = ("bilinear", "box", "nearest", "bicubic")
 
 
@@ -139,7 +139,10 @@ def _one_of(*choices: str) -> Callable[[object], str]:
 
 
 _PICTURE: dict[str, tuple[Callable[[object], Any], str]] = {
-    "layout": (_layout, "the letters N, C, H, W in the order of the input's axes, N first, such as NCHW or NHWC"),
+    "layout": (
+        _layout,
+        "the letters of the input's axes in order, N first, C before or behind H and W: NCHW, NHWC, CHW, NHW …",
+    ),
     "size": (_pair, "a whole number or [height, width]"),
     "resize": (_resize, "a whole number (the shorter side) or [height, width]"),
     "interpolation": (_one_of(*INTERPOLATIONS), "one of " + ", ".join(INTERPOLATIONS)),

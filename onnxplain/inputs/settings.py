@@ -45,16 +45,24 @@ class ServingSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One model's settings. `defaults` is a recipe, checked where recipes are read; `files` is where all came from."""
+    """One model's settings. `defaults` is a recipe, checked where recipes are read; `files` is where all came from.
+
+    features: names of a table's columns in the model's order, by input; "" for [input].
+    """
 
     input: PictureSettings | None = None
     inputs: Mapping[str, PictureSettings] = field(default_factory=dict)
+    features: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     output: OutputSettings = OutputSettings()
     serving: ServingSettings = ServingSettings()
     defaults: Mapping[str, object] = field(default_factory=dict)
     licence: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
     files: tuple[Path, ...] = ()
+
+    def columns(self, name: str, position: int = 0) -> tuple[str, ...]:
+        """Names of the columns of one input: [inputs.NAME], else [input] for the first; () where they are not known."""
+        return self.features.get(name, self.features.get("", ()) if position == 0 else ())
 
     def picture(self, name: str, position: int = 0) -> PictureSettings | None:
         """The settings of one input: [inputs.NAME], else [input] for the first."""
@@ -101,9 +109,16 @@ def _build(table: Mapping[str, Any], files: tuple[Path, ...]) -> ModelSettings:
     for name, value in named.items():
         if not isinstance(value, dict):
             raise UsageError(f"{where}: write [inputs.NAME] for one input, [input] for the only one; found {name!r}.")
+    tables = {"": table["input"]} if "input" in table else {}
+    tables |= named
+    places = {name: f"[{f'inputs.{name}' if name else 'input'}] of {where}" for name in tables}
+    features = {name: _features(t["features"], places[name]) for name, t in tables.items() if "features" in t}
+    keys = {name: {key: v for key, v in t.items() if key != "features"} for name, t in tables.items()}
+    pictures = {n: picture_settings(t, places[n]) for n, t in keys.items() if t or n not in features}
     return ModelSettings(
-        input=picture_settings(table["input"], f"[input] of {where}") if "input" in table else None,
-        inputs={name: picture_settings(value, f"[inputs.{name}] of {where}") for name, value in named.items()},
+        input=pictures.pop("", None),
+        inputs=pictures,
+        features=features,
         output=_output(table.get("output", {}), f"[output] of {where}"),
         serving=_serving(table.get("serving", {}), f"[serving] of {where}"),
         defaults=table.get("defaults", {}),
@@ -111,6 +126,13 @@ def _build(table: Mapping[str, Any], files: tuple[Path, ...]) -> ModelSettings:
         description=table.get("description", ""),
         files=files,
     )
+
+
+def _features(value: object, where: str) -> tuple[str, ...]:
+    names = value if isinstance(value, list) and all(isinstance(name, str) and name for name in value) else []
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"{where}: features = {_shown(value)}; expected a list of column names, each once.")
+    return tuple(names)
 
 
 def _output(table: Mapping[str, Any], where: str) -> OutputSettings:

@@ -50,6 +50,21 @@ def resolve(
     return _Scores.of(scores, labels, kind, class_axis).resolve(spec.strip())
 
 
+def labels_unfit(scores: Array, labels: Labels, kind: str | None = None) -> str:
+    """Why these labels do not name the classes of the scores, in words; "" where they do, or where there are none."""
+    return _Scores.of(scores, labels, kind, None).unnamed if labels else ""
+
+
+def one_thing(values: Array) -> Array:
+    """A tensor whose axis 0 counts no samples, as the scores of one: (1, …), other axes of length one left out.
+
+    So (T, 1, C) in time becomes (1, T, C), and (C,) becomes (1, C). What has an axis 0 of length one keeps its shape.
+    """
+    if values.shape[:1] in ((), (1,)):
+        return values
+    return values.reshape(1, *(side for side in values.shape if side != 1))
+
+
 def from_seed(
     seed: Array, scores: Array, name: str = "seed", labels: Labels = (), kind: str | None = None
 ) -> list[Target]:
@@ -134,6 +149,7 @@ class _Scores:
         if len(sides) == 2 and spec.casefold() not in known:
             return [self.versus(*sides)]
         if INDEX.fullmatch(spec):
+            self.no_other_name(spec)
             return [self.at(tuple(int(part) for part in spec.split(",")))]
         return [self.whole_class(self.named(spec))]
 
@@ -159,6 +175,8 @@ class _Scores:
             raise UsageError(f"top{count}: the scores have {self.values.shape[1]} class(es); give top1 to that.")
         if self.values.shape[1] == 1:
             return [self.predicted()]
+        if self.kind == "regression":
+            raise UsageError(f"top{count}: values of a regression have no ranks; give predicted, or an index.")
         return [self.ranked(rank, f"top {rank + 1}") for rank in range(count)]
 
     def ranked(self, rank: int, word: str) -> Target:
@@ -174,7 +192,8 @@ class _Scores:
     def versus(self, one: str, other: str) -> Target:
         """+1 at one class, −1 at the other."""
         first, second = (
-            self.checked(int(side)) if re.fullmatch(r"[+-]?\d+", side) else self.named(side) for side in (one, other)
+            self.checked(int(self.no_other_name(side))) if re.fullmatch(r"[+-]?\d+", side) else self.named(side)
+            for side in (one, other)
         )
         if first == second:
             raise UsageError(f"{one!r} and {other!r} are the same class, {first}. Give two.")
@@ -216,6 +235,14 @@ class _Scores:
         if self.unnamed:
             raise UsageError(f"class {name!r} cannot be looked up: {self.unnamed}. Or give an index.")
         return find(name, self.labels)
+
+    def no_other_name(self, spec: str) -> str:
+        """An index that is not another class's name too, as "3" is where the labels are digits in another order."""
+        if spec.isdecimal() and spec in self.labels and list(self.labels).index(spec) != int(spec):
+            at = list(self.labels).index(spec)
+            own = label(int(spec), self.labels)
+            raise UsageError(f"{spec!r} is class {at}'s name and class {own!r}'s index: write +{at} or +{spec}.")
+        return spec
 
     def checked(self, klass: int) -> int:
         if not 0 <= klass < self.values.shape[1]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from onnxplain.errors import UnknownName
+from onnxplain.errors import UnknownName, UsageError
 from onnxplain.registry import Registry
 
 
@@ -43,6 +43,8 @@ class Method:
         """A form by name; the default one for None."""
         if name is None:
             return next(iter(self.forms.values()))
+        if "" in self.forms:
+            raise UsageError(f"method {self.name} has one form; form is for methods with several, such as clrp1.")
         if name not in self.forms:
             raise UnknownName(f"form of {self.name}", name, self.forms)
         return self.forms[name]

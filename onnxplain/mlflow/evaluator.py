@@ -6,7 +6,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mlflow.models.evaluation import (  # type: ignore[import-not-found, unused-
 
 from onnxplain.errors import InputError, UnknownName, UnsupportedModel, UsageError
 from onnxplain.inputs import InputSpec
+from onnxplain.inputs.tables import Columns, from_table, is_table, shaped
 from onnxplain.mlflow.flavor import load_explainer
 from onnxplain.mlflow.measures import Measured, measure
 from onnxplain.session import Array
@@ -81,38 +81,24 @@ class OnnxplainEvaluator(ModelEvaluator):  # type: ignore[misc, unused-ignore]
         except UnsupportedModel as error:
             log.warning("onnxplain cannot explain %s: %s", uri, error)
             return None
-        feeds = arrays(dataset.features_data, explainer.subject.inputs, int(config["rows"]))
+        feeds = arrays(dataset.features_data, explainer.subject.inputs, int(config["rows"]), explainer.columns)
         found = measure(explainer, feeds, float(config["baseline"]), int(config["random_seed"]))
         content = _content(found, uri, explainer.recipe.toml(), config)
         return _logged(found, content, run_id, model_id)
 
 
-def arrays(features: Any, specs: Sequence[InputSpec], rows: int) -> dict[str, Array]:
-    """Feeds from a table: one input takes all columns, several the columns of their names.
+def arrays(features: Any, specs: Sequence[InputSpec], rows: int, columns: Columns) -> dict[str, Array]:
+    """Feeds from MLflow's data: a table by the names of its columns, an array for the one input. Raises InputError.
 
-    Each row is put into the input's shape, because MLflow's tables are two-dimensional. Raises InputError.
+    Each row is put into the input's shape, because MLflow's tables are two-dimensional.
     """
     table = features[:rows]
-    if len(specs) == 1:
-        return {specs[0].name: _shaped(np.asarray(table), specs[0])}
-    missing = [spec.name for spec in specs if spec.name not in getattr(table, "columns", ())]
-    if missing:
-        raise InputError(f"the data has no column {missing[0]!r}; a model with several inputs takes a column of each.")
-    return {spec.name: _shaped(np.stack([np.asarray(v) for v in table[spec.name]]), spec) for spec in specs}
-
-
-def _shaped(array: Array, spec: InputSpec) -> Array:
-    inner = list((spec.shape or array.shape)[1:])
-    unknown = [i for i, length in enumerate(inner) if not isinstance(length, int)]
-    lengths = [-1 if i in unknown else int(length or 0) for i, length in enumerate(inner)]
-    each = prod(array.shape[1:])
-    fits = prod(lengths) == each if not unknown else len(unknown) == 1 and each % max(1, -prod(lengths)) == 0
-    if spec.shape is not None and not fits:
-        raise InputError(f"a row of the data has {each} numbers, the input {spec.name!r} takes {tuple(inner)}.")
-    try:
-        return array.reshape(len(array), *lengths).astype(spec.dtype)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"the data cannot be made {spec.dtype} for the input {spec.name!r}: {error}.") from error
+    if is_table(table):
+        return from_table(table, specs, columns, "the data")
+    if len(specs) != 1:
+        names = ", ".join(spec.name for spec in specs)
+        raise InputError(f"the data is one array; a model with several inputs takes a column of each: {names}.")
+    return {specs[0].name: shaped(np.asarray(table), specs[0])}
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:

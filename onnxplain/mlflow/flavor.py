@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +131,22 @@ def load_explainer(uri: str, *, provider: str = "auto", threads: int = 0, ledger
         check_content(folder, found)
     except Refused as error:
         raise InputError(f"{uri}: {error}.") from error
-    return _explainer(opened(folder, found, folder.name, ""), provider, threads, ledger)
+    return _explainer(opened(folder, found, folder.name, ""), provider, threads, ledger, _signature(folder))
 
 
-def _explainer(resolved: Resolved, provider: str, threads: int, ledger: bool = False) -> Explainer:
-    """With the recipe that the settings hold."""
+def _signature(folder: Path) -> list[str]:
+    """Names of the columns that the logged signature declares; [] where it has none or declares tensors."""
+    from mlflow.models import Model as Log
+
+    signature = Log.load(str(folder / MLMODEL)).signature
+    inputs = None if signature is None else signature.inputs
+    return [] if inputs is None or inputs.is_tensor_spec() or not inputs.has_input_names() else inputs.input_names()
+
+
+def _explainer(
+    resolved: Resolved, provider: str, threads: int, ledger: bool = False, columns: Sequence[str] = ()
+) -> Explainer:
+    """With the recipe that the settings hold. columns: of the signature; those of model.toml hold."""
     output, recipe = resolved.settings.output, Recipe.of(resolved.settings.defaults)
     subject = Subject.of(resolved.path, Request(explain=output.explain, ledger=ledger), provider, threads)
     pictures = Pictures.of(resolved.settings)
@@ -148,6 +159,7 @@ def _explainer(resolved: Resolved, provider: str, threads: int, ledger: bool = F
         bounds=pictures.bounds(subject.inputs),
         labels=pictures.labels(),
         kind=output.kind,
+        columns=pictures.columns(subject.inputs) or list(columns),
     )
 
 
@@ -205,9 +217,15 @@ def _write_known(explainer: Explainer, folder: Path) -> str | None:
         known["kind"] = explainer.kind
     if explainer.subject.request.explain:
         known["explain"] = list(explainer.subject.request.explain)
-    if known:  # JSON's texts and lists are TOML's too
-        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in known.items())
-        (folder / SETTINGS).write_text("\n".join(["[output]", *lines]) + "\n", encoding="utf-8")
+    tables = {"output": known} if known else {}
+    tables |= {f"inputs.{json.dumps(name)}": {"features": list(names)} for name, names in explainer.columns.items()}
+    if tables:  # JSON's texts and lists are TOML's too
+        text = "\n".join(
+            line
+            for title, table in tables.items()
+            for line in (f"[{title}]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in table.items()))
+        )
+        (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
     return known.get("labels")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxplain.errors import UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.explanation import Explanation
 from onnxplain.inputs.targets import Target
@@ -39,6 +40,8 @@ def measure(explainer: Explainer, feeds: Mapping[str, Array], baseline: float = 
     generator, rows = np.random.default_rng(random_seed), dict[str, list[float]]()
     for part in _batches(explainer, feeds):
         explanation = explainer.explain(part)
+        if explanation.samples < max(len(array) for array in part.values()):
+            raise UsageError("axis 0 of the model's inputs does not count samples, so rows of a table are none.")
         found = {**_conserved(explanation), **_deleted(explainer, explanation, baseline, generator)}
         for name, values in found.items():
             rows.setdefault(name, []).extend(values.tolist())
@@ -116,6 +119,7 @@ def _times(explainer: Explainer, feeds: Mapping[str, Array]) -> list[float]:
         composite=recipe.composite,
         rules=recipe.rules,
         form=recipe.form,
+        bounds=explainer.bounds,
         labels=explainer.labels,
         kind=explainer.kind,
     )

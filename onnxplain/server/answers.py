@@ -48,9 +48,10 @@ class Answers:
             for port in found:
                 target.add(name=port.name, datatype=port.datatype, shape=port.shape or (), any_rank=port.shape is None)
         for n, spec in enumerate(subject.inputs):
-            picture = settings.picture(spec.name, n)
-            if picture is not None:
-                reply.input_settings.update({spec.name: plain(dataclasses.asdict(picture))})
+            picture, columns = settings.picture(spec.name, n), settings.columns(spec.name, n)
+            if picture is not None or columns:
+                table = {} if picture is None else plain(dataclasses.asdict(picture))
+                reply.input_settings.update({spec.name: table | ({"features": list(columns)} if columns else {})})
         if request.view != v1.EXPLAINABILITY_VIEW_BASIC:
             self._methods(reply, request)
         return reply

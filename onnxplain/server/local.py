@@ -94,6 +94,8 @@ class LocalModel:
             missing = ", ".join(port.name for port in seeds if port.name not in arrays)
             raise InputError(f"several tensors are explained: give every seed; {missing} is missing.").at("inputs")
         feeds = checked(arrays, [port for port in inputs if port not in seeds])
+        if len(parameters) > 1:
+            raise InputError("give onnxplain_target or onnxplain_target_index, not both.").at("parameters")
         word = str(parameters.get("target", parameters.get("target_index", "predicted")))
 
         def explain() -> dict[str, Array]:

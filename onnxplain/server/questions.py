@@ -88,7 +88,8 @@ def request_of(
     own = {str(value.name) for value in model.subject.source.model.graph.outputs}
     kept = tuple(name for name in outputs if name not in own)
     chosen = tuple(explain) or model.request.explain
-    return Request(chosen, head or "cut", "tensor", tuple(attribute_to), kept, ledger)
+    head = "" if head == "cut" and not chosen else head  # the default, by its name
+    return Request(chosen, head, "tensor", tuple(attribute_to), kept, ledger)
 
 
 def _ask(target: v1.Target, where: str) -> Ask:

@@ -30,7 +30,7 @@ def explanation_reply(
         method=found.method.name,
         explained=found.explained,
         provenance_json=json.dumps(found.provenance, sort_keys=True, ensure_ascii=False),
-        warnings=[*model.notes, *variant.notes],
+        warnings=dict.fromkeys([*model.notes, *variant.notes, *found.notes]),
     )
     axes = found.provenance.get("stream_axis") or {}
     for name, relevance in found.relevances.items():
@@ -38,7 +38,9 @@ def explanation_reply(
         reply.attributions.append(
             v1.Attribution(
                 relevance=v1_tensor(
-                    f"{name}.relevance", _formed(relevance, request.output_format), request.output_format.datatype
+                    f"{name}.relevance",
+                    _formed(relevance, request.output_format, axis or 0),
+                    request.output_format.datatype,
                 ),
                 of=name,
                 stream_axis=-1 if axis is None else axis,
@@ -63,15 +65,19 @@ def explanation_reply(
     return reply
 
 
-def _formed(relevance: Array, wanted: v1.OutputFormat) -> Array:
-    """Relevance summed over the axes that the client does not want."""
-    axes = sorted(set(wanted.sum_axes))
-    if not axes:
+def _formed(relevance: Array, wanted: v1.OutputFormat, rows: int) -> Array:
+    """Relevance summed over the axes that the client does not want. rows: the axis of the rows, which stays."""
+    if not wanted.sum_axes:
         return relevance
-    if any(not -relevance.ndim <= axis < relevance.ndim for axis in axes):
-        raise InputError(f"sum_axes {axes}: the relevance has axes 0 to {relevance.ndim - 1}.").at(
+    if any(not -relevance.ndim <= axis < relevance.ndim for axis in wanted.sum_axes):
+        raise InputError(f"sum_axes {list(wanted.sum_axes)}: the relevance has axes 0 to {relevance.ndim - 1}.").at(
             "output_format.sum_axes"
         )
+    axes = [axis % relevance.ndim for axis in wanted.sum_axes]
+    if rows in axes or len(set(axes)) < len(axes):
+        raise InputError(
+            f"sum_axes {list(wanted.sum_axes)}: each axis once, and not axis {rows}, along which the rows lie."
+        ).at("output_format.sum_axes")
     total: Array = relevance.sum(tuple(axes), dtype=np.float64).astype(relevance.dtype)
     return total
 

@@ -249,6 +249,60 @@ def test_paths_protos_and_explainers_are_saved_and_loaded(kind, tmp_path, digits
         assert model == onnx.load(CNN)  # saving took nothing away from it
 
 
+IRIS = MODELS / "iris_mlp/1/model.onnx"
+COLUMNS = ["sepal length", "sepal width", "petal length", "petal width"]
+
+
+def flowers():
+    import pandas
+
+    x = np.load(MODELS / "iris_mlp/samples/flowers.npz")["X"]
+    return x, pandas.DataFrame(x, columns=COLUMNS)
+
+
+def signed(folder: Path, **options) -> Explainer:
+    """A model whose signature names its columns, saved and loaded."""
+    from mlflow.models import infer_signature
+
+    import onnxplain.mlflow
+
+    onnxplain.mlflow.save_model(
+        IRIS, folder, recipe={"method": "gradient"}, signature=infer_signature(flowers()[1]), **options
+    )
+    return onnxplain.mlflow.load_explainer(str(folder), provider="cpu")
+
+
+def test_a_table_goes_by_the_columns_of_the_signature(tmp_path):
+    x, table = flowers()
+    loaded = signed(tmp_path / "m")
+    assert loaded.columns == {"X": tuple(COLUMNS)}
+    expected = loaded.explain(x).scores
+    np.testing.assert_array_equal(loaded.explain(table[COLUMNS[::-1]]).scores, expected)
+    for wrong in (table[COLUMNS[:3]], table.assign(id=1.0), table.rename(columns={COLUMNS[0]: "length"})):
+        with pytest.raises(InputError, match="column"):
+            loaded.explain(wrong)
+
+
+def test_columns_of_an_explainer_are_stored_with_it(tmp_path):
+    import onnxplain.mlflow
+
+    onnxplain.mlflow.save_model(Explainer(IRIS, "gradient", columns=COLUMNS), tmp_path / "m")
+    assert onnxplain.mlflow.load_explainer(str(tmp_path / "m"), provider="cpu").columns == {"X": tuple(COLUMNS)}
+
+
+def test_the_evaluator_takes_columns_by_name(tmp_path):
+    from onnxplain.mlflow.evaluator import arrays
+
+    x, table = flowers()
+    loaded = signed(tmp_path / "m")
+    specs = loaded.subject.inputs
+    np.testing.assert_array_equal(arrays(table[COLUMNS[::-1]], specs, 4, loaded.columns)["X"], x[:4])
+    with pytest.raises(InputError, match="'petal width' is missing"):
+        arrays(table[COLUMNS[:3]], specs, 4, loaded.columns)
+    with pytest.raises(InputError, match="not known"):
+        arrays(table, specs, 4, {})
+
+
 def test_a_model_logged_by_mlflow_alone_has_the_default_recipe(server):
     import onnxplain.mlflow
 
