@@ -104,7 +104,7 @@ class _Job:
             poison += [] if invalid is None else [invalid]
             first_seed = first_seed or seed
             for start, r in zip(starts, self.recipe.start(op, seed, y), strict=True):
-                start[y] = r
+                start[y] = op.reshaped(r, op.stream_shape(y))  # inference cannot tell streams from the batch
         assert first_seed is not None
         ledger = Ledger(op, first_seed, 0 if op.facts.free else None) if self.request.ledger else None
         arrived = [self._walk(start, how, ledger) for start, how in zip(starts, self.recipe.passes, strict=True)]
