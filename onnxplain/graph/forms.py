@@ -7,7 +7,7 @@ for a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -23,16 +23,19 @@ def places_of_pads(axes: Sequence[int], rank: int) -> list[int | None]:
     return [*begins, *(None if place is None else place + len(axes) for place in begins)]
 
 
-def settle_forms(model: ir.Model) -> list[str]:
-    """Give a model's own nodes these forms. Shapes must be inferred. Returns a line for each change."""
+def settle_forms(model: ir.Model, may: Callable[[str], bool] = lambda rewrite: True) -> list[str]:
+    """Give a model's own nodes these forms. Shapes must be inferred. may: whether a rewrite may be made, by name.
+
+    Returns a line for each change.
+    """
     changes = []
     for node in list(model.graph):
-        if node.domain != "":
+        name = f"{node.name or node.outputs[0].name} ({node.op_type})"
+        if node.domain != "" or node.op_type not in FORMS or not may(name):
             continue
-        if node.op_type == "Pad" and _pad_every_axis(node):
-            changes.append(f"{node.name or node.outputs[0].name} (Pad) names every axis")
-        elif node.op_type == "MatMul" and _column(model.graph, node):
-            changes.append(f"{node.name or node.outputs[0].name} (MatMul) has a column for its vector")
+        settle, text = FORMS[node.op_type]
+        if settle(node):
+            changes.append(f"{name} {text}")
     return changes
 
 
@@ -58,8 +61,9 @@ def _pad_every_axis(node: ir.Node) -> bool:
     return True
 
 
-def _column(graph: ir.Graph, node: ir.Node) -> bool:
-    x, vector = node.inputs
+def _column(node: ir.Node) -> bool:
+    (x, vector), graph = node.inputs, node.graph
+    assert graph is not None
     if x is None or vector is None or x.shape is None or vector.shape is None:
         return False
     if len(x.shape) < 2 or len(vector.shape) != 1:
@@ -75,3 +79,9 @@ def _column(graph: ir.Graph, node: ir.Node) -> bool:
     graph.remove(node, safe=True)
     result.name = name
     return True
+
+
+FORMS: dict[str, tuple[Callable[[ir.Node], bool], str]] = {
+    "Pad": (_pad_every_axis, "names every axis"),
+    "MatMul": (_column, "has a column for its vector"),
+}

@@ -161,8 +161,9 @@ def _shapes(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str
     return model
 
 
-def _forms(result: Normalised, keep: Sequence[str]) -> None:
-    result.changes += settle_forms(result.model)
+def _forms(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    changes += settle_forms(model, may)
+    return model
 
 
 STEPS: dict[str, Step] = {
