@@ -204,9 +204,10 @@ class Explainer:
         """The compiled graph in onnxruntime; created when first used, and verified where that takes no time."""
         if self._session is None:
             model = self.compiled.model
-            self._session = session = self.subject.open(model, self.recipe.digest)
+            session = self.subject.open(model, self.recipe.digest)
             if self.subject.opener is None and nbytes_of_weights(model) + bytes_per_stream(model) <= VERIFIED:
                 self.verify(users=lambda: session, batches=1)
+            self._session = session
         return self._session
 
     def row_axes(self) -> dict[str, int] | None:

@@ -103,11 +103,13 @@ def run(
                 random_seed,
             )
         names = pictures.labels()
+        unfinished: NotFinite | None = None
         for recipe in wanted:
             progress.update(step, description=f"explaining by {recipe.method}")
-            _explain(
+            failure = _explain(
                 done, subject, recipe, pictures, names, targets or ("predicted",), strict=bool(given) or bool(methods)
             )
+            unfinished = unfinished or failure
         if not done.explanations and given:
             raise UnsupportedModel("; ".join(done.failed.values()))
         folder = None
@@ -117,6 +119,8 @@ def run(
             write_run(done, folder, palette)
     done.seconds["total"] = time.perf_counter() - begun
     tell(done, folder, as_json, {} if done.explanations else _answer(subject, done.loaded))
+    if unfinished is not None:
+        raise unfinished
 
 
 def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_seed: int, sample: Path | None) -> Loaded:
@@ -142,7 +146,8 @@ def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_see
 def _explain(
     done: Run, subject: Subject, recipe: Recipe, pictures: Pictures, names: Sequence[str], targets: Sequence[str],
     strict: bool,
-) -> None:  # fmt: skip
+) -> NotFinite | None:  # fmt: skip
+    """Explain by one recipe. What failed is noted where `strict` is False; what was not finite is returned too."""
     begun = time.perf_counter()
     settings = pictures.settings.output
     try:
@@ -153,14 +158,17 @@ def _explain(
             raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
         explanation = explainer.explain(done.loaded.feeds, targets)
     except OnnxplainError as error:
-        if strict or isinstance(error, NotFinite):
+        if strict:
             raise
         done.failed[recipe.method] = str(error)
-        return
+        if isinstance(error, NotFinite):
+            return error
+        return None
     explanation.show(done.loaded, subject.inputs[0].name)
     done.explanations.append(explanation)
     done.seconds[recipe.method] = time.perf_counter() - begun
     done.notes += [note for note in explanation.notes if note not in done.notes]
+    return None
 
 
 def _answer(subject: Subject, loaded: Loaded) -> dict[str, str]:
