@@ -187,12 +187,12 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_compiling_and_verifying_peaks_at_twice_the_weights(tmp_path):
-    """Which is what a stock session takes that packs the weights and the transposed ones the gradient has."""
-    size, layers = 2048, 12
+    """Which is what a stock session takes that packs the weights and the transposed ones of the gradient."""
+    size, layers = 4096, 4  # 64 MB each: what malloc gives back to the system when it is freed
     nodes = "".join(f"a{i} = MatMul (r{i}, w{i}) r{i + 1} = Relu (a{i}) " for i in range(layers))
     text = f"g (float[N, {size}] r0) => (float[N, {size}] r{layers}) {{ {nodes} }}"
     model = net(text, **{f"w{i}": normal(size, size, seed=i) * np.float32(size**-0.5) for i in range(layers)})
     onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
     done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
-    weights, rest = 4 * size * size * layers, 160e6  # modules imported later, buffers of the optimiser and of threads
+    weights, rest = 4 * size * size * layers, 130e6  # modules imported later, buffers of the optimiser and of threads
     assert int(done.stdout) <= 2.1 * weights + rest

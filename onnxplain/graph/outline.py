@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -70,11 +72,12 @@ def runtime(model: ir.Model, *, optimise: bool = False, in_order: bool = False) 
 
 
 def release(*models: ir.Model) -> None:
-    """Let go of what was read of weights in files; they are read again when asked for."""
+    """Let go of what was read of weights in files; they are read again when asked for. What a session reads stays."""
     for model in models:
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value.release()
+                with suppress(BufferError):
+                    value.const_value.release()
 
 
 def as_inputs(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]) -> onnx.ModelProto:
