@@ -22,7 +22,7 @@ from onnxplain.explanation import Explanation
 from onnxplain.graph.compare import mismatch
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
-from onnxplain.graph.outline import in_parts, runtime
+from onnxplain.graph.outline import in_parts, release, runtime
 from onnxplain.graph.verify import second
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
@@ -225,9 +225,10 @@ class Explainer:
         """The compiled graph in onnxruntime; created when first used, and verified where that takes no time."""
         if self._session is None:
             model = self.compiled.model
-            self._session = session = self.subject.open(model, self.recipe.digest)
+            session = self.subject.open(model, self.recipe.digest)
             if self.subject.opener is None and nbytes_of_weights(model) + bytes_per_stream(model) <= VERIFIED:
                 self.verify(users=lambda: session, batches=1)
+            self._session = session
         return self._session
 
     def row_axes(self) -> dict[str, int] | None:
@@ -263,12 +264,13 @@ class Explainer:
             references.append(other)
         asked = verification.questions(self.compiled, references)
         names = [str(value.name) for value in self.subject.source.model.graph.outputs]
+        release(self.subject.source.model, self.subject.normalised.model, model)
         if path is None:
             opened = users or (lambda: self.session)
-            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model))
+            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model, in_order=True))
         file = Path(path)
         return verification.verify(
-            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file)
+            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file, in_order=True)
         )
 
     def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:

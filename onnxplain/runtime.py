@@ -37,7 +37,8 @@ class Runtime:
 
     model: a path (preferred: weights are not copied) or bytes. weights: the numbers of initializers that `model` only
     declares as external data; onnxruntime reads them where they lie. optimise: False runs the graph as written, which
-    starts faster. nodes: how many there are, if that is known.
+    starts faster and holds the weights once: no packed copies, no arena. nodes: how many there are, if that is known.
+    in_order: nodes run in the order of the file, so that a weight derived right before its use is gone right behind it.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Runtime:
         optimise: bool = False,
         weights: Mapping[str, np.ndarray] | None = None,
         nodes: int = 0,
+        in_order: bool = False,
     ):
         options = ort.SessionOptions()
         options.log_severity_level = SILENT
@@ -55,6 +57,11 @@ class Runtime:
         options.inter_op_num_threads = 1
         options.enable_mem_reuse = nodes < MANY  # onnxruntime looks for a buffer to reuse through all that are free
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a run or two: idle threads may sleep
+        if not optimise:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
+        if in_order:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}

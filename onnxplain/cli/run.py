@@ -117,11 +117,13 @@ def run(
                 random_seed,
             )
         names = pictures.labels()
+        unfinished: NotFinite | None = None
         for recipe in wanted:
             progress.update(step, description=f"explaining by {recipe.method}")
-            _explain(
+            failure = _explain(
                 done, subject, recipe, pictures, names, targets or ("predicted",), strict=bool(given) or bool(methods)
             )
+            unfinished = unfinished or failure
         if not done.explanations and given:
             raise UnsupportedModel("; ".join(done.failed.values()))
         folder = None
@@ -131,6 +133,8 @@ def run(
             write_run(done, folder, palette)
     done.seconds["total"] = time.perf_counter() - begun
     tell(done, folder, as_json, {} if done.explanations else _answer(subject, done.loaded))
+    if unfinished is not None:
+        raise unfinished
 
 
 def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_seed: int, sample: Path | None) -> Loaded:
@@ -156,7 +160,8 @@ def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_see
 def _explain(
     done: Run, subject: Subject, recipe: Recipe, pictures: Pictures, names: Sequence[str], targets: Sequence[str],
     strict: bool,
-) -> None:  # fmt: skip
+) -> NotFinite | None:  # fmt: skip
+    """Explain by one recipe. What failed is noted where `strict` is False; what was not finite is returned too."""
     begun = time.perf_counter()
     settings = pictures.settings.output
     try:
@@ -168,13 +173,14 @@ def _explain(
         if pictures.labels_option and (unfit := labels_unfit(explanation.scores, names, explainer.kind)):
             raise UsageError(f"--labels {pictures.labels_option}: {unfit} of {explanation.explained}.")
     except OnnxplainError as error:
-        if strict or isinstance(error, (NotFinite, UsageError)):
+        if strict or isinstance(error, UsageError):
             raise
         done.failed[recipe.method] = str(error)
-        return
+        return error if isinstance(error, NotFinite) else None
     done.explanations.append(explanation)
     done.seconds[recipe.method] = time.perf_counter() - begun
     done.notes += [note for note in explanation.notes if note not in done.notes]
+    return None
 
 
 def _answer(subject: Subject, loaded: Loaded) -> dict[str, str]:

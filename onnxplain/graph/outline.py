@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -63,10 +65,19 @@ def apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return proto, arrays
 
 
-def runtime(model: ir.Model, *, optimise: bool = False) -> Runtime:
-    """The model in onnxruntime, its weights read where they lie."""
+def runtime(model: ir.Model, *, optimise: bool = False, in_order: bool = False) -> Runtime:
+    """The model in onnxruntime, its weights read where they lie. optimise, in_order: as in `Runtime`."""
     content, weights = in_parts(model)
-    return Runtime(content, weights=weights, optimise=optimise, nodes=len(model.graph))
+    return Runtime(content, weights=weights, nodes=len(model.graph), optimise=optimise, in_order=in_order)
+
+
+def release(*models: ir.Model) -> None:
+    """Let go of what was read of weights in files; they are read again when asked for. What a session reads stays."""
+    for model in models:
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                with suppress(BufferError):
+                    value.const_value.release()
 
 
 def as_inputs(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]) -> onnx.ModelProto:
