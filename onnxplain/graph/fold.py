@@ -100,7 +100,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
                 )
                 modified = folded.modified
             if allowed:
-                onnxscript.rewriter.rewrite(model, RewriteRuleSet([ByOp(allowed)]))
+                onnxscript.rewriter.rewrite(model, RewriteRuleSet([ByOp(allowed)]))  # type: ignore[list-item]
             if may("Identity removed"):
                 remove_identities(model.graph)
             passes.RemoveUnusedNodesPass()(model)
