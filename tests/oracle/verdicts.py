@@ -1,0 +1,175 @@
+"""What onnxplain makes of a specimen (`specimens.py`): one word a method, and why. No torch in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from onnxplain import Explainer
+from onnxplain.errors import OnnxplainError
+
+TOLERANCE = 1e-3  # of the largest gradient: float32 against float64 through a hundred layers
+FORWARD = 1e-3  # of the largest output, likewise
+METHODS = {"gradient": {}, "lrp": {}, "epsilon": {"composite": "epsilon"}}  # column -> options of an Explainer
+BAD = ("wrong", "does not run", "crash", "nan", "forward differs")
+
+
+@dataclass
+class Verdict:
+    """One row of the table. verdicts: method -> one of equal, finite, refused, export, or of BAD; why: the reasons."""
+
+    name: str
+    nodes: int = 0
+    seconds: float = 0.0
+    verdicts: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """The methods that fail, with reasons."""
+        return {method: f"{word}: {self.why.get(method, '')}" for method, word in self.verdicts.items() if word in BAD}
+
+    def line(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    """As a stranger opens it: default options, but quiet and on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def judged(folder: Path, name: str = "", methods: tuple[str, ...] = tuple(METHODS)) -> Verdict:
+    """Compile each method to a file, run the file, compare."""
+    verdict = Verdict(name or folder.name)
+    begun = time.perf_counter()
+    oracle = dict(np.load(folder / "oracle.npz"))
+    try:
+        problem = _of_export(folder / "model.onnx", oracle)
+    except Exception as error:
+        problem = _line(error)
+    for method in methods:
+        if problem:
+            verdict.verdicts[method], verdict.why[method] = "export", problem
+            continue
+        word, why = _method(folder, method, oracle, verdict)
+        verdict.verdicts[method] = word
+        if why:
+            verdict.why[method] = why
+    verdict.seconds = round(time.perf_counter() - begun, 1)
+    return verdict
+
+
+def _of_export(path: Path, oracle: dict[str, np.ndarray]) -> str:
+    """What is wrong with the file itself, where onnxplain has no part in it."""
+    plain = session(path)
+    for key in _keys(oracle):
+        (logits, *_) = plain.run(None, _feeds(plain, oracle, key))
+        distance = _distance(logits, oracle[f"{key}.logits"])
+        if not distance < FORWARD:
+            return f"the exported file answers otherwise than torch by {distance:.1e} (try.batch {key})"
+    return ""
+
+
+def _method(folder: Path, method: str, oracle: dict[str, np.ndarray], verdict: Verdict) -> tuple[str, str]:
+    target = folder / f"{method}.onnx"
+    target.unlink(missing_ok=True)
+    try:
+        explainer = Explainer(
+            folder / "model.onnx", "gradient" if method == "gradient" else "lrp", provider="cpu", **METHODS[method]
+        )
+        verdict.nodes = len(explainer.subject.source.model.graph)
+        explainer.save(target)
+    except OnnxplainError as error:
+        return "refused", _line(error)
+    except Exception as error:
+        return "crash", _line(error)
+    try:
+        opened = session(target)
+        ran = {key: _run(opened, oracle, key) for key in _keys(oracle)}
+    except Exception as error:
+        return "does not run", _line(error)
+    finally:
+        target.unlink(missing_ok=True)
+    for key, (logits, relevance) in ran.items():
+        if not np.isfinite(relevance).all():
+            return "nan", f"{np.size(relevance) - np.isfinite(relevance).sum()} of {relevance.size} (try.batch {key})"
+        distance = _distance(logits, oracle[f"{key}.logits"])
+        if not distance < FORWARD:
+            return "forward differs", f"by {distance:.1e} (try.batch {key})"
+    relevances = {key: relevance for key, (_, relevance) in ran.items()}
+    return _gradient(relevances, oracle) if method == "gradient" else _relevance(relevances, oracle)
+
+
+def _gradient(ours: dict[str, np.ndarray], oracle: dict[str, np.ndarray]) -> tuple[str, str]:
+    """equal, if for either batch size some try agrees with torch, or with its slopes where torch's gradient does not."""
+    notes = []
+    for batch in ("2", "1"):
+        keys = [key for key in ours if key.endswith(f".{batch}")]
+        distances = [_distance(ours[key], oracle[f"{key}.gradient"]) for key in keys]
+        if min(distances) < TOLERANCE:
+            kinks = sum(distance >= TOLERANCE for distance in distances)
+            notes += [f"batch {batch}: {kinks} of {len(keys)} tries at a kink"] if kinks else []
+            continue
+        slopes = [_slopes(ours[key], oracle, key) for key in keys]
+        theirs = [_slopes(oracle[f"{key}.gradient"], oracle, key) for key in keys]
+        if min(slopes) < TOLERANCE:
+            notes.append(f"batch {batch}: by differences; torch's own gradient is off by {min(theirs):.1e}")
+            continue
+        told = f"batch {batch}: off by {min(distances):.1e}, slopes by {min(slopes):.1e} (torch's by {min(theirs):.1e})"
+        return "wrong", told
+    return "equal", "; ".join(notes)
+
+
+def _relevance(ours: dict[str, np.ndarray], oracle: dict[str, np.ndarray]) -> tuple[str, str]:
+    """finite, with the largest ratio of |R| to |seed * y|, where it is large."""
+    ratio = max(
+        np.abs(relevance).sum() / np.abs(oracle[f"{key}.seed"] * oracle[f"{key}.logits"]).sum()
+        for key, relevance in ours.items()
+    )
+    return "finite", f"sum of |R| is {ratio:.0e} times that of |seed y|" if ratio > 1e4 or ratio < 1e-6 else ""
+
+
+def _slopes(gradient: np.ndarray, oracle: dict[str, np.ndarray], key: str) -> float:
+    """Largest difference of the derivatives along the directions, over the length of the gradient."""
+    along = (oracle[f"{key}.directions"].astype(np.float64) * gradient).reshape(len(oracle[f"{key}.slopes"]), -1).sum(1)
+    return float(np.abs(along - oracle[f"{key}.slopes"]).max() / np.linalg.norm(gradient))
+
+
+def _keys(oracle: dict[str, np.ndarray]) -> list[str]:
+    return [name.removesuffix(".seed") for name in oracle if name.endswith(".seed")]
+
+
+def _feeds(opened: onnxruntime.InferenceSession, oracle: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
+    names = {x.name for x in opened.get_inputs()}
+    prefix = f"{key}.input."
+    return {n.removeprefix(prefix): x for n, x in oracle.items() if n.startswith(prefix) and n.removeprefix(prefix) in names}
+
+
+def _run(opened: onnxruntime.InferenceSession, oracle: dict[str, np.ndarray], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of the model, relevance of the attributed input."""
+    (seed,) = [x.name for x in opened.get_inputs() if x.name.endswith(".seed")]
+    wanted = ["logits", f"{oracle['attributed']}.relevance"]
+    feeds = {**_feeds(opened, oracle, key), seed: oracle[f"{key}.seed"]}
+    logits, relevance = opened.run(wanted, feeds)
+    return logits, relevance
+
+
+def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+
+
+def _line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:400]
