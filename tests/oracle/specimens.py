@@ -12,7 +12,7 @@ import copy
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,9 @@ def randomised(model: nn.Module, random_seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def written(name: str, build: Callable[[], Subject], *, dynamo: bool = False, opset: int = 17, cache: Path = CACHE) -> Path:
+def written(
+    name: str, build: Callable[[], Subject], *, dynamo: bool = False, opset: int = 17, cache: Path = CACHE
+) -> Path:
     """The folder of a specimen, made if it is not there. Raises what the exporter raises."""
     folder = cache / f"{name}.{'dynamo' if dynamo else 'torchscript'}.{opset}"
     if (folder / "oracle.npz").exists():
@@ -89,7 +91,7 @@ def _export(subject: Subject, path: Path, dynamo: bool, opset: int) -> None:
         options = {"dynamic_shapes": {name: {0: batch} for name in example}, "external_data": False, "verbose": False}
     else:
         options = {"dynamic_axes": {name: {0: "N"} for name in (*example, "logits")}}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None), torch.no_grad():
+    with warnings.catch_warnings(), _silence(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             subject.model,
@@ -101,6 +103,19 @@ def _export(subject: Subject, path: Path, dynamo: bool, opset: int) -> None:
             dynamo=dynamo,
             **options,
         )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporters print whole graphs where they fail, some of it below Python."""
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _oracle(subject: Subject) -> dict[str, np.ndarray]:

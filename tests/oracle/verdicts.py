@@ -14,6 +14,7 @@ import onnxruntime
 
 from onnxplain import Explainer
 from onnxplain.errors import OnnxplainError
+from onnxplain.explainer import Subject
 
 TOLERANCE = 1e-3  # of the largest gradient: float32 against float64 through a hundred layers
 FORWARD = 1e-3  # of the largest output, likewise
@@ -58,14 +59,12 @@ def judged(folder: Path, name: str = "", methods: tuple[str, ...] = tuple(METHOD
         problem = _of_export(folder / "model.onnx", oracle)
     except Exception as error:
         problem = _line(error)
-    for method in methods:
-        if problem:
-            verdict.verdicts[method], verdict.why[method] = "export", problem
-            continue
-        word, why = _method(folder, method, oracle, verdict)
-        verdict.verdicts[method] = word
-        if why:
-            verdict.why[method] = why
+    if problem:
+        verdict.verdicts, verdict.why = dict.fromkeys(methods, "export"), dict.fromkeys(methods, problem)
+    else:
+        for method, (word, why) in _methods(folder, methods, oracle, verdict).items():
+            verdict.verdicts[method] = word
+            verdict.why.update({method: why} if why else {})
     verdict.seconds = round(time.perf_counter() - begun, 1)
     return verdict
 
@@ -81,19 +80,29 @@ def _of_export(path: Path, oracle: dict[str, np.ndarray]) -> str:
     return ""
 
 
-def _method(folder: Path, method: str, oracle: dict[str, np.ndarray], verdict: Verdict) -> tuple[str, str]:
-    target = folder / f"{method}.onnx"
+def _methods(
+    folder: Path, methods: tuple[str, ...], oracle: dict[str, np.ndarray], verdict: Verdict
+) -> dict[str, tuple[str, str]]:
+    """Method -> word and reason."""
+    try:
+        subject = Subject.of(folder / "model.onnx", provider="cpu")
+    except Exception as error:
+        return dict.fromkeys(methods, _raised(error))
+    verdict.nodes = len(subject.source.model.graph)
+    return {method: _method(subject, method, folder / f"{method}.onnx", oracle) for method in methods}
+
+
+def _raised(error: Exception) -> tuple[str, str]:
+    """A refusal is one line of ours; everything else should not have come out of the compiler."""
+    return "refused" if isinstance(error, OnnxplainError) else "crash", _line(error)
+
+
+def _method(subject: Subject, method: str, target: Path, oracle: dict[str, np.ndarray]) -> tuple[str, str]:
     target.unlink(missing_ok=True)
     try:
-        explainer = Explainer(
-            folder / "model.onnx", "gradient" if method == "gradient" else "lrp", provider="cpu", **METHODS[method]
-        )
-        verdict.nodes = len(explainer.subject.source.model.graph)
-        explainer.save(target)
-    except OnnxplainError as error:
-        return "refused", _line(error)
+        Explainer(subject, "gradient" if method == "gradient" else "lrp", **METHODS[method]).save(target)
     except Exception as error:
-        return "crash", _line(error)
+        return _raised(error)
     try:
         opened = session(target)
         ran = {key: _run(opened, oracle, key) for key in _keys(oracle)}
@@ -153,10 +162,14 @@ def _keys(oracle: dict[str, np.ndarray]) -> list[str]:
 def _feeds(opened: onnxruntime.InferenceSession, oracle: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
     names = {x.name for x in opened.get_inputs()}
     prefix = f"{key}.input."
-    return {n.removeprefix(prefix): x for n, x in oracle.items() if n.startswith(prefix) and n.removeprefix(prefix) in names}
+    return {
+        n.removeprefix(prefix): x for n, x in oracle.items() if n.startswith(prefix) and n.removeprefix(prefix) in names
+    }
 
 
-def _run(opened: onnxruntime.InferenceSession, oracle: dict[str, np.ndarray], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _run(
+    opened: onnxruntime.InferenceSession, oracle: dict[str, np.ndarray], key: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Outputs of the model, relevance of the attributed input."""
     (seed,) = [x.name for x in opened.get_inputs() if x.name.endswith(".seed")]
     wanted = ["logits", f"{oracle['attributed']}.relevance"]

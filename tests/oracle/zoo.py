@@ -59,10 +59,15 @@ def apart(kind: str, name: str, dynamo: bool) -> Verdict:
 
 def table(verdicts: Iterable[Verdict]) -> str:
     """Markdown: one row an architecture."""
-    rows = ["| architecture | nodes | s | " + " | ".join(METHODS) + " |", "| --- | ---: | ---: |" + " --- |" * len(METHODS)]
+    rows = [
+        "| architecture | nodes | s | " + " | ".join(METHODS) + " |",
+        "| --- | ---: | ---: |" + " --- |" * len(METHODS),
+    ]
     for v in verdicts:
         cells = [f"{v.verdicts.get(m, v.verdicts.get('process', ''))} {v.why.get(m, '')}".strip() for m in METHODS]
-        rows.append(f"| {v.name} | {v.nodes} | {v.seconds:.0f} | " + " | ".join(c.replace("|", "/") for c in cells) + " |")
+        rows.append(
+            f"| {v.name} | {v.nodes} | {v.seconds:.0f} | " + " | ".join(c.replace("|", "/") for c in cells) + " |"
+        )
     return "\n".join(rows)
 
 
@@ -91,7 +96,9 @@ def main() -> None:
         if (arguments.names and name not in arguments.names) or (dynamo and arguments.torchscript_only):
             continue
         found.append(apart(arguments.kind, name, dynamo))
-        print(json.dumps({found[-1].name: found[-1].verdicts, "s": found[-1].seconds, "why": found[-1].why}), flush=True)
+        print(
+            json.dumps({found[-1].name: found[-1].verdicts, "s": found[-1].seconds, "why": found[-1].why}), flush=True
+        )
         if arguments.out:
             arguments.out.write_text(table(found) + "\n")
     print(json.dumps(counts(found)))

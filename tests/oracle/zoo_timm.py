@@ -15,10 +15,10 @@ from .torchvision_stand_in import torchvision_if_missing
 with torchvision_if_missing():
     import timm
 
-# Pixels of a picture's side; a name that ends in `@` has that size built in (img_size).
+# Pixels of a picture's side.
 CONVOLUTIONAL = {
-    32: "resnet10t vgg11 mobilenetv2_035 repvgg_a0 lcnet_035 test_resnet test_efficientnet test_byobnet test_nfnet",
-    64: """resnet18 resnet26d resnext26ts seresnext26t_32x4d legacy_seresnet18 densenet121 vgg11_bn mobilenetv1_100
+    32: "resnet10t mobilenetv2_035 repvgg_a0 lcnet_035 test_resnet test_efficientnet test_byobnet test_nfnet",
+    64: """resnet18 resnet26d resnext26ts seresnext26t_32x4d legacy_seresnet18 densenet121 mobilenetv1_100
         mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv4_conv_small_035 efficientnet_b0 tf_efficientnet_lite0
         efficientnet_b0_gn tf_efficientnetv2_b0 regnetx_002 regnety_002 regnetz_005 convnext_zepto_rms convnext_atto
         convnextv2_atto dpn48b hrnet_w18_small dla46_c dla46x_c ghostnet_050 ghostnetv2_100 ghostnetv3_050 mnasnet_small
@@ -30,7 +30,10 @@ CONVOLUTIONAL = {
         efficientnet_cc_b0_4e bat_resnext26ts""",
     96: "inception_v3 inception_v4 xception41 legacy_xception inception_resnet_v2 pnasnet5large",
 }
+SMALL_HEAD = {"size": 32, "feature_window_size": 1, "num_features": 128}  # else 400 MB of weights
 ATTENTION = {
+    "vgg11": SMALL_HEAD,
+    "vgg11_bn": SMALL_HEAD,
     "vit_tiny_patch16_224": {"img_size": 32},
     "vit_xsmall_patch16_clip_224": {"img_size": 32},
     "vit_relpos_small_patch16_224": {"img_size": 32, "depth": 3},
@@ -120,9 +123,26 @@ ARCHITECTURES: dict[str, dict] = {
     **ATTENTION,
 }
 # Also written by torch's newer exporter.
-DYNAMO = """test_resnet mobilenetv3_small_050 efficientnet_b0_gn convnext_zepto_rms vit_tiny_patch16_224 swin_tiny_patch4_window7_224
-    levit_128s xcit_nano_12_p16_224 mixer_s32_224 test_maxvit mobilevit_xxs efficientvit_m0 fastvit_t8 botnet26t_256
-    halonet26t poolformerv2_s12 regnetz_005 eva02_tiny_patch14_224""".split()
+DYNAMO = [
+    "test_resnet",
+    "mobilenetv3_small_050",
+    "efficientnet_b0_gn",
+    "convnext_zepto_rms",
+    "vit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "levit_128s",
+    "xcit_nano_12_p16_224",
+    "mixer_s32_224",
+    "test_maxvit",
+    "mobilevit_xxs",
+    "efficientvit_m0",
+    "fastvit_t8",
+    "botnet26t_256",
+    "halonet26t",
+    "poolformerv2_s12",
+    "regnetz_005",
+    "eva02_tiny_patch14_224",
+]
 
 
 def build(name: str) -> Subject:

@@ -120,8 +120,34 @@ SOUND: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "audio-spectrogram-transformer": ({**USUAL, "max_length": 32, "num_mel_bins": 16, "patch_size": 8, "time_stride": 8,
                                        "frequency_stride": 8}, (32, 16)),
 }  # fmt: skip
-SDPA = """bert roberta distilbert mpnet gpt2 gpt_neox opt falcon llama mistral qwen2 phi gemma esm bart t5 clip_text_model
-    xglm biogpt vit deit dinov2 clip_vision_model siglip_vision_model wav2vec2 whisper""".split()
+SDPA = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "mpnet",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "falcon",
+    "llama",
+    "mistral",
+    "qwen2",
+    "phi",
+    "gemma",
+    "esm",
+    "bart",
+    "t5",
+    "clip_text_model",
+    "xglm",
+    "biogpt",
+    "vit",
+    "deit",
+    "dinov2",
+    "clip_vision_model",
+    "siglip_vision_model",
+    "wav2vec2",
+    "whisper",
+]
 ARCHITECTURES = [*TEXT, *PIXELS, *SOUND, *(f"{name}.sdpa" for name in SDPA)]
 DYNAMO = [*ARCHITECTURES]
 
