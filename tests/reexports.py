@@ -24,10 +24,10 @@ CLASSES, SIDE, TOKENS, WORDS, FEATURES, HEADS = 4, 12, 6, 20, 16, 4
 class Forms:
     """How a model is written.
 
-    normalisation: of the input, outside or inside the graph. batchnorm: kept, mul_add or folded. groupnorm: fused (opset
-    21) or instance (Reshape, InstanceNormalization, Mul, Add). layernorm: fused (opset 17) or decomposed. dense: gemm or
-    matmul_add. mask: of attention, where, where_inf, add or add_inf. hidden: of hidden states, mul or where. inside:
-    float32 or float16, between Casts.
+    normalisation: of the input, outside or inside the graph. batchnorm: kept, mul_add or folded. groupnorm: fused
+    (opset 21) or instance (Reshape, InstanceNormalization, Mul, Add). layernorm: fused (opset 17) or decomposed. dense:
+    gemm or matmul_add. mask: of attention, where, where_inf, add or add_inf. hidden: of hidden states, mul or where.
+    inside: float32 or float16, between Casts.
     """
 
     normalisation: str = "outside"

@@ -24,7 +24,9 @@ class _Member(type):
 class _Stub(types.ModuleType):
     """A package in which a name with a capital is an empty class, every other one a function that does nothing."""
 
-    __path__: list[str] = []
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -49,7 +51,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextlib.contextmanager
 def torchvision_if_missing() -> Iterator[None]:
-    """Import what needs torchvision inside. Taken away afterwards: torch.onnx and transformers look whether it is there."""
+    """Import inside what needs it. Taken away afterwards: torch.onnx and transformers look whether it is there."""
     if importlib.util.find_spec("torchvision"):
         yield
         return

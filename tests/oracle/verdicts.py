@@ -121,7 +121,7 @@ def _method(subject: Subject, method: str, target: Path, oracle: dict[str, np.nd
 
 
 def _gradient(ours: dict[str, np.ndarray], oracle: dict[str, np.ndarray]) -> tuple[str, str]:
-    """equal, if for either batch size some try agrees with torch, or with its slopes where torch's gradient does not."""
+    """equal, if for either batch size some try agrees with torch, or with the slopes where torch's own does not."""
     notes = []
     for batch in ("2", "1"):
         keys = [key for key in ours if key.endswith(f".{batch}")]

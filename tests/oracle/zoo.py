@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .specimens import written
+from .specimens import CACHE, written
 from .verdicts import METHODS, Verdict, judged
 
+CACHED = bool(os.environ.get("ONNXPLAIN_ZOO_CACHE"))
 LIMIT = 240  # seconds for one architecture
 
 
@@ -25,12 +26,12 @@ def subjects(kind: str) -> list[tuple[str, bool]]:
     return [(name, False) for name in module.ARCHITECTURES] + [(name, True) for name in module.DYNAMO]
 
 
-def verdict(kind: str, name: str, dynamo: bool) -> Verdict:
+def verdict(kind: str, name: str, dynamo: bool, cache: Path = CACHE) -> Verdict:
     """Export what is not exported yet, and judge it."""
     module = importlib.import_module(f".zoo_{kind}", __package__)
     title = f"{name} (dynamo)" if dynamo else name
     try:
-        folder = written(f"{kind}.{name}", lambda: module.build(name), dynamo=dynamo)
+        folder = written(f"{kind}.{name}", lambda: module.build(name), dynamo=dynamo, cache=cache)
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return Verdict(title, verdicts=dict.fromkeys(METHODS, "export"), why=dict.fromkeys(METHODS, line))

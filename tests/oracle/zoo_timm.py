@@ -17,7 +17,8 @@ with torchvision_if_missing():
 
 # Pixels of a picture's side.
 CONVOLUTIONAL = {
-    32: "resnet10t mobilenetv2_035 repvgg_a0 lcnet_035 test_resnet test_efficientnet test_byobnet test_nfnet",
+    32: """resnet10t mobilenetv2_035 repvgg_a0 lcnet_035 test_resnet test_efficientnet test_byobnet test_nfnet
+        test_convnext""",
     64: """resnet18 resnet26d resnext26ts seresnext26t_32x4d legacy_seresnet18 densenet121 mobilenetv1_100
         mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv4_conv_small_035 efficientnet_b0 tf_efficientnet_lite0
         efficientnet_b0_gn tf_efficientnetv2_b0 regnetx_002 regnety_002 regnetz_005 convnext_zepto_rms convnext_atto
@@ -25,9 +26,9 @@ CONVOLUTIONAL = {
         semnasnet_050 spnasnet_100 fbnetc_100 hardcorenas_a tinynet_e mobileone_s0 rexnet_100 selecsls42 skresnet18
         res2net50_14w_8s resnest14d resnetv2_18 resnetv2_50d_frn resnetblur18 starnet_s050 inception_next_atto
         repghostnet_050 mixnet_s gernet_s cspnext_tiny darknet17 ese_vovnet19b_slim_dw hgnetv2_b0 nf_regnet_b0
-        eca_nfnet_l0 poolformer_s12 poolformerv2_s12 convmixer_768_32 mambaout_femto test_mambaout fasternet_t0 repvit_m0_9
-        ecaresnet26t tf_mobilenetv3_small_minimal_100 lcnetv2_small rdnet_tiny resnet50_gn resnet32ts gcresnext26ts
-        efficientnet_cc_b0_4e bat_resnext26ts""",
+        eca_nfnet_l0 poolformer_s12 poolformerv2_s12 convmixer_768_32 mambaout_femto test_mambaout fasternet_t0
+        repvit_m0_9 ecaresnet26t tf_mobilenetv3_small_minimal_100 lcnetv2_small rdnet_tiny resnet50_gn resnet32ts
+        gcresnext26ts efficientnet_cc_b0_4e bat_resnext26ts""",
     96: "inception_v3 inception_v4 xception41 legacy_xception inception_resnet_v2 pnasnet5large",
 }
 SMALL_HEAD = {"size": 32, "feature_window_size": 1, "num_features": 128}  # else 400 MB of weights
@@ -123,26 +124,11 @@ ARCHITECTURES: dict[str, dict] = {
     **ATTENTION,
 }
 # Also written by torch's newer exporter.
-DYNAMO = [
-    "test_resnet",
-    "mobilenetv3_small_050",
-    "efficientnet_b0_gn",
-    "convnext_zepto_rms",
-    "vit_tiny_patch16_224",
-    "swin_tiny_patch4_window7_224",
-    "levit_128s",
-    "xcit_nano_12_p16_224",
-    "mixer_s32_224",
-    "test_maxvit",
-    "mobilevit_xxs",
-    "efficientvit_m0",
-    "fastvit_t8",
-    "botnet26t_256",
-    "halonet26t",
-    "poolformerv2_s12",
-    "regnetz_005",
-    "eva02_tiny_patch14_224",
-]
+DYNAMO = """
+    test_resnet mobilenetv3_small_050 efficientnet_b0_gn convnext_zepto_rms vit_tiny_patch16_224
+    swin_tiny_patch4_window7_224 levit_128s xcit_nano_12_p16_224 mixer_s32_224 test_maxvit mobilevit_xxs
+    efficientvit_m0 fastvit_t8 botnet26t_256 halonet26t poolformerv2_s12 regnetz_005 eva02_tiny_patch14_224
+""".split()  # noqa: SIM905
 
 
 def build(name: str) -> Subject:

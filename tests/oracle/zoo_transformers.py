@@ -26,6 +26,7 @@ USUAL = {
 }
 FEW_KEYS = {**USUAL, "num_key_value_heads": 2}
 N_EMBD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+SQUEEZED = {f"{part}_groups": 2 for part in ("q", "k", "v", "intermediate", "output")}
 TEXT: dict[str, dict[str, Any]] = {
     "bert": USUAL,
     "roberta": USUAL,
@@ -42,12 +43,13 @@ TEXT: dict[str, dict[str, Any]] = {
     "nystromformer": {**USUAL, "segment_means_seq_len": 7, "num_landmarks": 7},
     "rembert": {**USUAL, "input_embedding_size": 16},
     "roformer": {**USUAL, "embedding_size": 16},
-    "squeezebert": {**USUAL, "embedding_size": 32, **{f"{k}_groups": 2 for k in ("q", "k", "v", "intermediate", "output")}},
+    "squeezebert": {**USUAL, "embedding_size": 32, **SQUEEZED},
     "convbert": {**USUAL, "embedding_size": 16},
     "mobilebert": {**USUAL, "embedding_size": 16, "intra_bottleneck_size": 32, "true_hidden_size": 32},
     "fnet": {**USUAL, "tpu_short_seq_length": TOKENS},
     "ibert": USUAL,
-    "esm": {**USUAL, "position_embedding_type": "rotary", "pad_token_id": 1, "mask_token_id": 2, "token_dropout": False},
+    "esm": {**USUAL, "position_embedding_type": "rotary", "pad_token_id": 1, "mask_token_id": 2,
+            "token_dropout": False},
     "longformer": {**USUAL, "attention_window": 4},
     "big_bird": {**USUAL, "attention_type": "original_full"},
     "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
@@ -86,6 +88,8 @@ TEXT: dict[str, dict[str, Any]] = {
     "clip_text_model": {**USUAL, "pad_token_id": 0},
 }  # fmt: skip
 PICTURE = {**USUAL, "image_size": 32, "patch_size": 8}
+WINDOWS = {"depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 64}
 PIXELS: dict[str, dict[str, Any]] = {
     "vit": PICTURE,
     "deit": PICTURE,
@@ -94,14 +98,14 @@ PIXELS: dict[str, dict[str, Any]] = {
     "data2vec-vision": PICTURE,
     "clip_vision_model": PICTURE,
     "siglip_vision_model": PICTURE,
-    "swin": {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
-    "swinv2": {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
-    "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 64},
-    "convnextv2": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 64},
-    "segformer": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "image_size": 64},
+    "swin": {"image_size": 32, "patch_size": 4, "embed_dim": 16, **WINDOWS},
+    "swinv2": {"image_size": 32, "patch_size": 4, "embed_dim": 16, **WINDOWS},
+    "convnext": STAGES,
+    "convnextv2": STAGES,
+    "segformer": {**STAGES, "num_attention_heads": [1, 2, 2, 4]},
     "mobilevit": {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 48], "image_size": 64},
-    "poolformer": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 64},
-    "pvt_v2": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "image_size": 64},
+    "poolformer": STAGES,
+    "pvt_v2": {**STAGES, "num_attention_heads": [1, 2, 2, 4]},
     "cvt": {"embed_dim": [8, 16, 32], "num_heads": [1, 2, 4], "depth": [1, 1, 2], "image_size": 64},
     "focalnet": {"image_size": 32, "patch_size": 4, "embed_dim": 16, "hidden_sizes": [16, 32], "depths": [1, 1],
                  "focal_levels": [2, 2], "focal_windows": [3, 3]},
@@ -109,13 +113,21 @@ PIXELS: dict[str, dict[str, Any]] = {
     "levit": {"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
               "key_dim": [8, 8, 8]},
 }  # fmt: skip
-CONVOLUTIONS = {"conv_dim": [16, 16, 32], "conv_stride": [5, 2, 2], "conv_kernel": [10, 3, 2], "num_feat_extract_layers": 3,
-                "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4, "apply_spec_augment": False}  # fmt: skip
+CONVOLUTIONS = {
+    "conv_dim": [16, 16, 32],
+    "conv_stride": [5, 2, 2],
+    "conv_kernel": [10, 3, 2],
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+    "apply_spec_augment": False,
+}
 SOUND: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "wav2vec2": ({**USUAL, **CONVOLUTIONS}, (400,)),
     "hubert": ({**USUAL, **CONVOLUTIONS}, (400,)),
     "wavlm": ({**USUAL, **CONVOLUTIONS}, (400,)),
-    "whisper": ({"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "num_mel_bins": 8,
+    "whisper": ({"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48,
+                 "num_mel_bins": 8,
                  "max_source_positions": 20, "decoder_layers": 1, "vocab_size": WORDS}, (8, 40)),
     "audio-spectrogram-transformer": ({**USUAL, "max_length": 32, "num_mel_bins": 16, "patch_size": 8, "time_stride": 8,
                                        "frequency_stride": 8}, (32, 16)),
