@@ -1,4 +1,4 @@
-"""Eight small architectures, each written the ways that exporters write it: the same weights, the same function.
+"""Nine small architectures, each written the ways that exporters write it: the same weights, the same function.
 
 `Forms` names the ways; `written(architecture, forms)` gives the ONNX model. Weights come from their names, so that two
 forms of one architecture hold the same.
@@ -311,11 +311,12 @@ def lstm(w: Writer, x: str) -> str:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A function that writes it, the shape of its input after the batch, the forms that change it."""
+    """A function that writes it, the shape of its input after the batch, its forms; relevance: LRP has rules for it."""
 
     write: Callable[[Writer, str], str]
     shape: tuple[int, ...]
     forms: dict[str, Forms]
+    relevance: bool = True
 
 
 _ANY = {"opset 13": Forms(opset=13), "opset 21": Forms(opset=21), "float16": Forms(inside="float16")}
@@ -344,7 +345,7 @@ ARCHITECTURES = {
     "vit": Architecture(vit, (3, SIDE, SIDE), {**_PICTURE, **_DECOMPOSED}),
     "bert": Architecture(bert, (TOKENS,), {**_DENSE, **_DECOMPOSED, **_MASKS}),
     "mlp": Architecture(mlp, (FEATURES,), _DENSE),
-    "lstm": Architecture(lstm, (TOKENS, FEATURES), _DENSE),
+    "lstm": Architecture(lstm, (TOKENS, FEATURES), _DENSE, relevance=False),
 }
 
 

@@ -167,8 +167,10 @@ def _logits(subject: Subject, rows: Mapping[str, Tensor], shift: Tensor) -> Tens
         return subject.model(*rows.values())
 
     def scaled(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        by = shift if output.shape[:2] == shift.shape else shift.T
-        return output * (1 + by[..., None])
+        words, *rest = output if isinstance(output, tuple) else (output,)
+        by = shift if words.shape[:2] == shift.shape else shift.T
+        words = words * (1 + by[..., None])
+        return (words, *rest) if isinstance(output, tuple) else words
 
     handle = subject.embedding.register_forward_hook(scaled)
     try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .specimens import Subject, randomised
 
-WORDS, TOKENS, CLASSES = 99, 7, 3
+WORDS, TOKENS, CLASSES = 99, 8, 3  # two windows of longformer
 
 USUAL = {
     "hidden_size": 32,
@@ -40,7 +40,7 @@ TEXT: dict[str, dict[str, Any]] = {
     "layoutlm": USUAL,
     "megatron-bert": USUAL,
     "modernbert": {**USUAL, "pad_token_id": 0, "global_attn_every_n_layers": 2, "local_attention": 4},
-    "nystromformer": {**USUAL, "segment_means_seq_len": 7, "num_landmarks": 7},
+    "nystromformer": {**USUAL, "segment_means_seq_len": 8, "num_landmarks": 8},
     "rembert": {**USUAL, "input_embedding_size": 16},
     "roformer": {**USUAL, "embedding_size": 16},
     "squeezebert": {**USUAL, "embedding_size": 32, **SQUEEZED},
@@ -54,7 +54,7 @@ TEXT: dict[str, dict[str, Any]] = {
     "big_bird": {**USUAL, "attention_type": "original_full"},
     "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
-    "funnel": {"d_model": 32, "block_sizes": [1, 1], "n_head": 4, "d_head": 8, "d_inner": 48},
+    "funnel": {"d_model": 32, "block_sizes": [1, 1], "block_repeats": [1, 1], "n_head": 4, "d_head": 8, "d_inner": 48},
     "openai-gpt": N_EMBD,
     "gpt2": N_EMBD,
     "gptj": {**N_EMBD, "rotary_dim": 4},
@@ -106,7 +106,6 @@ PIXELS: dict[str, dict[str, Any]] = {
     "mobilevit": {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 48], "image_size": 64},
     "poolformer": STAGES,
     "pvt_v2": {**STAGES, "num_attention_heads": [1, 2, 2, 4]},
-    "cvt": {"embed_dim": [8, 16, 32], "num_heads": [1, 2, 4], "depth": [1, 1, 2], "image_size": 64},
     "focalnet": {"image_size": 32, "patch_size": 4, "embed_dim": 16, "hidden_sizes": [16, 32], "depths": [1, 1],
                  "focal_levels": [2, 2], "focal_windows": [3, 3]},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 64},
@@ -128,7 +127,7 @@ SOUND: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "wavlm": ({**USUAL, **CONVOLUTIONS}, (400,)),
     "whisper": ({"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48,
                  "num_mel_bins": 8,
-                 "max_source_positions": 20, "decoder_layers": 1, "vocab_size": WORDS}, (8, 40)),
+                 "max_source_positions": 20, "decoder_layers": 1, "vocab_size": WORDS, "pad_token_id": 0}, (8, 40)),
     "audio-spectrogram-transformer": ({**USUAL, "max_length": 32, "num_mel_bins": 16, "patch_size": 8, "time_stride": 8,
                                        "frequency_stride": 8}, (32, 16)),
 }  # fmt: skip
@@ -136,7 +135,6 @@ SDPA = [
     "bert",
     "roberta",
     "distilbert",
-    "mpnet",
     "gpt2",
     "gpt_neox",
     "opt",
@@ -196,7 +194,7 @@ def build(name: str) -> Subject:
         model = Classifier(backbone, features(config), "input_ids")
         randomised(model)
         return Subject(model, subject, "tokens", backbone.get_input_embeddings())
-    shape = sound[1] if sound else (3, config.image_size, config.image_size)
+    shape = sound[1] if sound else (3, options["image_size"], options["image_size"])
     argument = "pixel_values" if not sound else "input_features" if family == "whisper" else "input_values"
     model = randomised(Classifier(backbone, features(config), argument))
     return Subject(model, functools.partial(standard_normal, shape), "input")
