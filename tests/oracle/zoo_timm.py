@@ -17,7 +17,8 @@ with torchvision_if_missing():
 
 # Pixels of a picture's side.
 CONVOLUTIONAL = {
-    32: """resnet10t vgg11 vgg11_bn mobilenetv2_035 repvgg_a0 lcnet_035 test_resnet test_efficientnet test_byobnet test_nfnet
+    32: """resnet10t vgg11 vgg11_bn mobilenetv2_035 repvgg_a0 lcnet_035 test_resnet test_efficientnet test_byobnet
+        test_nfnet
         test_convnext""",
     64: """resnet18 resnet26d resnext26ts seresnext26t_32x4d legacy_seresnet18 densenet121 mobilenetv1_100
         mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv4_conv_small_035 efficientnet_b0 tf_efficientnet_lite0
@@ -53,8 +54,8 @@ ATTENTION = {
     "tnt_s_patch16_224": {"img_size": 32, "depth": 3},
     "coat_tiny": {"img_size": 64},
     "coat_lite_tiny": {"img_size": 64},
-    "crossvit_tiny_240": {"img_size": 48},
-    "crossvit_9_dagger_240": {"img_size": 48},
+    "crossvit_tiny_240": {"size": 240},
+    "crossvit_9_dagger_240": {"size": 240},
     "convit_tiny": {"img_size": 32},
     "levit_128s": {"img_size": 64},
     "levit_conv_128s": {"img_size": 64},
