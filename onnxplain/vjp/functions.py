@@ -97,7 +97,9 @@ def power(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     exponent = float(known.item())
     if exponent == 0.5:
         return [g * 0.5 / op.real(node.y), to_p]
-    lowered = {0.0: None, 1.0: g, 2.0: g * 2.0 * x, 3.0: g * 3.0 * (x * x)}
+    if exponent == 0.0:
+        return [op.zeros(g, node.x), to_p]
+    lowered = {1.0: g, 2.0: g * 2.0 * x, 3.0: g * 3.0 * (x * x)}
     return [lowered[exponent] if exponent in lowered else g * exponent * op.Pow(x, exponent - 1.0), to_p]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxplain.graph import signs, streams
@@ -32,6 +33,10 @@ def gemm_sign(node: Node, known: Sequence[bool]) -> bool:
         case(x=(4, 2), w=(5, 4), b=(2, 1), transA=1, transB=1, alpha=2.0),
         case(x=(2, 4), w=(4, 5), b=(5,), alpha=-0.5),
         case(x=(2, 4), w=(4, 5), b=(5,), beta=-2.0),
+        case(x=(2, 4), w=(5, 4), b=(), transB=1, alpha=-0.5, beta=-2.0),
+        case(x=(2, 4), w=(4, 5), b=(2, 5), beta=-1.0),
+        case(x=np.linspace(-1, 1, 8).reshape(4, 2), w=(4, 5), b=(1,), transA=1, alpha=-1.5),
+        case(x=np.linspace(-1, 1, 8).reshape(2, 4), w=np.linspace(-1, 1, 20).reshape(4, 5), b=(5,), beta=0.5),
     ],
 )
 def gemm(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
