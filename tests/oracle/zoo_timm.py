@@ -89,7 +89,7 @@ ATTENTION = {
     "mvitv2_small_cls": {"img_size": 64},
     "nest_tiny": {"img_size": 64},
     "pvt_v2_b0": {"size": 64},
-    "pvt_v2_b2_li": {"size": 64, "depths": (1, 1, 1, 1)},
+    "pvt_v2_b2_li": {"size": 224, "depths": (1, 1, 1, 1)},
     "sequencer2d_s": {"size": 64, "layers": (1, 1, 1, 1)},
     "focalnet_tiny_srf": {"size": 64},
     "botnet26t_256": {"img_size": 64},
