@@ -129,7 +129,8 @@ SOUND: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "wavlm": ({**USUAL, **CONVOLUTIONS}, (400,)),
     "whisper": ({"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48,
                  "num_mel_bins": 8,
-                 "max_source_positions": 20, "decoder_layers": 1, "decoder_attention_heads": 4, "vocab_size": WORDS, "pad_token_id": 0}, (8, 40)),
+                 "max_source_positions": 20, "decoder_layers": 1, "decoder_attention_heads": 4,
+                 "vocab_size": WORDS, "pad_token_id": 0}, (8, 40)),
     "audio-spectrogram-transformer": ({**USUAL, "max_length": 32, "num_mel_bins": 16, "patch_size": 8, "time_stride": 8,
                                        "frequency_stride": 8}, (32, 16)),
 }  # fmt: skip
