@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
-import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,34 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from .networks import Add, Bert, Network, folded
+from .torchvision_stand_in import torchvision_if_missing
 
 Arrays = Mapping[str, np.ndarray]
 
 KINK = 1e-5  # share of the layer's largest absolute input: float32 forward error of a deep net is below 1e-6
 
 
-@contextlib.contextmanager
-def _torchvision_if_missing() -> Iterator[None]:
-    """Empty classes where zennit's __init__ imports torchvision's; it only wants them for its torchvision canonizers.
-
-    Taken away afterwards: torch.onnx looks whether torchvision is there.
-    """
-    if importlib.util.find_spec("torchvision"):
-        yield
-        return
-    resnet = types.ModuleType("torchvision.models.resnet")
-    resnet.Bottleneck, resnet.BasicBlock = type("Bottleneck", (), {}), type("BasicBlock", (), {})
-    stubs = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.models")}
-    stubs[resnet.__name__] = resnet
-    sys.modules.update(stubs)
-    try:
-        yield
-    finally:
-        for name in stubs:
-            del sys.modules[name]
-
-
-with _torchvision_if_missing():
+with torchvision_if_missing():
     from zennit import composites, rules
     from zennit.core import Composite
     from zennit.layer import Sum
