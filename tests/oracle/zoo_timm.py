@@ -30,7 +30,7 @@ CONVOLUTIONAL = {
         eca_nfnet_l0 poolformer_s12 poolformerv2_s12 convmixer_768_32 mambaout_femto test_mambaout fasternet_t0
         repvit_m0_9 ecaresnet26t tf_mobilenetv3_small_minimal_100 lcnetv2_small rdnet_tiny resnet50_gn resnet32ts
         gcresnext26ts efficientnet_cc_b0_4e bat_resnext26ts""",
-    96: "inception_v3 inception_v4 xception41 legacy_xception inception_resnet_v2 pnasnet5large",
+    96: "inception_v3 inception_v4 xception41 legacy_xception inception_resnet_v2",
 }
 ATTENTION = {
     "vit_tiny_patch16_224": {"img_size": 32},
@@ -153,6 +153,7 @@ UNEXPORTED = {
     "eca_halonext26ts": "operator Unfold, input size not accessible",
     "volo_d1_224": "aten::col2im",
     "csatv2": "adaptive_avg_pool2d",
+    "pvt_v2_b2_li": "adaptive_avg_pool2d",
     "naflexvit_base_patch16_gap": "aten::_upsample_bicubic2d_aa",
 }
 
