@@ -138,6 +138,7 @@ REFUSED = {
 # Refused by lrp and epsilon, name -> the op without a rule:
 REFUSED_RELEVANCE = {
     "convnext_zepto_rms": "Div",
+    "convnext_zepto_rms (dynamo)": "Reciprocal",
     "resnetv2_50d_frn": "Div",
     "convnextv2_atto": "ReduceL2",
     "poolformerv2_s12": "Pow",
