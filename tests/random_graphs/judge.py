@@ -1,0 +1,191 @@
+"""Is the gradient of a drawn graph right? By differences of the untouched model, in a default onnxruntime session."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from onnxplain import Explainer
+from onnxplain.errors import OnnxplainError
+from random_graphs.draw import Drawn, gradient_graph
+from random_graphs.kernels import Array, evaluator, rounds, wide
+from random_graphs.truth import Kink, Truth, differences, values
+
+TIGHT = 1e-6  # of the slopes' size: what float64 and differences leave
+SINGLE = 2e-3  # of the largest gradient: float32 through 25 nodes, some of them steep
+HALF = 3e-2  # where values pass through float16
+NOTHING = ("every path to it has a derivative of zero", "nothing to attribute to", "does not depend on")
+
+
+@dataclass
+class Outcome:
+    """What came of a graph. word: right, wrong, crashed, refused, kink or unrunnable."""
+
+    word: str
+    detail: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The detail without names and numbers, for counting."""
+        text = re.sub(r"'[^']*'", "…", self.detail.split("\n")[0])
+        return re.sub(r"\b[a-z_/]*\d+\b|\d+(\.\d+)?(e-?\d+)?", "#", text)[:110]
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A default session: every optimisation on."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def runs(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
+    opened = session(model)
+    names = [o.name for o in opened.get_outputs()]
+    return dict(zip(names, opened.run(None, {k: v for k, v in feeds.items()}), strict=True))
+
+
+def typed(model: onnx.ModelProto) -> type:
+    return np.float64 if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.DOUBLE else np.float32
+
+
+def runnable(drawn: Drawn) -> str:
+    """Empty where onnxruntime runs the model and agrees with onnx's evaluator; else why not."""
+    dtype = typed(drawn.model)
+    try:
+        found = runs(drawn.model, {k: v.astype(dtype) for k, v in drawn.feeds.items()})
+    except Exception as error:  # onnxruntime's own classes, and several of them
+        return str(error).split("\n")[0]
+    expected = values(drawn.model, list(found), drawn.feeds)
+    loose = 5e-2 if rounds(drawn.model) else 2e-3
+    for name, y in found.items():
+        z = expected[name]
+        if y.shape != z.shape or not np.allclose(y, z, rtol=loose, atol=loose):
+            return f"onnxruntime and onnx's evaluator differ at {name}"
+    return ""
+
+
+def judged(seed: int, tries: int = 4) -> tuple[Drawn, Outcome]:
+    """The first runnable graph from this random seed on, and what came of it; kinks get other inputs a few times."""
+    for attempt in range(20):
+        drawn = gradient_graph(seed + 1_000_000 * attempt)
+        if not runnable(drawn):
+            break
+    outcome = judge(drawn)
+    rng = np.random.default_rng(seed)
+    for _ in range(tries):
+        if outcome.word != "kink":
+            break
+        drawn.feeds = {k: rng.standard_normal(v.shape).astype(np.float32).astype(float) for k, v in drawn.feeds.items()}
+        if not runnable(drawn):
+            outcome = judge(drawn)
+    return drawn, outcome
+
+
+def judge(drawn: Drawn) -> Outcome:
+    """What comes of one graph."""
+    rng = np.random.default_rng(drawn.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "drawn.onnx"
+        onnx.save(drawn.model, path)
+        try:
+            explainer = Explainer(path, "gradient", explain=drawn.explain, attribute_to=drawn.attribute)
+        except OnnxplainError as error:
+            return _refused(drawn, str(error), rng)
+        except Exception as error:
+            return Outcome("crashed", f"{type(error).__name__}: {error}")
+    (explained,) = explainer.explained
+    compiled = ir.to_proto(explainer.compiled.model)
+    (seed_name,) = explainer.compiled.seeds
+    y = values(drawn.model, [explained], drawn.feeds)[explained]
+    seed = rng.standard_normal(y.shape).astype(np.float32).astype(float)
+    try:
+        truths = differences(drawn, explained, seed, rng)
+    except Kink as error:
+        return Outcome("kink", str(error))
+    feeds = {**drawn.feeds, seed_name: seed}
+    named = {source: output for output, source in explainer.compiled.relevances.items()}
+    return _compared(drawn, compiled, feeds, named, truths)
+
+
+def _compared(
+    drawn: Drawn, compiled: onnx.ModelProto, feeds: dict[str, Array], named: dict[str, str], truths: dict[str, Truth]
+) -> Outcome:
+    dtype = typed(drawn.model)
+    try:
+        single = runs(compiled, {k: v.astype(dtype) for k, v in feeds.items()})
+    except Exception as error:
+        return Outcome("crashed", f"the compiled file does not run: {str(error).splitlines()[0]}")
+    double: dict[str, Array] | None = None
+    why = ""
+    try:
+        with np.errstate(all="ignore"):
+            found = evaluator(wide(compiled)).run(list(named.values()), feeds)
+        double = dict(zip(named.values(), found, strict=True))
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    for source, truth in truths.items():
+        if source not in named:
+            if any(abs(s) > 1e-7 for s in truth.slopes):
+                return Outcome("wrong", f"no relevance for {source}, whose slope is {truth.slopes[0]:.6g}")
+            continue
+        output = named[source]
+        one = single[output].astype(float)
+        if one.shape != truth.directions[0].shape:
+            return Outcome("wrong", f"{output} has shape {one.shape}, {source} {truth.directions[0].shape}")
+        if not np.isfinite(one).all():
+            return Outcome("wrong", f"{output} is not finite")
+        size = max(float(np.abs(one).max()), 1e-3)
+        loose = HALF if rounds(drawn.model) else SINGLE
+        if double is not None:
+            two = double[output]
+            for direction, slope in zip(truth.directions, truth.slopes, strict=True):
+                got, scale = float((two * direction).sum()), max(1.0, abs(slope), float(np.abs(two * direction).sum()))
+                if not abs(got - slope) <= TIGHT * scale:
+                    return Outcome("wrong", f"{output}: the slope is {got:.8g}, differences say {slope:.8g}")
+            if not np.abs(one - two).max() <= loose * size:
+                worst = float(np.abs(one - two).max())
+                return Outcome("wrong", f"{output}: float32 differs from float64 by {worst:.3g} of {size:.3g}")
+            continue
+        for direction, slope in zip(truth.directions, truth.slopes, strict=True):
+            got, scale = float((one * direction).sum()), max(1e-3, float(np.abs(one * direction).sum()))
+            if not abs(got - slope) <= loose * scale:
+                return Outcome("wrong", f"{output}: the slope is {got:.6g}, differences say {slope:.6g} (float32; {why})")
+    return Outcome("right", why)
+
+
+def _refused(drawn: Drawn, message: str, rng: np.random.Generator) -> Outcome:
+    if "\n" in message:
+        return Outcome("crashed", f"a message of several lines: {message}")
+    if any(claim in message for claim in NOTHING):  # that is a statement about the derivative: true or wrong
+        explained = drawn.explain[0] if drawn.explain else drawn.model.graph.output[0].name
+        y = values(drawn.model, [explained], drawn.feeds)[explained]
+        try:
+            truths = differences(drawn, explained, rng.standard_normal(y.shape), rng)
+        except Kink as error:
+            return Outcome("kink", str(error))
+        blamed = [n for n in truths if re.search(rf"\b{re.escape(n)}\b", message)] or list(truths)
+        if "nothing to attribute" in message:
+            blamed = list(truths)
+        for name in blamed:
+            if any(abs(s) > 1e-7 for s in truths[name].slopes):
+                return Outcome("wrong", f"refused: {message} But the slope at {name} is {truths[name].slopes[0]:.6g}")
+        return Outcome("right", message)
+    kinds = {n.op_type for n in _nodes(drawn.model.graph)}
+    names = {n.name for n in _nodes(drawn.model.graph)} | {o for n in _nodes(drawn.model.graph) for o in n.output}
+    words = set(re.findall(r"[\w/.]+", message))
+    if not (words & kinds and words & names):
+        return Outcome("refused", f"(names no node) {message}")
+    return Outcome("refused", message)
+
+
+def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    inner = [n for node in graph.node for a in node.attribute if a.HasField("g") for n in _nodes(a.g)]
+    return [*graph.node, *inner]
