@@ -178,12 +178,14 @@ def _refused(drawn: Drawn, message: str, rng: np.random.Generator) -> Outcome:
             if any(abs(s) > 1e-7 for s in truths[name].slopes):
                 return Outcome("wrong", f"refused: {message} But the slope at {name} is {truths[name].slopes[0]:.6g}")
         return Outcome("right", message)
-    kinds = {n.op_type for n in _nodes(drawn.model.graph)}
-    names = {n.name for n in _nodes(drawn.model.graph)} | {o for n in _nodes(drawn.model.graph) for o in n.output}
+    return Outcome("refused", message if named_node(drawn, message) else f"(names no node) {message}")
+
+
+def named_node(drawn: Drawn, message: str) -> bool:
+    """Whether a message names a node of the model, or its output, and an op."""
+    nodes = _nodes(drawn.model.graph)
     words = set(re.findall(r"[\w/.]+", message))
-    if not (words & kinds and words & names):
-        return Outcome("refused", f"(names no node) {message}")
-    return Outcome("refused", message)
+    return bool(words & {n.op_type for n in nodes} and words & {x for n in nodes for x in (n.name, *n.output)})
 
 
 def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -35,7 +35,7 @@ def shrink(drawn: Drawn, judge: Callable[[Drawn], Outcome], rounds: int = 6) -> 
 def _smaller(drawn: Drawn) -> Iterator[Drawn]:
     """Graphs with one thing less, the boldest first."""
     model = drawn.model
-    values = _values(drawn)
+    values = tensor_values(drawn)
     for node in model.graph.node:  # an earlier end
         for name in node.output:
             if name in values and values[name].dtype.kind == "f" and name != model.graph.output[0].name:
@@ -53,7 +53,8 @@ def _smaller(drawn: Drawn) -> Iterator[Drawn]:
             yield _trimmed(drawn, [o.name for o in model.graph.output], {name: values[name]})
 
 
-def _values(drawn: Drawn) -> dict[str, np.ndarray]:
+def tensor_values(drawn: Drawn) -> dict[str, np.ndarray]:
+    """Every array of a drawn model, in float64."""
     model = wide(drawn.model)
     names = [o for node in model.graph.node for o in node.output if o]
     del model.graph.output[:]
