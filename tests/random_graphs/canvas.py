@@ -170,7 +170,9 @@ class Canvas:
                 continue
             if value.size == 0 or value.size > MOST:
                 raise Unfit(f"{value.shape}")
-            assert value.dtype.kind != "f" or value.dtype == np.float64, f"{tensor.producer} is not evaluated in float64"
+            assert value.dtype.kind != "f" or value.dtype == np.float64, (
+                f"{tensor.producer} is not evaluated in float64"
+            )
             if value.dtype.kind == "f" and not (np.isfinite(value).all() and np.abs(value).max() <= LARGEST):
                 raise Unfit("wild values")
 

@@ -139,7 +139,9 @@ def assemble(canvas: Canvas, outputs: list[Tensor]) -> onnx.ModelProto:
     open_rows = len(canvas.rows) > 1
 
     def shape(tensor: Tensor) -> list[int | str]:
-        return ["N" if o else d for d, o in zip(tensor.shape, tensor.open, strict=True)] if open_rows else [*tensor.shape]
+        return (
+            ["N" if o else d for d, o in zip(tensor.shape, tensor.open, strict=True)] if open_rows else [*tensor.shape]
+        )
 
     graph = helper.make_graph(
         nodes,

@@ -16,7 +16,7 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
-def gemm_apart(node, weights, store):  # noqa: ANN001, ANN201
+def gemm_apart(node, weights, store):
     """Gemm as MatMul and Add."""
     if node.op_type != "Gemm" or node.input[1] not in weights or attribute(node, "transA", 0):
         return None
@@ -30,19 +30,19 @@ def gemm_apart(node, weights, store):  # noqa: ANN001, ANN201
     return [product, helper.make_node("Add", [f"{y}/product", store("b", b)], [y], name=f"{node.name}/bias")]
 
 
-def relu_as_max(node, weights, store):  # noqa: ANN001, ANN201
+def relu_as_max(node, weights, store):
     if node.op_type != "Relu":
         return None
     return [helper.make_node("Max", [node.input[0], store("zero", np.zeros(()))], list(node.output), name=node.name)]
 
 
-def relu_as_clip(node, weights, store):  # noqa: ANN001, ANN201
+def relu_as_clip(node, weights, store):
     if node.op_type != "Relu":
         return None
     return [helper.make_node("Clip", [node.input[0], store("zero", np.zeros(()))], list(node.output), name=node.name)]
 
 
-def mask_as_product(node, weights, store):  # noqa: ANN001, ANN201
+def mask_as_product(node, weights, store):
     """Where(mask, x, 0) as x * mask."""
     if node.op_type != "Where" or node.input[2] not in weights or weights[node.input[2]].any():
         return None
@@ -50,7 +50,7 @@ def mask_as_product(node, weights, store):  # noqa: ANN001, ANN201
     return [cast, helper.make_node("Mul", [node.input[1], f"{node.output[0]}/mask"], list(node.output), name=node.name)]
 
 
-def batch_norm_apart(node, weights, store):  # noqa: ANN001, ANN201
+def batch_norm_apart(node, weights, store):
     """BatchNormalization as Mul and Add with one number a channel."""
     if node.op_type != "BatchNormalization" or any(n not in weights for n in node.input[1:]):
         return None
@@ -90,7 +90,7 @@ def rewritten(model: onnx.ModelProto, form: str, ranks: dict[str, int]) -> onnx.
             marked = node
         found = FORMS[form](marked, weights, store)
         nodes += [node] if found is None else found
-    if not added and form != "mask_as_product" or [n.op_type for n in nodes] == [n.op_type for n in graph.node]:
+    if (not added and form != "mask_as_product") or [n.op_type for n in nodes] == [n.op_type for n in graph.node]:
         return None
     del graph.node[:]
     graph.node.extend(nodes)

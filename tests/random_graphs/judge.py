@@ -112,7 +112,31 @@ def judge(drawn: Drawn) -> Outcome:
         return Outcome("kink", str(error))
     feeds = {**drawn.feeds, seed_name: seed}
     named = {source: output for output, source in explainer.compiled.relevances.items()}
-    return _compared(drawn, compiled, feeds, named, truths)
+    outcome = _compared(drawn, compiled, feeds, named, truths)
+    if outcome.word == "right" and explainer.compiled.streams:
+        problem = streams(drawn, compiled, seed_name, y, explainer.compiled.provenance["stream_axis"])
+        return Outcome("wrong", problem) if problem else outcome
+    return outcome
+
+
+def streams(drawn: Drawn, compiled: onnx.ModelProto, seed_name: str, y: Array, axes: dict[str, int]) -> str:
+    """Empty where three seeds for one row give what each gives alone; else which output differs."""
+    first = drawn.model.graph.input[0].type.tensor_type.shape.dim[0]
+    if first.HasField("dim_value") and first.dim_value != 1:
+        return ""
+    dtype, rng = typed(drawn.model), np.random.default_rng(drawn.seed)
+    row = {k: v[:1].astype(dtype) for k, v in drawn.feeds.items()}
+    seeds = rng.standard_normal((3, *y.shape[1:])).astype(dtype)
+    opened = session(compiled)
+    names = list(axes)
+    together = opened.run(names, {**row, seed_name: seeds})
+    apart = [opened.run(names, {**row, seed_name: seeds[i : i + 1]}) for i in range(3)]
+    for i, name in enumerate(names):
+        expected = np.concatenate([one[i] for one in apart], axes[name])
+        size = max(float(np.abs(expected).max(initial=0)), 1e-3)
+        if together[i].shape != expected.shape or not np.abs(together[i] - expected).max(initial=0) <= 1e-4 * size:
+            return f"{name}: three seeds at once give something else than one by one"
+    return ""
 
 
 def _compared(
@@ -157,7 +181,9 @@ def _compared(
         for direction, slope in zip(truth.directions, truth.slopes, strict=True):
             got, scale = float((one * direction).sum()), max(1e-3, float(np.abs(one * direction).sum()))
             if not abs(got - slope) <= loose * scale:
-                return Outcome("wrong", f"{output}: the slope is {got:.6g}, differences say {slope:.6g} (float32; {why})")
+                return Outcome(
+                    "wrong", f"{output}: the slope is {got:.6g}, differences say {slope:.6g} (float32; {why})"
+                )
     return Outcome("right", why)
 
 

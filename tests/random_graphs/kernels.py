@@ -26,11 +26,11 @@ class Optional(OpRun):
 
     op_domain = ""
 
-    def _run(self, x=None, type=None):  # type: ignore[override]  # noqa: A002
+    def _run(self, x=None, type=None):  # type: ignore[override]
         return (x,)
 
 
-def elementwise(name: str, function):  # noqa: ANN001
+def elementwise(name: str, function):
     """A kernel of one input that computes in the type of its input."""
 
     class Kernel(OpRun):
@@ -79,5 +79,3 @@ def rounds(model: onnx.ModelProto) -> bool:
     """Whether values pass through float16 on the way."""
     casts = [a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to"]
     return onnx.TensorProto.FLOAT16 in casts
-
-

@@ -135,7 +135,9 @@ def _books(drawn: Drawn, composite: str, tensor: str | None) -> Outcome:
         return Outcome("wrong", f"{composite}: {tensor} has a row in the books, but cannot be asked for: {error}")
     for name, rule in part.about["rules"].items():
         if full.about["rules"].get(name) != rule:
-            return Outcome("wrong", f"{composite}: asked for {tensor}, {name} has {rule}, else {full.about['rules'].get(name)}")
+            return Outcome(
+                "wrong", f"{composite}: asked for {tensor}, {name} has {rule}, else {full.about['rules'].get(name)}"
+            )
     row = full.books[:, full.about["ledger"]["rows"].index(node.name)]  # type: ignore[index]
     there, total = part.relevances[tensor], row[:, full.about["ledger"]["columns"].index("in")].sum()
     if abs(there.sum() - total) > SAME * max(1e-9, float(np.abs(there).sum())):

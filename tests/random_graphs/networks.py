@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from random_graphs.canvas import Canvas, Tensor, Unfit
 from random_graphs.draw import Drawn, assemble
-from random_graphs.steps import STEPS, param, partner
+from random_graphs.steps import STEPS, param
 
 LAYERS = ("conv", "conv", "conv_transpose", "gemm", "matmul", "matmul_from_left", "max_pool", "average_pool")
 ACTIVATIONS = ("unary_Relu", "unary_Relu", "unary_LeakyRelu", "unary_Sigmoid", "unary_Tanh", "unary_Softplus", "unary_Elu",
                "unary_HardSwish", "unary_Gelu", "unary_Neg", "unary_Identity", "unary_Dropout")  # fmt: skip
-SUMS = ("binary_Add", "binary_Sub", "binary_Sum", "binary_Mean", "several", "concat", "residual", "binary_Mul", "masked_out")
+SUMS = (
+    "binary_Add",
+    "binary_Sub",
+    "binary_Sum",
+    "binary_Mean",
+    "several",
+    "concat",
+    "residual",
+    "binary_Mul",
+    "masked_out",
+)
 MOVES = ("reshape", "flatten", "transpose", "split", "slice_", "pad", "squeeze", "unsqueeze", "to_picture", "expand", "gather",
          "depth_and_space", "resize", "reduce_Mean", "reduce_Sum", "reduce_Max", "global_pool", "tile", "where")  # fmt: skip
 OTHERS = ("batch_norm", "batch_norm", "layer_norm", "layer_norm_by_hand", "group_norm", "instance_norm", "attention", "softmax",
           "gated", "lrn", "div", "scaled", "clipped", "normalised_inside")  # fmt: skip
 FAMILIES = (LAYERS, LAYERS, ACTIVATIONS, SUMS, MOVES, OTHERS)
 LINEAR = (("linear_layer",), ("linear_layer",), ("unary_Relu", "unary_LeakyRelu", "unary_Neg", "max_pool", "average_pool"),
-          ("residual", "concat"), ("reshape", "flatten", "transpose", "split", "slice_", "to_picture", "depth_and_space",
-          "reduce_Sum"))  # fmt: skip
+          ("residual", "concat"), ("reshape", "flatten", "transpose", "halves", "slice_", "to_picture",
+          "depth_and_space", "reduce_Sum"))  # fmt: skip
 SHAPES = ((None, 2, 4, 4), (None, 3, 5, 4), (None, 4, 4, 4), (None, 6), (None, 3, 4), (None, 2, 6))
 
 
 def residual(c: Canvas) -> Tensor:
     x = c.pick()
     shapes = [v.shape for v in x.values]
-    return c.add(c.choice(["Add", "Add", "Sub", "Sum"]), x, c.choice(c.floats(lambda t: [v.shape for v in t.values] == shapes)))
+    return c.add(
+        c.choice(["Add", "Add", "Sub", "Sum"]), x, c.choice(c.floats(lambda t: [v.shape for v in t.values] == shapes))
+    )
 
 
 def masked_out(c: Canvas) -> Tensor:
@@ -62,7 +72,12 @@ def linear_layer(c: Canvas) -> Tensor:
     return c.add("Gemm" if x.rank == 2 and c.chance(0.5) else "MatMul", x, w)
 
 
-OWN = {f.__name__: f for f in (residual, masked_out, clipped, normalised_inside, linear_layer)}
+def halves(c: Canvas) -> Tensor:
+    x = c.pick(lambda t: t.rank > 1 and not t.open[-1] and t.shape[-1] % 2 == 0)
+    return c.add("Split", x, c.const(np.array([x.shape[-1] // 2] * 2)), outputs=2, axis=-1)[c.int(0, 1)]
+
+
+OWN = {f.__name__: f for f in (residual, masked_out, clipped, normalised_inside, linear_layer, halves)}
 
 
 def network(seed: int, linear: bool = False) -> Drawn:
@@ -113,5 +128,3 @@ def inner(drawn: Drawn, rng: np.random.Generator) -> str | None:
     quiet = ("Shape", "Cast", "Greater", "Less", "Not", "And", "Or", "Xor", "GreaterOrEqual", "LessOrEqual", "Equal")
     names = [n.output[0] for n in drawn.model.graph.node[:-1] if len(n.output) == 1 and n.op_type not in quiet]
     return names[int(rng.integers(len(names)))] if names else None
-
-

@@ -85,7 +85,11 @@ def _trimmed(drawn: Drawn, outputs: list[str], instead: dict[str, str | np.ndarr
             graph.node.extend(keep)
             _renamed(graph, name, other, outputs)
         else:
-            array = other.astype(np.float64 if elem == onnx.TensorProto.DOUBLE else np.float32) if other.dtype.kind == "f" else other
+            array = (
+                other.astype(np.float64 if elem == onnx.TensorProto.DOUBLE else np.float32)
+                if other.dtype.kind == "f"
+                else other
+            )
             graph.initializer.append(numpy_helper.from_array(array, name))
             del graph.node[:]
             graph.node.extend(keep)

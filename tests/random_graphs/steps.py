@@ -42,12 +42,16 @@ def closed(tensor: Tensor) -> tuple[int, ...]:
     return tensor.shape
 
 
-def param(canvas: Canvas, *shape: int, scale: float = 1.0, positive: bool = False, computed: bool | None = None) -> Tensor:
+def param(
+    canvas: Canvas, *shape: int, scale: float = 1.0, positive: bool = False, computed: bool | None = None
+) -> Tensor:
     """Weights of a layer: a constant, or computed from an input in one of several ways.
 
     computed: None leaves it to chance. positive: from about 0.5 to 1.5.
     """
-    base = canvas.const(canvas.normal(*shape, scale=scale) if not positive else np.abs(canvas.normal(*shape)) * 0.3 + 0.7)
+    base = canvas.const(
+        canvas.normal(*shape, scale=scale) if not positive else np.abs(canvas.normal(*shape)) * 0.3 + 0.7
+    )
     if computed is False or (computed is None and not canvas.chance(canvas.computed)):
         return base
     total = int(np.prod(shape, dtype=int))

@@ -28,7 +28,7 @@ def _attributes(c: Canvas, op_type: str) -> dict[str, float | str]:
     return {"approximate": "tanh"} if op_type == "Gelu" and c.chance(0.5) else {}
 
 
-def _plain(op_type: str, opset: int):  # noqa: ANN202
+def _plain(op_type: str, opset: int):
     def made(c: Canvas) -> Tensor:
         since(c, opset)
         if op_type in SINGLE:
@@ -38,7 +38,7 @@ def _plain(op_type: str, opset: int):  # noqa: ANN202
     return made
 
 
-def _prepared(op_type: str, prepare, narrow: bool = False):  # noqa: ANN001, ANN202
+def _prepared(op_type: str, prepare, narrow: bool = False):
     def made(c: Canvas) -> Tensor:
         if op_type in SINGLE:
             single(c)
@@ -47,7 +47,7 @@ def _prepared(op_type: str, prepare, narrow: bool = False):  # noqa: ANN001, ANN
     return made
 
 
-def _flat(op_type: str):  # noqa: ANN202
+def _flat(op_type: str):
     def made(c: Canvas) -> Tensor:
         x = c.pick()
         stairs = c.add(op_type, c.add("Mul", x, c.const(np.float64(1.7))))
@@ -64,7 +64,7 @@ each("over one", {"Acosh": _prepared("Acosh", lambda c, x: above(c, x, 1.2))})
 each("flat", {name: _flat(name) for name in FLAT})
 
 
-def _binary(op_type: str):  # noqa: ANN202
+def _binary(op_type: str):
     def made(c: Canvas) -> Tensor:
         x = c.pick()
         pair = [x, partner(c, x)]

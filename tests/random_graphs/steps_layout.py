@@ -317,5 +317,11 @@ def reverse_sequence(c: Canvas) -> Tensor:
 @step
 def one_hot(c: Canvas) -> Tensor:
     x = c.pick(lambda t: t.rank > 0 and not t.open[-1])
-    hot = c.add("OneHot", c.add("ArgMax", x, axis=-1, keepdims=0), c.const(np.array(x.shape[-1])), param(c, 2, computed=c.chance(0.05)), axis=-1)
+    hot = c.add(
+        "OneHot",
+        c.add("ArgMax", x, axis=-1, keepdims=0),
+        c.const(np.array(x.shape[-1])),
+        param(c, 2, computed=c.chance(0.05)),
+        axis=-1,
+    )
     return c.add("Mul", hot, partner(c, x))

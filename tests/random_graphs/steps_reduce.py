@@ -26,7 +26,7 @@ def reduce(c: Canvas, op_type: str, x: Tensor, axes: list[int] | None, keepdims:
     return c.add(op_type, x, keepdims=keep, axes=axes)
 
 
-def _reduce(name: str):  # noqa: ANN202
+def _reduce(name: str):
     def made(c: Canvas) -> Tensor:
         x = c.pick(lambda t: t.rank > 0)
         if name == "LogSum":

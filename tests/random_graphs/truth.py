@@ -50,7 +50,9 @@ def values(model: onnx.ModelProto, names: list[str], feeds: dict[str, Array]) ->
     return dict(zip(names, evaluator(model).run(None, feeds), strict=True))
 
 
-def differences(drawn: Drawn, explained: str, seed: Array, rng: np.random.Generator, count: int = 2) -> dict[str, Truth]:
+def differences(
+    drawn: Drawn, explained: str, seed: Array, rng: np.random.Generator, count: int = 2
+) -> dict[str, Truth]:
     """Slopes per attributed tensor. Raises Kink."""
     attributed = drawn.attribute or tuple(drawn.feeds)
     session = evaluator(cut(drawn.model, explained, drawn.attribute))
