@@ -25,8 +25,8 @@ INTRODUCTION = """# Operators
 
 Written by `python docs/make_tables.py` from the registry of derivatives (`onnxplain/vjp/`); do not edit.
 
-* **kind**: what the op is to relevance. A product with a constant counts as a scaling (rule `pass`), a MatMul or Gemm
-  of two computed tensors as a product (`uniform`); one constant operand makes a MatMul linear.
+* **kind**: what the op is to relevance. A sum or product of which one operand only can receive relevance counts as a
+  shift or scaling (rule `pass`), a MatMul, Gemm or Conv without constant weights as a product (`uniform`).
 * **LRP rule**: the rule where no entry of the composite matches. *derivative*: relevance follows the value, as the
   derivative does. *none*: gradient methods only; LRP through the op is an error that names the node.
 * **batch axis**: the rule by which the batch axis is followed through the op, so that many seeds can share one forward
@@ -46,7 +46,7 @@ def base_rule(op: Op, op_type: str) -> str:
     if make is None:
         return "none"
     rule = make(Node(op_type, (), (), domain=op.domain))
-    return "derivative" if rule is op.vjp else f"`{getattr(rule, 'name', rule)}`"
+    return "derivative" if rule == op.rule else f"`{getattr(rule, 'name', rule)}`"
 
 
 def followed(op: Op) -> str:

@@ -74,7 +74,7 @@ class Composite:
                 continue
             return entry.rule
         if not self.relevance:
-            return entry_of_op.vjp
+            return entry_of_op.rule
         base = BASE.get(place.kind)
         if base is None:
             raise UnsupportedOp(
@@ -102,24 +102,32 @@ BASE: dict[Kind, Callable[[Node], Rule]] = {
     "sum": lambda node: RULES["add_abs"](),
     "mean": lambda node: RULES["norm"](),
     "product": lambda node: RULES["uniform"](),
-    "routing": lambda node: lookup(node).vjp,
+    "affine": lambda node: RULES["pass"](),
+    "routing": lambda node: lookup(node).rule,
     "activation": lambda node: RULES["pass"](),
     "softmax": _softmax,
     "normalisation": _norm_or_pass,
-    "flat": lambda node: lookup(node).vjp,
+    "flat": lambda node: lookup(node).rule,
 }
 """The rule of a node no entry matches, by kind: the same for every LRP composite."""
 
 
 def kind_of(op: Backward, node: Node) -> Kind:
-    """The kind of a node where it stands: a product with a constant is a scaling, a MatMul without one a product."""
+    """The kind of a node where it stands.
+
+    A sum or product of which one operand only can receive relevance is a shift or scaling (affine), as it is where an
+    exporter fused it into a normalisation. A MatMul or Conv without constant weights is a product.
+    """
     kind = lookup(node).kind
-    if kind == "linear" and node.op_type in ("MatMul", "Gemm") and weight_and_bias(op, node) is None:
+    if kind == "linear" and weight_and_bias(op, node) is None:
         return "product"
-    if kind == "routing" and node.attr("reduction", "none") != "none":
+    if kind == "routing" and not lookup(node).routes(node):
         return "other"  # a scatter that adds is a sum, and its shares are not known here
-    if kind == "product" and (op.is_constant(node.input(0)) or op.is_constant(node.input(1))):
-        return "normalisation" if node.op_type == "Mul" or op.is_constant(node.input(1)) else "other"
+    if kind in ("sum", "product"):
+        given = [i for i, value in enumerate(node.inputs) if op.receives(value)]
+        if given == [1] and node.op_type == "Div":
+            return "other"
+        return "affine" if len(given) == 1 else kind
     return kind
 
 

@@ -219,12 +219,13 @@ class Explanation:
         return f"{top[0].name} ({top[0].index}){chance}"
 
     def where(self, row: int) -> dict[str, float]:
-        """Where the relevance of one row went, by the ledger: inputs, bias, stabiliser, padding."""
+        """Where the relevance of one row went, by the ledger: inputs, bias, stabiliser, padding, rule."""
         total = sum(float(np.asarray(self.row(row, name), np.float64).sum()) for name in self.relevances)
         if self.ledger is None:
             return {"input": total}
         booked = self.ledger[row if row < len(self.ledger) else 0].sum(0)
-        return {"input": total, "bias": float(booked[2]), "stabiliser": float(booked[3]), "padding": float(booked[4])}
+        columns = self.provenance["ledger"]["columns"][2:]  # behind what came in and what went out
+        return {"input": total, **dict(zip(columns, map(float, booked[2:]), strict=True))}
 
     def plot(self, palette: str | None = None) -> Image.Image:
         """A grid of all rows as a PIL image."""

@@ -18,8 +18,9 @@ from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward, Facts
 from onnxplain.graph.node import Node, is_float
+from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.walk import backward, prune
-from onnxplain.vjp import OPS, axis_rules, lookup, sign_rules
+from onnxplain.vjp import OPS, axis_rules, lookup, sign_rules, silent_inputs
 from onnxplain.vjp.registry import Case
 
 OPTIONAL = ""
@@ -406,17 +407,26 @@ def one_node(
     axes = streams.track([view], [v for v in graph_inputs if v not in constants], axis_rules()) if free else {}
     known = [v for v in graph_inputs if v not in constants] if positive else []
     free = free and axes.get(y, -1) >= 0  # as the compiler: exact seeds where the axis is not proven
-    facts = Facts(axes, free, signs.nonnegative([view], sign_rules(), known), set(constants))
+    facts = Facts(axes, free, signs.nonnegative([view], sign_rules(), known), set(constants), receptive=wanted)
     op = Backward(graph, facts)
     seed = ir.Value(name="seed", shape=ir.Shape(op.stream_shape(y)), type=ir.TensorType(float_type))
     graph.inputs.append(seed)
     with op.arithmetic():
-        found = backward(op, [view], {y: seed}, set(wanted), lambda n: rule or lookup(n).vjp, lookup)
+        active = set(wanted)
+        found = backward(
+            op,
+            [view],
+            {y: Relevance(seed)},
+            active,
+            lambda n: rule or lookup(n).rule,
+            lookup,
+            lambda n, i: i not in silent_inputs(n),
+        )
     graph.outputs.append(y)
     names = []
     for value in wanted:
         if value in found:
-            result = found[value]
+            result = found[value].value
             if result.name in ("seed",) or result in graph.outputs:
                 result = op.Identity(result)
             result.name = f"{value.name}.relevance"

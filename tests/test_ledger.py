@@ -11,7 +11,7 @@ from onnxplain.composites import COMPOSITES
 
 LRP = [name for name in COMPOSITES if COMPOSITES[name].make(None).relevance]
 BOUNDS = ([-4.0, -4.0], [4.0, 4.0])
-COLUMNS = ("in", "out", "bias", "stabiliser", "padding")
+COLUMNS = ("in", "out", "bias", "stabiliser", "padding", "rule")
 X, SEED = normal(2, 2, 6, 6, dtype=np.float64), one_hot((2, 4), 1, 3, dtype=np.float64)
 
 
@@ -46,7 +46,7 @@ def ledger(model, folder, method="lrp", **options):
 
 
 def closes(rows: np.ndarray, names: list[str]) -> None:
-    """rows (streams, nodes, 5): in = out + bias + stabiliser + padding, to 1e-6 of what went through."""
+    """rows (streams, nodes, 6): in = out + bias + stabiliser + padding + rule, to 1e-6 of what went through."""
     gap = np.abs(rows[..., 0] - rows[..., 1:].sum(-1))
     scale = np.maximum(np.abs(rows).max(-1), 1e-12)
     worst = np.unravel_index((gap / scale).argmax(), gap.shape)
@@ -61,7 +61,7 @@ def test_every_row_closes(make, composite, bounds, tmp_path):
         pytest.skip("takes no bounds")
     file, found = ledger(make(), tmp_path, composite=composite, bounds=bounds)
     names = file.about["ledger"]["rows"]
-    assert found["onnxplain.ledger"].shape == (2, len(names), 5) and found["onnxplain.ledger"].dtype == np.float64
+    assert found["onnxplain.ledger"].shape == (2, len(names), 6) and found["onnxplain.ledger"].dtype == np.float64
     assert tuple(file.about["ledger"]["columns"]) == COLUMNS
     closes(found["onnxplain.ledger"], names)
 
@@ -95,13 +95,13 @@ def test_books_are_kept_per_stream(tmp_path):
 def test_contrastive_methods_keep_books_before_the_finish(method, form, tmp_path):
     file, found = ledger(relu_net(), tmp_path, method, form=form)
     rows = found["onnxplain.ledger"]
-    assert rows.shape == (2, len(file.about["ledger"]["rows"]), 5) and np.isfinite(rows).all()
+    assert rows.shape == (2, len(file.about["ledger"]["rows"]), 6) and np.isfinite(rows).all()
     closes(rows, file.about["ledger"]["rows"])
 
 
 def test_a_gradient_has_books_too(tmp_path):
     file, found = ledger(relu_net(), tmp_path, "gradient")
-    assert found["onnxplain.ledger"].shape == (2, len(file.about["ledger"]["rows"]), 5)
+    assert found["onnxplain.ledger"].shape == (2, len(file.about["ledger"]["rows"]), 6)
 
 
 def test_what_falls_on_padding_and_on_constants_is_booked(tmp_path):

@@ -183,11 +183,11 @@ def explained(digits):
 def test_an_explanation_holds_what_was_asked(digits, explained):
     x = sample("digits_cnn")
     assert explained.relevance.shape == (6, 1, 28, 28) and explained.map.shape == (6, 28, 28)
-    assert explained.scores.shape == (3, 10) and explained.ledger.shape[::2] == (6, 5)
+    assert explained.scores.shape == (3, 10) and explained.ledger.shape[::2] == (6, 6)
     assert explained.target == "predicted, digit 3" and explained.samples == len(x)
     assert explained.kept["/Relu_output_0"].shape[0] == 3 and list(explained.outputs) == ["logits"]
     assert "predicted" not in explained.predicted(0) and explained.predicted(0).startswith("digit ")
-    assert set(explained.where(0)) == {"input", "bias", "stabiliser", "padding"}
+    assert set(explained.where(0)) == {"input", "bias", "stabiliser", "padding", "rule"}
     assert sum(explained.where(0).values()) == pytest.approx(explained.scores[0].max(), rel=1e-3)
 
 

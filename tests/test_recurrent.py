@@ -10,8 +10,9 @@ from support import evaluate, run
 from onnxplain.graph import streams
 from onnxplain.graph.backward import Backward, Facts
 from onnxplain.graph.node import Node
+from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.walk import backward
-from onnxplain.vjp import axis_rules, lookup
+from onnxplain.vjp import axis_rules, lookup, silent_inputs
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 STEPS, FEATURES, HIDDEN = 4, 3, 5
@@ -55,7 +56,13 @@ def model(op_type, output, dtype, batch=2, free=False, layout=0, direction="bidi
     graph.inputs.append(seed)
     active = {x, *(value for node in nodes for value in node.outputs)}
     with op.arithmetic():
-        relevance = backward(op, views[::-1], {y: seed}, active, lambda n: lookup(n).vjp, lookup)[x]
+
+        def passes(node, index):
+            return index not in silent_inputs(node) and not op.is_constant(node.inputs[index])
+
+        start = {y: Relevance(seed)}
+        found = backward(op, views[::-1], start, active, lambda n: lookup(n).rule, lookup, passes)
+        relevance = found[x].value
     relevance.name = "relevance"
     graph.outputs.extend([y, relevance])
     return ir.to_proto(ir.Model(graph, ir_version=8)), axes.get(y)

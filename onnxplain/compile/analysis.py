@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
+from onnxplain.compile import tokens
 from onnxplain.compile.contract import Request, Resolved, candidates, tensors
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
-from onnxplain.graph import signs, streams
+from onnxplain.graph import masks, signs, streams
 from onnxplain.graph.backward import Backward, Facts
 from onnxplain.graph.node import Node, dims, is_float, rank
 from onnxplain.graph.patterns import recognise
-from onnxplain.graph.walk import Rule, active_values, needed_nodes
-from onnxplain.vjp import OPS, axis_rules, lookup, sign_rules
+from onnxplain.graph.walk import Rule, active_values, dependent_values, inputs_of, needed_nodes
+from onnxplain.vjp import axis_rules, lookup, sign_rules
 
 
 class Analysis:
@@ -20,8 +23,9 @@ class Analysis:
 
     explained: forward tensors. wanted: attributed tensor → its name. nodes: forward steps, patterns recognised. path:
     those between explained and wanted, last first. active: tensors relevance can reach wanted through. places: where
-    each node of the path stands. op: the builder, which knows batch axes, signs and constants. notes: for the user.
-    strict: raise for nodes without a derivative; else leave them out of `places`.
+    each node of the path stands, seen from the inputs of the model whatever is attributed. op: the builder, which knows
+    batch axes, signs and constants. notes: for the user. strict: raise for nodes without a derivative; else leave them
+    out of `places`.
     """
 
     def __init__(
@@ -36,16 +40,31 @@ class Analysis:
         single = [Node.of(node, opset) for node in self.graph]
         protected = {self.value(name) for name in resolved.protected}
         self.nodes = recognise(single, protected) if composite.relevance else single
-        axes = streams.track(single, self.inputs, axis_rules())
-        facts = Facts(axes, False, signs.nonnegative(single, sign_rules()), self._constants())
-        self.op = Backward(self.graph, facts)
         self.wanted = self._wanted()
-        self.active = active_values(self.nodes, self.wanted, self._passes)
-        self.path = needed_nodes(self.nodes, self.explained, self.active, self._passes)
+        axes = streams.track(single, self.inputs, axis_rules())
+        constants = set(self.values.values()) | set(self.graph.initializers.values())
+        constants -= dependent_values(single, [*self.inputs, *self.wanted, *_random(single)])
+        facts = Facts(
+            axes, False, signs.nonnegative(single, sign_rules()), constants, masks=masks.masks(single, self.inputs)
+        )
+        self.op = Backward(self.graph, facts)
+        free = [value for value in self.inputs if value.dtype is not None and value.dtype != ir.DataType.BOOL]
+        receptive = active_values(self.nodes, [*free, *self.wanted], self.passes)
+        facts.receptive = receptive
+        self.active = active_values(self.nodes, self.wanted, self.passes)
+        self.path = needed_nodes(self.nodes, self.explained, self.active, self.passes)
         self._check_reached()
         facts.free = self._streams_are_free()
-        known = self.path if strict else [node for node in self.path if _has_derivative(node)]
-        self.places = places(self.op, known)
+        if strict:
+            for node in reversed(self.path):
+                lookup(node)  # an op nobody knows is said before anything else is
+        whole = needed_nodes(self.nodes, self.explained, receptive, self.passes)
+        found = places(self.op, [node for node in whole if _has_derivative(node)])
+        self.places = {node: found[node] for node in self.path if node in found}
+
+    def passes(self, node: Node, index: int) -> bool:
+        """May relevance flow from `node` back into its input `index`?"""
+        return tokens.passes(self.op, node, index)
 
     def value(self, name: str) -> ir.Value:
         """A tensor by name."""
@@ -66,16 +85,6 @@ class Analysis:
                 blocked[node] = str(error)
         return found, blocked
 
-    def _constants(self) -> set[ir.Value]:
-        """Tensors that depend on no input of the model."""
-        found = set(self.graph.initializers.values())
-        for node in self.graph:
-            if node.op_type.startswith("Random"):
-                continue
-            if all(value is None or value in found for value in node.inputs) and not _has_graph(node):
-                found.update(node.outputs)
-        return found
-
     def _wanted(self) -> dict[ir.Value, str]:
         """Attributed tensors → name of the relevance."""
         if self.request.attribute_to:
@@ -84,49 +93,48 @@ class Analysis:
                 if not is_float(value) and not value.is_graph_input():
                     raise UsageError(f"--attribute-to {name}: it is {value.dtype}, and relevance needs a float tensor.")
             return named
-        return {value: str(value.name) for value in self.inputs if value.dtype is not None}
-
-    def _passes(self, node: Node, index: int) -> bool:
-        """May relevance flow from `node` back into its input `index`?"""
-        value = node.inputs[index]
-        if value is None or value in self.op.facts.constants:
-            return False
-        if is_float(value):
-            return any(is_float(out) for out in node.outputs)
-        if node.op_type == "Gather" and index == 1:
-            return node.inputs[0] in self.op.facts.constants and is_float(node.y)
-        if ir.DataType.BOOL in (value.dtype, node.y.dtype):
-            return False
-        if index == 0 and node.op_type == "Cast":
-            return True
-        entry = OPS.get(node.op_type)
-        return index == 0 and entry is not None and entry.kind == "routing" and not is_float(node.y)
+        return {value: str(value.name) for value in self.inputs if value.dtype not in (None, ir.DataType.BOOL)}
 
     def _check_reached(self) -> None:
+        """Tensors no relevance reaches are no longer wanted; say why, refuse where none is left or one was named."""
         reached = {
-            v for node in self.path for i, v in enumerate(node.inputs) if v is not None and self._passes(node, i)
+            value for node in self.path for i, value in inputs_of(node) if value in self.active and self.passes(node, i)
         } | set(self.explained)
-        missing = [name for value, name in self.wanted.items() if value not in reached]
-        for value in [value for value in self.wanted if value not in reached]:
+        missing = {value: self._why_not(value) for value in self.wanted if value not in reached}
+        for value in missing:
             del self.wanted[value]
+        reasons = list(dict.fromkeys(missing.values()))
         if self.request.attribute_to and missing:
-            raise UsageError(
-                f"{', '.join(self.resolved.explained)} does not depend on {', '.join(missing)} in a way that relevance "
-                "can follow."
-            )
+            raise UsageError(" ".join(reasons))
         if not self.wanted:
             near = ", ".join(candidates(self.graph))
-            raise UnsupportedModel(
-                f"nothing to attribute to: no input reaches {', '.join(self.resolved.explained)} as a float, by table "
-                f"look-up or by Cast. Name a tensor by --attribute-to: {near}."
-            )
-        if missing:
-            self.notes.append(f"no relevance for {', '.join(missing)}: used as a mask, length or index only")
+            said = " ".join(reasons or [f"no input reaches {', '.join(self.resolved.explained)}."])
+            raise UnsupportedModel(f"nothing to attribute to: {said} Name a tensor by --attribute-to: {near}.")
+        self.notes += [f"no relevance for {value.name}: {reason}" for value, reason in missing.items()]
+
+    def _why_not(self, value: ir.Value) -> str:
+        """Why no relevance reaches a tensor, in a sentence that names the node where it ends."""
+        explained = ", ".join(self.resolved.explained)
+        depending = dependent_values(self.nodes, [value])
+        if not depending.intersection(self.explained):
+            return f"{explained} does not depend on {value.name}."
+        carrying = active_values(self.nodes, [value], self.passes)
+        path = needed_nodes(self.nodes, self.explained, depending)
+        ends = [
+            node
+            for node in reversed(path)
+            if any(v in carrying and not self.passes(node, i) for i, v in inputs_of(node))
+        ]
+        where = f" at {ends[0]}" if ends else ""
+        if is_float(value):
+            return f"every path from {value.name} to {explained} has a derivative of zero{where}."
+        return f"{value.name} is used as a mask, length or index only{where}."
 
     def _streams_are_free(self) -> bool:
         """Whether the batch axis is proven on every tensor the backward pass touches."""
         axes = self.op.facts.axes
-        touched = {value for node in self.path for value in (*node.inputs, *node.outputs) if value is not None}
+        touched = {value for node in self.path for _, value in inputs_of(node)}
+        touched |= {value for node in self.path for value in node.outputs}
         touched |= {value for node in self.path for member in node.members for value in member.outputs}
         lost = [
             v for v in touched if v not in self.op.facts.constants and axes.get(v, streams.UNPROVEN) == streams.UNPROVEN
@@ -151,7 +159,7 @@ class Analysis:
         reached = set(self.explained)
         for node in reversed(self.nodes):
             if any(value in reached for value in node.outputs):
-                reached.update(value for value in node.inputs if value is not None)
+                reached.update(value for _, value in inputs_of(node))
         batched = [value for value in self.inputs if value in reached and value.shape is not None and rank(value)]
         return [value for value in batched if dims(value)[0] != dims(batched[0])[0]]
 
@@ -182,7 +190,6 @@ def _has_derivative(node: Node) -> bool:
     return True
 
 
-def _has_graph(node: ir.Node) -> bool:
-    return any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
-    )
+def _random(nodes: Sequence[Node]) -> list[ir.Value]:
+    """Results of random generators: they depend on nothing and are no constants."""
+    return [value for node in nodes if node.op_type.startswith("Random") for value in node.outputs]

@@ -15,12 +15,14 @@ from onnxplain.compile.contract import Request, Resolved
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, NAME, Ledger
 from onnxplain.compile.seeds import Seeds
+from onnxplain.compile.tokens import token_rule
 from onnxplain.composites import LAST_RULES, Composite
 from onnxplain.errors import UnsupportedModel
-from onnxplain.graph.backward import STREAMS, Backward
+from onnxplain.graph.backward import STREAMS
 from onnxplain.graph.node import Node, is_float, rank
 from onnxplain.graph.normalise import Normalised
-from onnxplain.graph.walk import Gradient, Rule, active_values, backward, needed_nodes, prune
+from onnxplain.graph.relevance import Relevance
+from onnxplain.graph.walk import Rule, backward, prune
 from onnxplain.rules.endpoints import Finish, Start
 from onnxplain.vjp import lookup
 
@@ -97,7 +99,7 @@ class _Job:
         """Seeds, passes, outputs."""
         op = self.op
         poison: list[ir.Value] = []
-        starts: list[dict[ir.Value, ir.Value]] = [{} for _ in self.recipe.passes]
+        starts: list[dict[ir.Value, Relevance]] = [{} for _ in self.recipe.passes]
         first_seed: ir.Value | None = None
         for y in self.found.explained:
             seed, invalid = self.seeds.declare(y)
@@ -114,7 +116,9 @@ class _Job:
         self.graph.outputs.extend(outputs[: len(names)])
         for value, name in self.found.wanted.items():
             self._output(
-                self._relevance(value, [found.get(value) for found in arrived], poison), f"{name}.relevance", name
+                self._relevance(value, [found.get(value) for found in arrived], first_seed, poison),
+                f"{name}.relevance",
+                name,
             )
         for name in self.request.keep:
             if self.found.values[name] not in self.graph.outputs:
@@ -128,61 +132,33 @@ class _Job:
         if self.request.fold:
             fold(self.model, self.forward_count)
 
-    def _walk(self, start: dict[ir.Value, ir.Value], how: str, ledger: Ledger | None) -> dict[ir.Value, ir.Value]:
+    def _walk(self, start: dict[ir.Value, Relevance], how: str, ledger: Ledger | None) -> dict[ir.Value, Relevance]:
+        applied: dict[Node, Rule] = {}
+
         def rule_of(node: Node) -> Rule:
             rule = self.rules[node]
             if how and self.found.places[node].last and self.found.places[node].kind == "linear":
                 rule = LAST_RULES[how](rule)  # type: ignore[arg-type]
             if ledger is not None:
                 ledger.begin()
-            token = self._token_rule(node, rule)
-            return _chain if node.members and rule is lookup(node).vjp else token or rule
+            token = token_rule(self.op, node, self.found.active, self.recipe.finish)
+            applied[node] = token or rule
+            return applied[node]
 
-        return backward(
-            self.op,
-            self.found.path,
-            start,
-            self.found.active,
-            rule_of,
-            lookup,
-            None if ledger is None else ledger.add,
-        )
+        def done(node: Node, outputs: list[Relevance | None], inputs: list[Relevance | None]) -> None:
+            if ledger is not None:
+                ledger.add(node, applied[node], outputs, inputs)
 
-    def _token_rule(self, node: Node, rule: Rule) -> Rule | None:
-        """At a table look-up of integer tokens, or a Cast from integers, relevance turns to the integers."""
-        if node.op_type == "Gather" and node.inputs[1] in self.found.active and node.inputs[0] not in self.found.active:
-            return lambda op, n, g: [None, self._tokens(n, g)]
-        if node.op_type == "Cast" and not is_float(node.x):
-            if not is_float(node.y):
-                return lambda op, n, g: [g]
-            return lambda op, n, g: [self.recipe.finish.combine(op, [g], n.y)]
-        return None
+        return backward(self.op, self.found.path, start, self.found.active, rule_of, lookup, self.found.passes, done)
 
-    def _tokens(self, node: Node, g: ir.Value) -> ir.Value:
-        """Relevance per token: the finish at the embedding, summed over the feature axes."""
+    def _relevance(
+        self, value: ir.Value, passes: list[Relevance | None], seed: ir.Value, poison: list[ir.Value]
+    ) -> ir.Value:
         op = self.op
-        axis = node.attr("axis", 0) % rank(node.x)
-        features = rank(node.x) - 1
-        if axis != 0 or features < 1:
-            raise UnsupportedModel(
-                f"{node}: tokens are looked up along axis {axis}; only tables (tokens, features) are known."
-            )
-        if features > 1:
-            indices = node.inputs[1]
-            assert indices is not None
-            flat = [0] * rank(indices) + [-1]
-            g = op.Reshape(g, op.ints(flat))
-            y = op.once(("flat features", node.y), lambda: op.Reshape(node.y, op.ints(flat)))
-        else:
-            y = node.y
-        return self.recipe.finish.token(op, [g], y)
-
-    def _relevance(self, value: ir.Value, passes: list[Gradient], poison: list[ir.Value]) -> ir.Value:
-        op = self.op
-        found = [r if r is not None else None for r in passes]
-        if any(r is None for r in found):
-            raise UnsupportedModel(f"no relevance arrives at {value.name}: every path to it has a derivative of zero.")
-        rs = [r for r in found if r is not None]
+        if all(r is None for r in passes):
+            self.found.notes.append(f"the relevance of {value.name} is zero: no rule gives it any")
+            return op.zeros(seed, value)
+        rs = [op.zeros(seed, value) if r is None else r.value for r in passes]
         if is_float(value):
             result = self.recipe.finish.combine(op, rs, value)
         elif len(rs) > 1:
@@ -256,13 +232,4 @@ class _Job:
 
 def rule_text(rule: Rule, node: Node) -> str:
     """How a report names a rule: as the command line writes it, `vjp` for the derivative."""
-    return "vjp" if rule is lookup(node).vjp else str(rule)
-
-
-def _chain(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """The derivative of a recognised pattern: the chain of its members'."""
-    wanted = {value for value in node.inputs if value is not None}
-    active = active_values(node.members, wanted, lambda n, i: (v := n.inputs[i]) is not None and is_float(v))
-    path = needed_nodes(node.members, node.outputs, active)
-    found = backward(op, path, {node.y: g}, active, lambda n: lookup(n).vjp, lookup)
-    return [None if value is None else found.get(value) for value in node.inputs]
+    return "vjp" if rule == lookup(node).rule else str(rule)

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from onnxplain.graph.backward import Backward
-from onnxplain.graph.node import Node, is_float, rank
-from onnxplain.graph.walk import Gradient
+from onnxplain.graph.node import Node, rank
+from onnxplain.graph.relevance import Relevance, values
+from onnxplain.graph.walk import Rule
+from onnxplain.rules import RuleCall
 from onnxplain.vjp import lookup
 
-COLUMNS = ("in", "out", "bias", "stabiliser", "padding")
+COLUMNS = ("in", "out", "bias", "stabiliser", "padding", "rule")
 NAME = "onnxplain.ledger"
 
 
 PADDING = ("Pad", "CenterCropPad")
 
 
-def drops(node: Node, op: Backward) -> bool:
-    """Whether the node moves values without weighing them and takes in some that are not the input's."""
+def remainder(node: Node, rule: Rule) -> str | None:
+    """The column of what a step neither passes on nor books itself; None for a rule, which books all it takes.
+
+    What moves values and weighs none loses what falls on padding, or on a constant that it joins (bias). A derivative in
+    a rule's place, and the finish of a token, conserve nothing.
+    """
     entry = lookup(node)
-    constants = any(value is not None and is_float(value) and op.is_constant(value) for value in node.inputs[1:])
-    first = node.inputs[0]
-    constants |= first is not None and is_float(first) and op.is_constant(first)
-    return entry.kind == "routing" and (node.op_type in PADDING or constants)
+    if isinstance(rule, RuleCall):
+        return None
+    if rule != entry.rule or not entry.routes(node):
+        return "rule"
+    return "padding" if node.op_type in PADDING else "bias"
 
 
 @dataclass
 class Ledger:
-    """Collects one row a node while the walk goes; `emit` makes the (streams, nodes, 5) float64 output."""
+    """Collects one row a node while the walk goes; `emit` makes the (streams, nodes, columns) float64 output."""
 
     op: Backward
     streams: ir.Value  # any backward tensor's per-stream shape comes from the seed
@@ -41,39 +49,26 @@ class Ledger:
         """Before the rule of a node runs."""
         self.op.absorbed = {}
 
-    def add(self, node: Node, outputs: list[Gradient], inputs: list[Gradient]) -> None:
+    def add(self, node: Node, rule: Rule, outputs: list[Relevance | None], inputs: list[Relevance | None]) -> None:
         """After it: sum what arrived, what left, what was absorbed."""
         booked = self.op.absorbed or {}
-        if drops(node, self.op):
-            self._book_rest(node, outputs, inputs)
-            return
-        columns = []
-        moved = {"in": (outputs, node.outputs), "out": (inputs, node.inputs)}
-        for column in COLUMNS:
-            amounts, tensors = moved.get(column, ([], ()))
-            more: list[Gradient] = list(booked.get(column, []))
-            columns.append(self._sum([*amounts, *more], [*tensors, *[node.y] * len(more)]))
+        sums = {column: self._sum(amounts, [node.y] * len(amounts)) for column, amounts in booked.items()}
+        sums["in"] = self._sum(
+            [*values(outputs), *booked.get("in", [])], [*node.outputs, *[node.y] * len(booked.get("in", []))]
+        )
+        sums["out"] = self._sum(values(inputs), node.inputs)
+        column = remainder(node, rule)
+        if column is not None:
+            sums[column] = self.op.Sub(sums["in"], sums["out"])
         self.rows.append(node.name or str(node.y.name))
-        self._parts.append(self.op.Concat(*columns, axis=1))
+        self._parts.append(self.op.Concat(*(sums[c] if c in sums else self._sum([], []) for c in COLUMNS), axis=1))
         self.op.absorbed = {}
 
-    def _book_rest(self, node: Node, outputs: list[Gradient], inputs: list[Gradient]) -> None:
-        """A node that only moves values: what does not come out again fell on padding, or on a constant it joins."""
-        op = self.op
-        arrived, left = self._sum(outputs, node.outputs), self._sum(inputs, node.inputs)
-        zero = op.Mul(arrived, 0.0)
-        rest = op.Sub(arrived, left)
-        padding = node.op_type in PADDING
-        columns = [arrived, left, zero if padding else rest, zero, rest if padding else zero]
-        self.rows.append(node.name or str(node.y.name))
-        self._parts.append(op.Concat(*columns, axis=1))
-        op.absorbed = {}
-
-    def _sum(self, values: list[Gradient], forward: object) -> ir.Value:
+    def _sum(self, amounts: Sequence[ir.Value | None], forward: Sequence[ir.Value | None]) -> ir.Value:
         """Sum per stream, in float64, shape (streams, 1)."""
         op, total = self.op, None
-        for value, tensor in zip(values, forward, strict=False):  # type: ignore[call-overload]
-            if value is None:
+        for value, tensor in zip(amounts, forward, strict=True):
+            if value is None or tensor is None:
                 continue
             wide = op.Cast(value, to=int(ir.DataType.DOUBLE))
             axis = op.stream_axis(tensor)
@@ -96,6 +91,6 @@ class Ledger:
         """The output `onnxplain.ledger`."""
         op = self.op
         if not self._parts:
-            return op.Expand(op.constant([[[0.0]]], ir.DataType.DOUBLE), op.ints([1, 0, 5]))  # type: ignore[no-any-return]
+            return op.Expand(op.constant([[[0.0]]], ir.DataType.DOUBLE), op.ints([1, 0, len(COLUMNS)]))  # type: ignore[no-any-return]
         rows = [op.Unsqueeze(part, op.ints([1])) for part in self._parts]
         return op.Concat(*rows, axis=1) if len(rows) > 1 else rows[0]  # type: ignore[no-any-return]

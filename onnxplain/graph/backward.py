@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxplain.graph.builder import Builder
 from onnxplain.graph.node import Node, dims, rank
+from onnxplain.graph.relevance import Relevance, common
 from onnxplain.graph.streams import UNPROVEN
 
 STREAMS = "streams"  # symbol of the stream axis in shapes
@@ -20,13 +21,16 @@ class Facts:
 
     axes: batch axis of each tensor (`graph.streams`). free: whether the stream axis may differ from the batch; when it
     may not, every backward tensor has exactly its forward shape. nonnegative: `graph.signs`. constants: tensors that
-    depend on no input.
+    depend on no input. receptive: tensors that relevance can reach an input of the model through; None: all that are
+    not constant. masks: tensors that hold -inf or the lowest float by design (`graph.masks`).
     """
 
     axes: Mapping[ir.Value, int] = field(default_factory=dict)
     free: bool = False
     nonnegative: Collection[ir.Value] = frozenset()
     constants: Collection[ir.Value] = frozenset()
+    receptive: Collection[ir.Value] | None = None
+    masks: Collection[ir.Value] = frozenset()
 
 
 class Backward(Builder):
@@ -36,7 +40,6 @@ class Backward(Builder):
         super().__init__(graph, prefix)
         self.facts = facts
         self.constants = set(facts.constants)  # and what is emitted from constants alone
-        self.vanishing: set[ir.Value] = set()  # relevances that are zero wherever their forward tensor is
         self.absorbed: dict[str, list[ir.Value]] | None = None  # the ledger of the current node, when one is kept
 
     def stream_axis(self, value: ir.Value) -> int | None:
@@ -52,6 +55,15 @@ class Backward(Builder):
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether the tensor depends on no input of the model. An absent input is constant."""
         return value is None or value in self.constants or value.const_value is not None
+
+    def receives(self, value: ir.Value | None) -> bool:
+        """Whether a share of relevance can go on from this tensor to an input of the model.
+
+        Constants, masks made by comparisons, lengths: what is given to them is lost, so rules give them nothing.
+        """
+        if value is None or self.is_constant(value):
+            return False
+        return self.facts.receptive is None or value in self.facts.receptive
 
     def infer(self, node: ir.Node) -> None:
         """Type and shape of a node's outputs; what depends on constants alone is constant too."""
@@ -137,14 +149,13 @@ class Backward(Builder):
             self.ReduceSum(r, at, keepdims=1, noop_with_empty_axes=1), [*dims(r)[:lead], *self.stream_shape(x)]
         )
 
-    def total(self, parts: Sequence[ir.Value]) -> ir.Value:
+    def total(self, parts: Sequence[Relevance]) -> Relevance:
         """Sum of what arrives at a tensor from its consumers."""
-        result = parts[0] if len(parts) == 1 else self.Add(*parts) if len(parts) == 2 else self.Sum(*parts)
-        if len(parts) > 1:
-            self.reshaped(result, dims(parts[0]))
-            if all(part in self.vanishing for part in parts):
-                self.vanishing.add(result)
-        return result
+        if len(parts) == 1:
+            return parts[0]
+        arrived = [part.value for part in parts]
+        result = self.Add(*arrived) if len(parts) == 2 else self.Sum(*arrived)
+        return Relevance(self.reshaped(result, dims(arrived[0])), common(parts))
 
     def absorb(self, column: str, amount: ir.Value, node: Node) -> None:
         """Book relevance that does not reach an input (per stream: everything else is summed later)."""

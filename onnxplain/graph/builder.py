@@ -33,6 +33,7 @@ class Builder:
         self.graph = graph
         self.opsets = graph.opset_imports
         self.prefix = prefix
+        self.emitted: set[ir.Node] = set()  # the nodes this builder appended
         self._scope = prefix
         self._taken = {name for node in graph for name in (node.name, *(o.name for o in node.outputs)) if name}
         self._taken |= {value.name for value in graph.inputs if value.name} | set(graph.initializers)
@@ -73,6 +74,7 @@ class Builder:
         for i, value in enumerate(node.outputs):
             value.name = name if i == 0 else f"{name}:{i}"
         self.graph.append(node)
+        self.emitted.add(node)
         self.infer(node)
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
 
@@ -167,6 +169,7 @@ class Builder:
         attributes = [ir.AttrGraph("body", body), ir.AttrInt64("num_scan_inputs", len(sequences))]
         node = ir.Node("", "Scan", [*states, *sequences], attributes, num_outputs=len(body.outputs), name=name)
         self.graph.append(node)
+        self.emitted.add(node)
         for i, (output, inner_output) in enumerate(zip(node.outputs, body.outputs, strict=True)):
             output.name, output.type = f"{name}:{i}", inner_output.type
             lead = [] if i < len(states) else [dims(sequences[0])[0]]

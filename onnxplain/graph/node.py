@@ -29,6 +29,7 @@ class Node:
     version: int = 18
     members: tuple[Node, ...] = ()
     modified: bool = False  # inputs were exchanged: the outputs are shapes to go by, not this step's values
+    captured: tuple[ir.Value, ...] = ()  # what the bodies of If, Loop and Scan read from outside
 
     @classmethod
     def of(cls, node: ir.Node, version: int = 18) -> Node:
@@ -41,6 +42,7 @@ class Node:
             node.name or "",
             node.domain,
             version,
+            captured=tuple(captured(node)),
         )
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -69,6 +71,32 @@ class Node:
 
     def __str__(self) -> str:
         return f"{self.name or self.outputs[0].name} ({self.op_type})"
+
+
+def captured(node: ir.Node) -> list[ir.Value]:
+    """Tensors of the graph around a node that its bodies read, however deep, each once."""
+    bodies = [body for attribute in node.attributes.values() for body in _graphs(attribute)]
+    if not bodies:
+        return []
+    own: set[ir.Value] = set()
+    read: dict[ir.Value, None] = {}
+    pending = list(bodies)
+    while pending:
+        body = pending.pop()
+        own.update(body.inputs)
+        own.update(body.initializers.values())
+        read.update(dict.fromkeys(body.outputs))
+        for inner in body:
+            own.update(inner.outputs)
+            read.update(dict.fromkeys(value for value in inner.inputs if value is not None))
+            pending.extend(graph for attribute in inner.attributes.values() for graph in _graphs(attribute))
+    return [value for value in read if value not in own]
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def _python(attribute: ir.Attr) -> Any:

@@ -57,10 +57,11 @@ def recognise(nodes: Sequence[Node], protected: Collection[ir.Value]) -> list[No
     """
     view = View({}, {}, set(), protected)
     for node in nodes:
-        for value in dict.fromkeys(node.inputs):
+        for value in dict.fromkeys((*node.inputs, *node.captured)):
             if value is not None:
                 view.readers.setdefault(value, []).append(node)
-        if all(value is None or value.const_value is not None or value in view.constants for value in node.inputs):
+        read = (*node.inputs, *node.captured)
+        if all(value is None or value.const_value is not None or value in view.constants for value in read):
             view.constants.update(node.outputs)
         view.maker.update(dict.fromkeys(node.outputs, node))
     place = {node: i for i, node in enumerate(nodes)}

@@ -29,9 +29,13 @@ def track(nodes: Sequence[Node], inputs: Sequence[ir.Value], rules: Mapping[str,
     for node in nodes:
         before = [CONSTANT if value is None else axes.get(value, CONSTANT) for value in node.inputs]
         found: Axis | Sequence[Axis]
-        if all(axis == CONSTANT for axis in before):
+        if all(axis == CONSTANT for axis in (*before, *(axes.get(value, CONSTANT) for value in node.captured))):
             found = CONSTANT
-        elif UNPROVEN in before or any(value.shape is None for value in (*node.outputs, *node.inputs) if value):
+        elif (
+            UNPROVEN in before
+            or node.captured
+            or any(value.shape is None for value in (*node.outputs, *node.inputs) if value)
+        ):
             found = UNPROVEN
         else:
             rule = rules.get(node.op_type)
@@ -310,14 +314,3 @@ def recurrent(node: Node, axes: Sequence[Axis]) -> Sequence[Axis]:
 def nothing(node: Node, axes: Sequence[Axis]) -> Axis:
     """Shape and Size: numbers about the batch, none of its rows."""
     return CONSTANT
-
-
-# Ops that never carry relevance but whose results the backward pass may read.
-FORWARD_ONLY: dict[str, AxisRule] = {
-    **dict.fromkeys(
-        ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf"),
-        elementwise,
-    ),
-    **dict.fromkeys(("Shape", "Size"), nothing),
-    **dict.fromkeys(("ArgMax", "ArgMin"), reduced),
-}

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import onnx_ir as ir
 
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, is_float
+from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 
 Gradient = ir.Value | None
-Rule = Callable[[Backward, Node, Any], Sequence[Gradient]]
-"""`(op, node, g) -> one relevance per input or None`; None: nothing flows there. With `all_outputs` g is a list."""
+Derivative = Callable[[Backward, Node, Any], Sequence[Gradient]]
+"""`(op, node, g) -> one gradient per input or None`, on bare tensors. With `all_outputs` g is a list."""
+Arrived = Relevance | list[Relevance | None]
+Rule = Callable[[Backward, Node, Any], Sequence[Portion]]
+"""`(op, node, r) -> one portion per input`. With `all_outputs` r is a list, one relevance or None per output."""
+Passes = Callable[[Node, int], bool]
+"""May relevance flow from a node back into its input at that index?"""
 
 
-def active_values(
-    nodes: Sequence[Node], wanted: Collection[ir.Value], passes: Callable[[Node, int], bool]
-) -> set[ir.Value]:
-    """Tensors through which relevance can reach `wanted`. passes(node, i): may it flow back into input i?"""
+def inputs_of(node: Node) -> Iterator[tuple[int, ir.Value]]:
+    """Everything a node reads with its index: its inputs, then what its bodies (If, Loop, Scan) take from outside."""
+    for index, value in enumerate((*node.inputs, *node.captured)):
+        if value is not None:
+            yield index, value
+
+
+def dependent_values(nodes: Sequence[Node], on: Collection[ir.Value]) -> set[ir.Value]:
+    """Tensors that are computed from `on`, in whatever way and of whatever type."""
+    found = set(on)
+    for node in nodes:
+        if any(value in found for _, value in inputs_of(node)):
+            found.update(node.outputs)
+    return found
+
+
+def active_values(nodes: Sequence[Node], wanted: Collection[ir.Value], passes: Passes) -> set[ir.Value]:
+    """Tensors through which relevance can reach `wanted`."""
     active = set(wanted)
     for node in nodes:
-        if any(value in active and passes(node, i) for i, value in enumerate(node.inputs) if value is not None):
+        if any(value in active and passes(node, i) for i, value in inputs_of(node)):
             active.update(node.outputs)
     return active
 
@@ -30,14 +50,14 @@ def needed_nodes(
     nodes: Sequence[Node],
     explained: Collection[ir.Value],
     active: Collection[ir.Value],
-    passes: Callable[[Node, int], bool] = lambda node, index: True,
+    passes: Passes = lambda node, index: True,
 ) -> list[Node]:
-    """The nodes on a path from `explained` back to active tensors, last first. passes: as in `active_values`."""
+    """The nodes on a path from `explained` back to active tensors, last first."""
     reached, path = set(explained), []
     for node in reversed(nodes):
         if not any(value in reached for value in node.outputs):
             continue
-        onwards = [v for i, v in enumerate(node.inputs) if v is not None and v in active and passes(node, i)]
+        onwards = [value for i, value in inputs_of(node) if value in active and passes(node, i)]
         if onwards:
             path.append(node)
             reached.update(onwards)
@@ -47,57 +67,61 @@ def needed_nodes(
 def backward(
     op: Backward,
     path: Sequence[Node],
-    start: Mapping[ir.Value, ir.Value],
+    start: Mapping[ir.Value, Relevance],
     active: Collection[ir.Value],
     rule_of: Callable[[Node], Rule],
     settings: Callable[[Node], Settings],
-    done: Callable[[Node, list[Gradient], list[Gradient]], None] | None = None,
-) -> dict[ir.Value, ir.Value]:
+    passes: Passes = lambda node, index: True,
+    done: Callable[[Node, list[Relevance | None], list[Relevance | None]], None] | None = None,
+) -> dict[ir.Value, Relevance]:
     """Carry `start` (forward tensor -> its relevance) down to every active tensor.
 
-    path: `needed_nodes`. done(node, relevances of the outputs, relevances of the inputs) is told of each step.
-    Returns forward tensor -> relevance.
+    path: `needed_nodes`. passes: as there; an active input that it lets through must get a portion, or an error names
+    it. done(node, relevances of the outputs, relevances of the inputs) is told of each step. Returns forward tensor ->
+    relevance; tensors to which every rule knowingly gave nothing are left out.
     """
-    arrived: dict[ir.Value, list[ir.Value]] = {value: [relevance] for value, relevance in start.items()}
-    result: dict[ir.Value, ir.Value] = {}
+    arrived: dict[ir.Value, list[Relevance]] = {value: [relevance] for value, relevance in start.items()}
+    result: dict[ir.Value, Relevance] = {}
 
-    def collect(value: ir.Value) -> Gradient:
+    def collect(value: ir.Value) -> Relevance | None:
         if value not in result and value in arrived:
             result[value] = op.total(arrived.pop(value))
         return result.get(value)
 
     for node in path:
         with op.scope(node):
-            gs = [collect(value) for value in node.outputs]
-            if all(g is None for g in gs):
+            rs = [collect(value) for value in node.outputs]
+            if all(r is None for r in rs):
                 continue
-            how = settings(node)
-            given: ir.Value | list[Gradient] = gs
-            if not how.all_outputs:
-                if gs[0] is None or any(g is not None for g in gs[1:]):
-                    raise how.unsupported(node)
-                given = gs[0]
-            relevances = list(rule_of(node)(op, node, given))
-            if len(relevances) != len(node.inputs):
-                raise AssertionError(f"{node}: {len(relevances)} relevances for {len(node.inputs)} inputs")
-            for i, (value, r) in enumerate(zip(node.inputs, relevances, strict=True)):
-                if value is None or r is None or value not in active:
-                    relevances[i] = None
+            entry = settings(node)
+            given: Arrived = rs
+            if not entry.all_outputs:
+                if rs[0] is None or any(r is not None for r in rs[1:]):
+                    raise entry.unsupported(node)
+                given = rs[0]
+            portions = list(rule_of(node)(op, node, given))
+            if len(portions) != len(node.inputs):
+                raise AssertionError(f"{node}: {len(portions)} relevances for {len(node.inputs)} inputs")
+            portions += [None] * len(node.captured)
+            sent: list[Relevance | None] = [None] * len(portions)
+            for i, value in inputs_of(node):
+                portion = portions[i]
+                if value not in active or not passes(node, i) or portion is NOTHING:
                     continue
-                if how.broadcasts:
+                if not isinstance(portion, Relevance):
+                    raise entry.forgets(node, i)
+                r = portion.value
+                if entry.broadcasts:
                     r = op.unbroadcast(r, value)
                 elif is_float(value) or r.shape is None:
                     op.reshaped(r, op.stream_shape(value))
-                if (
-                    how.routes
-                    and node.attr("reduction", "none") == "none"
-                    and all(g in op.vanishing for g in gs if g is not None)
-                ):
-                    op.vanishing.add(r)
-                relevances[i] = r
-                arrived.setdefault(value, []).append(r)
+                known = (
+                    portion.zero_with if r is portion.value else portion.zero_with & {value}
+                )  # others have other shapes now
+                sent[i] = Relevance(r, known)
+                arrived.setdefault(value, []).append(Relevance(r, known))
             if done is not None:
-                done(node, gs, relevances)
+                done(node, rs, sent[: len(node.inputs)])
     for value in list(arrived):
         collect(value)
     return result
@@ -126,9 +150,8 @@ class Settings(Protocol):
     def broadcasts(self) -> bool:
         """Inputs may have been stretched; what comes back is summed to their shapes."""
 
-    @property
-    def routes(self) -> bool:
-        """Every output is a copy of an input: relevance follows the value it belongs to."""
-
     def unsupported(self, node: Node) -> Exception:
         """The error for relevance arriving at an output the derivative does not know."""
+
+    def forgets(self, node: Node, index: int) -> Exception:
+        """The error for an input that should get a portion and got none."""

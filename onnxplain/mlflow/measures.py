@@ -63,7 +63,7 @@ def _conserved(explanation: Explanation) -> dict[str, Array]:
     target = explanation.targets[0]
     score = np.broadcast_to(np.asarray(target.score, np.float64).reshape(-1), (explanation.samples,))
     where = [explanation.where(row) for row in range(explanation.samples)]
-    columns = {name: np.array([row[name] for row in where]) for name in ("input", "bias", "stabiliser", "padding")}
+    columns = {name: np.array([row[name] for row in where]) for name in where[0]}
     size = np.maximum(np.abs(score), TINY)
     return {
         "conservation_error": np.abs(sum(columns.values()) - score) / size,

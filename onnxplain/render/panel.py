@@ -40,7 +40,7 @@ class Panel:
         photo: what the model saw (see as_photo), for overlays and the first column of a grid.
         sample: the name of the input, with the target the row of a grid.
         predicted: the name and probability of the predicted class, as a text.
-        where: relevance by where it went ("input", "bias", "stabiliser", "padding"), in the unit of relevance_sum.
+        where: relevance by where it went ("input" and the columns of the ledger), in the unit of relevance_sum.
     """
 
     method: str

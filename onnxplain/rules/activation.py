@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from collections.abc import Sequence
 
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, constant
-from onnxplain.graph.walk import Gradient, Rule
-from onnxplain.rules.registry import rule
+from onnxplain.graph.relevance import NOTHING, Portion, Relevance
+from onnxplain.rules.registry import RuleFunction, rule
 from onnxplain.vjp import lookup
 
 
@@ -20,24 +20,22 @@ def rectifies(node: Node) -> bool:
 
 
 @rule("guided", "activation", cite="Springenberg et al. 2015, Striving for Simplicity")
-def guided() -> Rule:
+def guided() -> RuleFunction:
     """Guided backprop at a Relu: max(g, 0) where y > 0. Other activations keep their derivative."""
 
-    def apply(op: Backward, node: Node, g: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(g, ir.Value)
-        return list(lookup(node).vjp(op, node, op.Max(g, 0.0) if rectifies(node) else g))
+    def apply(op: Backward, node: Node, g: Relevance) -> Sequence[Portion]:
+        return lookup(node).rule(op, node, Relevance(op.Max(g.value, 0.0)) if rectifies(node) else g)
 
     return apply
 
 
 @rule("deconvnet", "activation", cite="Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks")
-def deconvnet() -> Rule:
+def deconvnet() -> RuleFunction:
     """DeconvNet at a Relu: max(g, 0), whatever the forward pass did. Other activations keep their derivative."""
 
-    def apply(op: Backward, node: Node, g: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(g, ir.Value)
+    def apply(op: Backward, node: Node, g: Relevance) -> Sequence[Portion]:
         if rectifies(node):
-            return [op.Max(g, 0.0), *[None] * (len(node.inputs) - 1)]
-        return list(lookup(node).vjp(op, node, g))
+            return [Relevance(op.Max(g.value, 0.0)), *[NOTHING] * (len(node.inputs) - 1)]
+        return lookup(node).rule(op, node, g)
 
     return apply

@@ -1,7 +1,8 @@
 """Sums of several tensors: how a residual Add shares relevance between its branches.
 
-In proportion to the branches' values (`norm`) the shares are unbounded: 1 and -0.999 split R = 1 into 999 and -998.
-The other policies cannot explode.
+In proportion to the branches' values (`norm`) the shares are unbounded: 1 and -0.999 split R = 1 into 1000 and -999.
+The other policies cannot explode. A summand that no relevance can go on from (a constant, a mask made by a comparison)
+gets none of it.
 """
 
 from __future__ import annotations
@@ -12,38 +13,43 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward import Backward
+from onnxplain.graph.masks import HUGE
 from onnxplain.graph.node import Node
-from onnxplain.graph.walk import Gradient, Rule
+from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 from onnxplain.rules.linear import EPSILON
-from onnxplain.rules.registry import rule
+from onnxplain.rules.registry import RuleFunction, rule
 
 ABSOLUTE = "Binder et al. 2023, Shortcomings of Top-Down Randomization (sums by magnitude)"
 
 
-def operands(op: Backward, node: Node) -> list[ir.Value]:
-    """The summands, with the sign they have in the sum."""
-    values = [op.real(value) for value in node.inputs if value is not None]
-    if node.op_type == "Sub":
-        subtracted = values[1]
-        values[1] = op.once(("negated", subtracted), lambda: op.Neg(subtracted))
-    return values
+def summand(op: Backward, node: Node, index: int) -> ir.Value:
+    """A summand with the sign it has in the sum; -inf of a mask counts as a huge number, whose share is all."""
+    value = node.inputs[index]
+    assert value is not None
+    x = op.real(value)
+    if value in op.facts.masks:
+        x = op.once(("bounded", value), lambda: op.Max(op.Min(op.real(value), HUGE), -HUGE))
+    if node.op_type == "Sub" and index == 1:
+        positive = x
+        x = op.once(("negated", positive), lambda: op.Neg(positive))
+    return x
 
 
-def _weighted(weigh: Callable[[Backward, ir.Value], ir.Value], epsilon: float) -> Rule:
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
-        weights = [weigh(op, value) for value in operands(op, node)]
-        total = op.once(("weights", node.y, epsilon), lambda: op.Add(_sum(op, weights), epsilon))
-        s = r / total
+def _weighted(weigh: Callable[[Backward, ir.Value], ir.Value], epsilon: float) -> RuleFunction:
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
+        given = [i for i, value in enumerate(node.inputs) if op.receives(value)]
+        weights = {i: weigh(op, summand(op, node, i)) for i in given}
+        total = op.once(("weights", node.y, epsilon), lambda: op.Add(_sum(op, list(weights.values())), epsilon))
+        s = r.value / total
         if op.absorbed is not None:
             op.absorb("stabiliser", s * epsilon, node)
-        result: list[Gradient] = []
-        for value, weight in zip(node.inputs, weights, strict=True):
-            share = weight * s
-            op.vanishing.add(share)
-            if op.is_constant(value):
-                op.absorb("bias", share, node)
-            result.append(share)
+        result: list[Portion] = []
+        for i, value in enumerate(node.inputs):
+            if i not in weights:
+                result.append(NOTHING)
+            else:
+                assert value is not None
+                result.append(Relevance(weights[i] * s, frozenset([value])))
         return result
 
     return apply
@@ -56,38 +62,36 @@ def _sum(op: Backward, values: list[ir.Value]) -> ir.Value:
     return total
 
 
-@rule("add_abs", "sum", cite=ABSOLUTE)
-def add_abs(epsilon: float = EPSILON) -> Rule:
-    """R_i = |x_i| / sum_k |x_k| R. Bounded; what a constant summand takes is absorbed."""
+@rule("add_abs", "sum", "affine", cite=ABSOLUTE)
+def add_abs(epsilon: float = EPSILON) -> RuleFunction:
+    """R_i = |x_i| / sum_k |x_k| R over the summands that relevance can go on from. Bounded."""
     return _weighted(lambda op, v: v if op.is_nonnegative(v) else op.once(("abs", v), lambda: op.Abs(v)), epsilon)
 
 
-@rule("add_positive", "sum", cite="Montavon et al. 2017, z+ for a sum")
-def add_positive(epsilon: float = EPSILON) -> Rule:
+@rule("add_positive", "sum", "affine", cite="Montavon et al. 2017, z+ for a sum")
+def add_positive(epsilon: float = EPSILON) -> RuleFunction:
     """R_i = x_i+ / sum_k x_k+ R. Bounded; where no summand is positive the relevance is lost to the stabiliser."""
     return _weighted(lambda op, v: v if op.is_nonnegative(v) else op.once(("plus", v), lambda: op.Max(v, 0.0)), epsilon)
 
 
-@rule("add_half", "sum", cite="Achtibat et al. 2024, AttnLRP (uniform rule)")
-def add_half() -> Rule:
-    """The same for each of the n summands that are not constant: R / n."""
+@rule("add_half", "sum", "affine", cite="Achtibat et al. 2024, AttnLRP (uniform rule)")
+def add_half() -> RuleFunction:
+    """The same for each of the n summands that relevance can go on from: R / n."""
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
-        free = [value for value in node.inputs if value is not None and not op.is_constant(value)]
-        share = r if len(free) == 1 else r * (1.0 / len(free))
-        return [None if value not in free else share for value in node.inputs]
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
+        given = [value for value in node.inputs if op.receives(value)]
+        share = Relevance(r.value if len(given) == 1 else r.value * (1.0 / len(given)), r.zero_with)
+        return [share if op.receives(value) else NOTHING for value in node.inputs]
 
     return apply
 
 
-@rule("add_skip", "sum", cite="identity branch of a residual block takes all")
-def add_skip() -> Rule:
+@rule("add_skip", "sum", "affine", cite="identity branch of a residual block takes all")
+def add_skip() -> RuleFunction:
     """All to the skip connection: the summand from which the other one was computed."""
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
-        values = [value for value in node.inputs if value is not None and not op.is_constant(value)]
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
+        values = [value for value in node.inputs if op.receives(value) and value is not None]
         skips = [v for v in values if any(other is not v and _depends(other, v) for other in values)]
         if len(values) > 1 and len(skips) != 1:
             raise UnsupportedOp(
@@ -95,7 +99,7 @@ def add_skip() -> Rule:
                 f"Use add_abs, or name the nodes that have one: --rule 'name:…=add_skip'."
             )
         chosen = skips[0] if skips else values[0]
-        return [r if value is chosen else None for value in node.inputs]
+        return [r if value is chosen else NOTHING for value in node.inputs]
 
     return apply
 

@@ -5,75 +5,90 @@ Source of all: Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Releva
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward import Backward
+from onnxplain.graph.masks import HUGE
 from onnxplain.graph.node import Node, rank
-from onnxplain.graph.walk import Gradient, Rule
-from onnxplain.rules.linear import EPSILON, signed_epsilon, stabilised
-from onnxplain.rules.registry import rule
+from onnxplain.graph.relevance import NOTHING, Portion, Relevance
+from onnxplain.rules.linear import EPSILON, signed_epsilon, spread_bias, stabilised
+from onnxplain.rules.registry import RuleFunction, rule
 from onnxplain.vjp import lookup
 
 CITE = "Achtibat et al. 2024, AttnLRP"
 
 
-@rule("uniform", "product", "linear", cite=CITE + ", eq. 13 and 14")
-def uniform(epsilon: float = EPSILON) -> Rule:
+@rule("uniform", "product", "affine", "linear", cite=CITE + ", eq. 13 and 14")
+def uniform(epsilon: float = EPSILON) -> RuleFunction:
     """Products of two activations: each operand gets half.
 
-    For a matrix product O = A B: R_A = A * ((R / (2 O + epsilon sign(O))) B^T), and R_B alike. For an elementwise
-    product R / 2 each. A constant operand gets nothing and the other one all.
+    For an elementwise product R / 2 each. For A B + C, a matrix product or a convolution whose kernel or bias is
+    computed: C gets its part C R / O of the sum O, and of the rest each operand half, R_A = A * (R / (2 O) B^T) and
+    R_B alike. An operand that no relevance can go on from (a constant, a mask) gets nothing and the other one all; the
+    numerator of a quotient gets all.
     """
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
-        free = [value for value in node.inputs if value is not None and not op.is_constant(value)]
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
+        given = [i for i in range(len(node.inputs)) if op.receives(node.inputs[i])]
         if node.op_type in ("Mul", "Div"):
-            given = free[:1] if node.op_type == "Div" else free
-            share = r if len(given) < 2 else r * 0.5
-            return [share if value in given else None for value in node.inputs]
+            given = given[:1] if node.op_type == "Div" else given
+            share = Relevance(r.value if len(given) < 2 else r.value * 0.5, r.zero_with)
+            return [share if i in given else NOTHING for i in range(len(node.inputs))]
         z = op.real(node.y)
-        double = op.once(("double", z), lambda: op.Mul(z, 2.0)) if len(free) == 2 else z
-        s = r / stabilised(op, double, epsilon)
+        s = r.value / stabilised(op, z, epsilon)
         if op.absorbed is not None:
-            op.absorb("stabiliser", s * signed_epsilon(op, double, epsilon), node)
-        parts = lookup(node).vjp(op, node, s)
-        return [
-            None if value is None or part is None else op.real(value) * op.unbroadcast(part, value)
-            for value, part in zip(node.inputs, parts, strict=True)
-        ]
+            op.absorb("stabiliser", s * signed_epsilon(op, z, epsilon), node)
+            if len(node.inputs) > 2 and node.inputs[2] is not None and 2 not in given:
+                op.absorb("bias", s * spread_bias(op, node, op.real(node.inputs[2])), node)
+        factors = [i for i in given if i < 2]
+        halves = s * 0.5 if len(factors) == 2 else s
+        gradients = list(lookup(node).vjp(op, node, halves))
+        if 2 in given and halves is not s:
+            gradients[2] = lookup(node).vjp(op, node, s)[2]
+        shares: list[Portion] = []
+        for i, (value, gradient) in enumerate(zip(node.inputs, gradients, strict=True)):
+            if i not in given or value is None or gradient is None:
+                shares.append(NOTHING if i not in given else None)
+                continue
+            part = op.unbroadcast(gradient, value)
+            shares.append(Relevance(op.real(value) * part, frozenset([value])))
+        return shares
 
     return apply
 
 
 @rule("softmax_taylor", "softmax", cite=CITE + ", eq. 11")
-def softmax_taylor() -> Rule:
-    """Deep Taylor decomposition of a softmax y along its axis: R_in = x * (R - y sum(R)); -inf counts as 0."""
+def softmax_taylor() -> RuleFunction:
+    """Deep Taylor decomposition of a softmax y along its axis: R_in = x * (R - y sum(R)).
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
+    What is masked (x is -inf or the lowest float) gets nothing, also where a whole row is and y is not a number.
+    """
+
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
         if node.op_type != "Softmax":
             raise UnsupportedOp(
                 f"{node}: rule softmax_taylor is for Softmax. Explain the tensor below (--explain {node.x.name})."
             )
-        x, y = op.real(node.x), op.real(node.y)
-        total = op.ReduceSum(r, [node.attr("axis", -1)], keepdims=1)
-        finite = op.Where(op.Less(op.Abs(x), 1e30), x, 0.0)  # masks are -inf or the lowest float
-        return [finite * (r - y * total), *[None] * (len(node.inputs) - 1)]
+        x = op.real(node.x)
+        seen = op.once(("seen", node.x), lambda: op.Less(op.Abs(x), HUGE))
+        y = op.once(("seen", node.y), lambda: op.Where(seen, op.real(node.y), 0.0))
+        total = op.ReduceSum(r.value, [node.attr("axis", -1)], keepdims=1)
+        share = op.Where(seen, x * (r.value - y * total), 0.0)
+        if op.absorbed is not None:
+            op.absorb("rule", r.value, node)
+            op.absorb("rule", op.Neg(share), node)
+        return [Relevance(share, frozenset([node.x])), *[None] * (len(node.inputs) - 1)]
 
     return apply
 
 
 @rule("centre", "normalisation", cite=CITE + ", section 3.2 (layer normalisation)")
-def centre(epsilon: float = EPSILON) -> Rule:
+def centre(epsilon: float = EPSILON) -> RuleFunction:
     """LayerNormalization with its variance held fixed: linear in x, so x * (dy/dx)^T (R / (y + epsilon sign(y))).
 
     The mean takes its share; the scale's is by the identity rule, the bias absorbs its own.
     """
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
         if node.op_type != "LayerNormalization":
             raise UnsupportedOp(
                 f"{node}: rule centre is for LayerNormalization; use `--rule type:{node.op_type}=pass`."
@@ -84,7 +99,7 @@ def centre(epsilon: float = EPSILON) -> Rule:
         centred = op.once(("centred", node.y), lambda: op.Sub(x, mean))
         variance = op.once(("variance", node.y), lambda: op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1))
         spread = op.once(("spread", node.y), lambda: op.Sqrt(op.Add(variance, node.attr("epsilon", 1e-5))))
-        s = r / stabilised(op, y, epsilon)
+        s = r.value / stabilised(op, y, epsilon)
         scale, bias = node.input(1), node.input(2)
         if op.absorbed is not None:
             op.absorb("stabiliser", s * signed_epsilon(op, y, epsilon), node)
@@ -92,7 +107,6 @@ def centre(epsilon: float = EPSILON) -> Rule:
                 op.absorb("bias", s * op.real(bias), node)
         s = s / spread if scale is None else s * op.real(scale) / spread
         result = x * (s - op.ReduceMean(s, axes, keepdims=1))
-        op.vanishing.add(result)
-        return [result, *[None] * (len(node.inputs) - 1)]
+        return [Relevance(result, frozenset([node.x])), *[NOTHING] * (len(node.inputs) - 1)]
 
     return apply

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import onnx_ir as ir
-
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node
-from onnxplain.graph.walk import Gradient, Rule
+from onnxplain.graph.relevance import Portion, Relevance, common
 from onnxplain.rules.linear import negated
 from onnxplain.rules.registry import RuleCall
 from onnxplain.vjp.linear import weight_and_bias
@@ -19,7 +17,7 @@ CITE = "Gu, Yang and Tresp 2018, Understanding Individual Decisions of CNNs via 
 def opposite(base: RuleCall) -> RuleCall:
     """`base` with the layer's weights negated: what speaks against the unit."""
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
+    def apply(op: Backward, node: Node, r: Relevance) -> Sequence[Portion]:
         found = weight_and_bias(op, node)
         if found is None:
             return base(op, node, r)  # raises: no constant weights
@@ -36,28 +34,25 @@ def contrast(base: RuleCall) -> RuleCall:
     """Relevance by `base` with W minus relevance by `base` with -W, both of the same R (CLRP2)."""
     against = opposite(base)
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
-        result: list[Gradient] = []
+    def apply(op: Backward, node: Node, r: Relevance) -> Sequence[Portion]:
+        result: list[Portion] = []
         for up, down in zip(base(op, node, r), _on_the_other_side(op, node, r, against), strict=True):
-            if up is None or down is None:
-                result.append(None)
-                continue
-            both = up - down
-            if up in op.vanishing and down in op.vanishing:
-                op.vanishing.add(both)
-            result.append(both)
+            if isinstance(up, Relevance) and isinstance(down, Relevance):
+                result.append(Relevance(up.value - down.value, common([up, down])))
+            else:
+                result.append(up)
         return result
 
     return RuleCall(f"contrast {base.name}", base.options, apply)
 
 
-def _on_the_other_side(op: Backward, node: Node, r: ir.Value | list[Gradient], rule: RuleCall) -> Sequence[Gradient]:
+def _on_the_other_side(op: Backward, node: Node, r: Relevance, rule: RuleCall) -> Sequence[Portion]:
     """`rule`, with what it takes in and absorbs booked with the other sign, since its result is subtracted."""
     if op.absorbed is None:
         return rule(op, node, r)
     books, op.absorbed = op.absorbed, {}
     result = rule(op, node, r)
-    taken = {**op.absorbed, "in": [value for value in (r if isinstance(r, list) else [r]) if value is not None]}
+    taken = {**op.absorbed, "in": [r.value]}
     op.absorbed = books
     for column, amounts in taken.items():
         for amount in amounts:
@@ -65,4 +60,4 @@ def _on_the_other_side(op: Backward, node: Node, r: ir.Value | list[Gradient], r
     return result
 
 
-__all__ = ["CITE", "Rule", "contrast", "opposite"]
+__all__ = ["CITE", "contrast", "opposite"]

@@ -14,8 +14,9 @@ import onnx_ir as ir
 from onnxplain.errors import UnsupportedModel
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import dims, rank
+from onnxplain.graph.relevance import Relevance
 
-Start = Callable[[Backward, ir.Value, ir.Value], list[ir.Value]]
+Start = Callable[[Backward, ir.Value, ir.Value], list[Relevance]]
 """`(op, seed (S, …), explained tensor y) -> [initial relevance (S, …) of each pass]`."""
 
 
@@ -28,20 +29,17 @@ class Finish:
     token: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
 
 
-def seed_itself(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+def seed_itself(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
     """Gradient family: the vector of the vector-Jacobian product."""
-    return [seed]
+    return [Relevance(seed)]
 
 
-def seed_times_output(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+def seed_times_output(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
     """Relevance family: a one-hot seed redistributes that output."""
-    start = seed * op.real(y)
-    if all(use.node.op_type != "Relu" for use in y.uses()):  # else it is not zero where that Relu is off
-        op.vanishing.add(start)
-    return [start]
+    return [Relevance(seed * op.real(y), frozenset([y]))]
 
 
-def against_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+def against_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
     """CLRP1: seed * y - (1 - seed) (sum seed * y) / (n - 1): the target's score, minus the same spread over the others.
 
     The sum is over the n classes; with several positions (N, classes, H, W) each has its own.
@@ -55,14 +53,14 @@ def against_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
     else:
         rest = op.Sub(op.size(y, axis), op.ints([1]))
         share = total / op.Cast(rest, to=int(seed.dtype or ir.DataType.FLOAT))
-    return [relevance - (1.0 - seed) * share]
+    return [Relevance(relevance - (1.0 - seed) * share)]
 
 
-def magnitude_and_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+def magnitude_and_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
     """CLRP1 as its code has it: |y| on the target, and in a second pass |y| on every other class."""
     size = op.Abs(op.real(y))
     asked = op.ReduceMax(seed, op.ints([class_axis(y, "clrp1")]), keepdims=1)  # at positions that have a target
-    return [seed * size, (asked - seed) * size]
+    return [Relevance(seed * size, frozenset([y])), Relevance((asked - seed) * size, frozenset([y]))]
 
 
 def class_axis(y: ir.Value, method: str) -> int:
@@ -80,9 +78,9 @@ def class_axis(y: ir.Value, method: str) -> int:
     return chosen
 
 
-def magnitude_twice(op: Backward, seed: ir.Value, y: ir.Value) -> list[ir.Value]:
+def magnitude_twice(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
     """CLRP2 as its code has it: |y| on the target, in two passes of which the second negates the last weights."""
-    size = seed * op.Abs(op.real(y))
+    size = Relevance(seed * op.Abs(op.real(y)), frozenset([y]))
     return [size, size]
 
 

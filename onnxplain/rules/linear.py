@@ -17,7 +17,8 @@ import onnx_ir as ir
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, dims, rank
-from onnxplain.graph.walk import Gradient, Rule
+from onnxplain.graph.relevance import Portion, Relevance
+from onnxplain.rules.registry import RuleFunction
 from onnxplain.vjp import lookup
 from onnxplain.vjp.linear import weight_and_bias
 
@@ -116,18 +117,27 @@ class Layer:
         assert found is not None
         return op.unbroadcast(found, self.x) if self.node.op_type == "MatMul" else found
 
-    def spread_bias(self, op: Backward, bias: ir.Value) -> ir.Value:
-        """The bias so that it broadcasts against the output."""
-        if self.node.op_type in ("Conv", "ConvTranspose"):
-            return op.once(("spread", bias), lambda: op.Unsqueeze(bias, [0, *range(2, rank(self.node.y))]))
-        return bias
+    def portions(self, result: ir.Value, zero_with_x: bool = True) -> list[Portion]:
+        """The relevance of x as what a rule returns. zero_with_x: it was multiplied by x."""
+        x = self.node.inputs[self.position]
+        assert x is not None
+        own = Relevance(result, frozenset([x]) if zero_with_x else frozenset())
+        return [own if i == self.position else None for i in range(len(self.node.inputs))]
 
 
-def linear(rule: str, shares: Sequence[Share], epsilon: float = EPSILON, signed: bool = True) -> Rule:
-    """The rule made of `shares`. signed: the stabiliser has the sign of z (sign(0) = +1)."""
+def spread_bias(op: Backward, node: Node, bias: ir.Value) -> ir.Value:
+    """The bias of a linear node so that it broadcasts against the output."""
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return op.once(("spread", bias), lambda: op.Unsqueeze(bias, [0, *range(2, rank(node.y))]))
+    return bias
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
+
+def linear(
+    rule: str, shares: Sequence[Share], epsilon: float = EPSILON, signed: bool = True, zero_with_x: bool = True
+) -> RuleFunction:
+    """The rule made of `shares`. signed: the stabiliser has the sign of z (sign(0) = +1). zero_with_x: x = 0 gets 0."""
+
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
         layer = Layer.of(op, node, rule)
         parts: list[ir.Value] = []
         for share in shares:
@@ -135,18 +145,17 @@ def linear(rule: str, shares: Sequence[Share], epsilon: float = EPSILON, signed:
         result = parts[0]
         for part in parts[1:]:
             result = op.Add(result, part)
-        op.vanishing.add(result)
-        return [result if i == layer.position else None for i in range(len(node.inputs))]
+        return layer.portions(result, zero_with_x)
 
     return apply
 
 
-def _share(op: Backward, layer: Layer, share: Share, r: ir.Value, epsilon: float, signed: bool) -> list[ir.Value]:
+def _share(op: Backward, layer: Layer, share: Share, r: Relevance, epsilon: float, signed: bool) -> list[ir.Value]:
     positive = op.is_nonnegative(layer.x)
     terms = [term for term in share.terms if not (positive and term.x is minus)]
     known = share.nonnegative and signed
     z, eps_inside = _denominator(op, layer, terms, r, epsilon if known or not signed else None)
-    s = _divide(op, r, z, epsilon, signed, known, eps_inside)
+    s = _divide(op, r.value, z, epsilon, signed, known, eps_inside)
     if share.coefficient != 1.0:
         s = s * share.coefficient
     if share.where != "all":
@@ -165,7 +174,7 @@ def _share(op: Backward, layer: Layer, share: Share, r: ir.Value, epsilon: float
 
 
 def _denominator(
-    op: Backward, layer: Layer, terms: Sequence[Term], r: ir.Value, inside: float | None
+    op: Backward, layer: Layer, terms: Sequence[Term], r: Relevance, inside: float | None
 ) -> tuple[ir.Value, bool]:
     """z, and whether the stabiliser is already in it (free: it rides in the bias of the last convolution)."""
     only = terms[0]
@@ -196,18 +205,16 @@ def _bias_plus(op: Backward, layer: Layer, bias: ir.Value | None, epsilon: float
     return op.constant([epsilon] * count, layer.w.dtype) if isinstance(count, int) else None  # type: ignore[arg-type]
 
 
-def _forward_value(op: Backward, layer: Layer, r: ir.Value) -> ir.Value:
+def _forward_value(op: Backward, layer: Layer, r: Relevance) -> ir.Value:
     """z is what the layer computed. Behind a Relu, its output does as well and keeps the Conv+Relu fusion alive.
 
-    The relevance at z is zero wherever the Relu is off (it was multiplied by the activation on its way down), and where
-    the Relu is on its output equals z.
+    Only where the relevance at z is known to be zero wherever the Relu's output is: where that is not zero it equals z.
     """
     y = layer.node.y
-    uses = list(y.uses())
-    if r in op.vanishing and not y.is_graph_output():
-        forward = [use.node for use in uses if not (use.node.name or "").startswith(f"{op.prefix}/")]
-        if len(forward) == 1 and forward[0].op_type == "Relu":
-            return op.real(forward[0].outputs[0])
+    if not y.is_graph_output():
+        readers = [use.node for use in y.uses() if use.node not in op.emitted]
+        if len(readers) == 1 and readers[0].op_type == "Relu" and readers[0].outputs[0] in r.zero_with:
+            return op.real(readers[0].outputs[0])
     return op.real(y)
 
 
@@ -254,7 +261,7 @@ def _book(
         return
     for term in terms:
         if term.bias is not None and layer.bias is not None:
-            op.absorb("bias", layer.spread_bias(op, term.bias(op, layer.bias)) * s, layer.node)
+            op.absorb("bias", spread_bias(op, layer.node, term.bias(op, layer.bias)) * s, layer.node)
     if epsilon:
         taken = epsilon if inside or known or not signed or op.is_nonnegative(z) else signed_epsilon(op, z, epsilon)
         op.absorb("stabiliser", s * taken, layer.node)

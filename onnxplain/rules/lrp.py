@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxplain.errors import UnsupportedOp, UsageError
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, constant, dims, rank
-from onnxplain.graph.walk import Gradient, Rule
+from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 from onnxplain.rules.linear import (
     EPSILON,
     Layer,
@@ -26,9 +26,10 @@ from onnxplain.rules.linear import (
     plus,
     same,
     signed_epsilon,
+    spread_bias,
     stabilised,
 )
-from onnxplain.rules.registry import rule
+from onnxplain.rules.registry import RuleFunction, rule
 from onnxplain.rules.stacked import stacked, stacks
 from onnxplain.vjp import Kind, lookup
 
@@ -39,13 +40,13 @@ LAPUSCHKIN = "Lapuschkin et al. 2019, Unmasking Clever Hans Predictors"
 
 
 @rule("zero", "linear", cite=BACH + ", eq. 56")
-def zero() -> Rule:
+def zero() -> RuleFunction:
     """LRP-0: R_j = sum_k x_j w_jk / z_k R_k; units with z = 0 pass nothing on."""
     return linear("zero", [Share([Term(bias=same)])], epsilon=0.0)
 
 
 @rule("epsilon", "linear", cite=BACH + ", eq. 58", bias=("keep", "drop"), stabiliser=("signed", "unsigned"))
-def epsilon(epsilon: float = EPSILON, bias: str = "keep", stabiliser: str = "signed") -> Rule:
+def epsilon(epsilon: float = EPSILON, bias: str = "keep", stabiliser: str = "signed") -> RuleFunction:
     """R_j = sum_k x_j w_jk / (z_k + epsilon sign(z_k)) R_k.
 
     epsilon: unit of z; absorbs weak and contradictory evidence. bias: keep it in z (it absorbs its share) or drop it.
@@ -56,7 +57,7 @@ def epsilon(epsilon: float = EPSILON, bias: str = "keep", stabiliser: str = "sig
 
 
 @rule("gamma", "linear", cite=MONTAVON_2019 + ", eq. 10.10", form=("generalised", "positive"))
-def gamma(gamma: float = 0.25, epsilon: float = EPSILON, form: str = "generalised") -> Rule:
+def gamma(gamma: float = 0.25, epsilon: float = EPSILON, form: str = "generalised") -> RuleFunction:
     """Favour positive contributions: every weight w becomes w + gamma max(w, 0).
 
     R_j = sum_k x_j (w_jk + gamma w_jk+) / sum_i x_i (w_ik + gamma w_ik+) R_k, for x >= 0. The generalised form treats
@@ -83,7 +84,7 @@ def gamma(gamma: float = 0.25, epsilon: float = EPSILON, form: str = "generalise
 
 
 @rule("alpha_beta", "linear", cite=BACH + ", eq. 60", bias=("split", "shared", "drop"))
-def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = EPSILON, bias: str = "split") -> Rule:
+def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = EPSILON, bias: str = "split") -> RuleFunction:
     """Positive and negative contributions apart: R_j = sum_k (alpha (x_j w_jk)+ / z_k+ - beta (x_j w_jk)- / z_k-) R_k.
 
     alpha - beta = 1, both at least 0. bias: `split` puts b+ into z+ and b- into z- (zennit), `shared` all of b into
@@ -105,17 +106,16 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = EPSILON, 
     shares.append(Share([Term(plus, minus, down), Term(minus, plus)], -beta))
     apart = linear("alpha_beta", shares, epsilon)
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
-        assert isinstance(r, ir.Value)
+    def apply(op: Backward, node: Node, r: Relevance) -> Sequence[Portion]:
         if sure and op.absorbed is None and stacks(op, node):
-            return stacked(op, node, r, (alpha, up), (-beta, down), epsilon)
+            return stacked(op, node, r.value, (alpha, up), (-beta, down), epsilon)
         return apart(op, node, r)
 
     return apply
 
 
 @rule("z_plus", "linear", cite=MONTAVON_2017 + ", eq. 15", form=("full", "fast"), bias=("drop", "keep"))
-def z_plus(epsilon: float = EPSILON, form: str = "full", bias: str = "drop") -> Rule:
+def z_plus(epsilon: float = EPSILON, form: str = "full", bias: str = "drop") -> RuleFunction:
     """Positive contributions only: R_j = sum_k (x_j w_jk)+ / sum_i (x_i w_ik)+ R_k.
 
     full: inputs of either sign are split too, and b+ takes its share (zennit's ZPlus). fast: only the weights are
@@ -128,7 +128,7 @@ def z_plus(epsilon: float = EPSILON, form: str = "full", bias: str = "drop") -> 
 
 
 @rule("box", "linear", cite=MONTAVON_2017 + ", eq. 17 (z^B)")
-def box(low: float | Sequence[float], high: float | Sequence[float], epsilon: float = EPSILON) -> Rule:
+def box(low: float | Sequence[float], high: float | Sequence[float], epsilon: float = EPSILON) -> RuleFunction:
     """z^B for inputs known to lie in [low, high]: R_j = sum_k (x_j w_jk - l_j w_jk+ - h_j w_jk-) / sum_i (…) R_k.
 
     low, high: one number, or one a channel (axis 1 of a Conv's input, the last axis of a Gemm's), in the unit of x.
@@ -139,11 +139,11 @@ def box(low: float | Sequence[float], high: float | Sequence[float], epsilon: fl
     if (lows > highs).any():
         raise UsageError(f"rule box: low must not exceed high, not low={low}, high={high}.")
 
-    def above(bound: np.ndarray, name: str) -> Modifier:
+    def above(node: Node, bound: np.ndarray, name: str) -> Modifier:
         def modify(op: Backward, x: ir.Value) -> ir.Value:
             shape = [1] * rank(x)
             if bound.size > 1:
-                at = 1 if rank(x) > 2 else rank(x) - 1
+                at = channel_axis(node, x)
                 if dims(x)[at] != bound.size:
                     raise UsageError(f"rule box: {bound.size} bounds for {x.name}, which has {dims(x)[at]} channels.")
                 shape[at] = bound.size
@@ -151,36 +151,41 @@ def box(low: float | Sequence[float], high: float | Sequence[float], epsilon: fl
 
         return modify
 
-    over, under = above(lows, "x - low"), above(highs, "x - high")
-    inner = linear("box", [Share([Term(over, plus), Term(under, minus)])], epsilon)
-
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> Sequence[Gradient]:
-        found = inner(op, node, r)
-        op.vanishing.difference_update(v for v in found if v is not None)  # x = 0 is no root here
-        return found
+    def apply(op: Backward, node: Node, r: Relevance) -> Sequence[Portion]:
+        over, under = above(node, lows, "x - low"), above(node, highs, "x - high")
+        shares = [Share([Term(over, plus), Term(under, minus)])]
+        return linear("box", shares, epsilon, zero_with_x=False)(op, node, r)  # x = 0 is no root here
 
     return apply
 
 
+def channel_axis(node: Node, x: ir.Value) -> int:
+    """The axis of a linear node's input along which its weights differ: the channels, or the features."""
+    if node.op_type == "Gemm":
+        turned = node.attr("transA", 0) if x is node.inputs[0] else 1 - node.attr("transB", 0)
+        return 0 if turned else 1
+    if node.op_type == "MatMul":
+        return rank(x) - 1 if x is node.inputs[0] or rank(x) < 2 else rank(x) - 2
+    return 1
+
+
 @rule("w_square", "linear", cite=MONTAVON_2017 + ", eq. 12", bias=("keep", "drop"))
-def w_square(epsilon: float = EPSILON, bias: str = "keep") -> Rule:
+def w_square(epsilon: float = EPSILON, bias: str = "keep") -> RuleFunction:
     """R_j = sum_k w_jk^2 / sum_i w_ik^2 R_k, whatever the input. bias: b^2 takes a share, or not."""
 
     def square(op: Backward, v: ir.Value) -> ir.Value:
         return op.once(("square", v), lambda: op.Mul(v, v))
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
         layer = Layer.of(op, node, "w_square")
         b = square(op, layer.bias) if bias == "keep" and layer.bias is not None else None
         z = layer.forward(op, ones(op, layer.x), square(op, layer.w), b)
-        s = r / stabilised(op, z, epsilon, known=True)
+        s = r.value / stabilised(op, z, epsilon, known=True)
         if op.absorbed is not None:
             op.absorb("stabiliser", s * epsilon, node)
             if b is not None:
-                op.absorb("bias", layer.spread_bias(op, b) * s, node)
-        found = layer.back(op, square(op, layer.w), s)
-        return [found if i == layer.position else None for i in range(len(node.inputs))]
+                op.absorb("bias", spread_bias(op, node, b) * s, node)
+        return layer.portions(layer.back(op, square(op, layer.w), s), zero_with_x=False)
 
     return apply
 
@@ -200,24 +205,22 @@ def ones(op: Backward, x: ir.Value) -> ir.Value:
 
 
 @rule("flat", "linear", cite=LAPUSCHKIN)
-def flat(epsilon: float = EPSILON) -> Rule:
+def flat(epsilon: float = EPSILON) -> RuleFunction:
     """Every input of a unit gets the same: w = 1, x = 1, no bias. A box filter over the relevance."""
 
     def one(op: Backward, w: ir.Value) -> ir.Value:
         shape = dims(w)
         return op.once(("one", w), lambda: op.Expand(op.constant(1.0, w.dtype), op.ints([int(d) for d in shape])))  # type: ignore[arg-type]
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
         layer = Layer.of(op, node, "flat")
         if node.op_type == "Conv" and node.attr("group", 1) == 1 and isinstance(dims(layer.x)[1], int):
-            return [_flat_conv(op, layer, r, epsilon), *[None] * (len(node.inputs) - 1)]
+            return layer.portions(_flat_conv(op, layer, r.value, epsilon), zero_with_x=False)
         w = one(op, layer.w)
-        s = r / stabilised(op, layer.forward(op, ones(op, layer.x), w, None), epsilon, known=True)
+        s = r.value / stabilised(op, layer.forward(op, ones(op, layer.x), w, None), epsilon, known=True)
         if op.absorbed is not None:
             op.absorb("stabiliser", s * epsilon, node)
-        found = layer.back(op, w, s)
-        return [found if i == layer.position else None for i in range(len(node.inputs))]
+        return layer.portions(layer.back(op, w, s), zero_with_x=False)
 
     return apply
 
@@ -245,34 +248,25 @@ def _flat_conv(op: Backward, layer: Layer, r: ir.Value, epsilon: float) -> ir.Va
     return op.expand(found, layer.x)
 
 
-EVERY: tuple[Kind, ...] = ("linear", "mean", "sum", "product", "activation", "softmax", "normalisation", "other")
+EVERY: tuple[Kind, ...] = (
+    "linear", "mean", "sum", "product", "affine", "activation", "softmax", "normalisation", "other",
+)  # fmt: skip
 
 
-KEEP_ZERO = frozenset(
-    [
-        "Relu",
-        "LeakyRelu",
-        "PRelu",
-        "ThresholdedRelu",
-        "Elu",
-        "Selu",
-        "Celu",
-        "Gelu",
-        "Swish",
-        "HardSwish",
-        "Mish",
-        "Tanh",
-        "Softsign",
-        "Erf",
-        "Shrink",
-        "Neg",
-        "Mul",
-        "Div",
-        "LRN",
-        "LpNormalization",
-        "RMSNormalization",
-    ]
-)
+KEEP_ZERO = {
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "ThresholdedRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Gelu",
+    "Swish",
+    "HardSwish",
+    "Mish",
+}
+KEEP_ZERO |= {"Tanh", "Softsign", "Erf", "Shrink", "Neg", "Mul", "Div", "LRN", "LpNormalization", "RMSNormalization"}
 """Ops that are passed through and whose output is zero wherever their input is."""
 
 
@@ -285,49 +279,54 @@ def keeps_zero(node: Node) -> bool:
 
 
 @rule("pass", *EVERY, cite=MONTAVON_2019)
-def pass_through() -> Rule:
-    """R_in = R_out, for elementwise functions, scalings, normalisations; to the first operand that is not constant."""
+def pass_through() -> RuleFunction:
+    """R_in = R_out, for elementwise functions, scalings, normalisations; to the first operand that can receive it."""
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
-        given = [i for i, value in enumerate(node.inputs) if value is not None and not op.is_constant(value)]
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
+        given = [i for i, value in enumerate(node.inputs) if op.receives(value)]
         x = node.inputs[given[0]]
         assert x is not None
-        lengths = zip(dims(r), op.stream_shape(x), strict=False)
-        same_shape = rank(r) == rank(x) and all(a == b for a, b in lengths if isinstance(a, int) and isinstance(b, int))
+        lengths = zip(dims(r.value), op.stream_shape(x), strict=False)
+        same_shape = rank(r.value) == rank(x) and all(
+            a == b for a, b in lengths if isinstance(a, int) and isinstance(b, int)
+        )
         if not same_shape and not lookup(node).broadcasts:
             raise UnsupportedOp(
                 f"{node}: rule pass needs an output of the input's shape, here {dims(node.y)} from {dims(x)}."
             )
-        if r in op.vanishing and not keeps_zero(node):
-            op.vanishing.discard(r)  # below here it is not zero wherever the tensor it belongs to is
-        return [r if i == given[0] else None for i in range(len(node.inputs))]
+        own = r.zero_also_with(x) if node.y in r.zero_with and keeps_zero(node) else r
+        return [own if i == given[0] else NOTHING for i in range(len(node.inputs))]
 
     return apply
 
 
-@rule("norm", "mean", "sum", "linear", cite="Anders et al. 2021, Software for Dataset-wide XAI (zennit), Norm")
-def norm(epsilon: float = EPSILON) -> Rule:
-    """Shares proportional to the input's part in the output: x_j (dz_k/dx_j) / z_k R_k. For averages and sums."""
+@rule(
+    "norm", "mean", "sum", "affine", "linear", cite="Anders et al. 2021, Software for Dataset-wide XAI (zennit), Norm"
+)
+def norm(epsilon: float = EPSILON) -> RuleFunction:
+    """Shares proportional to the input's part in the output: x_j (dz_k/dx_j) / z_k R_k. For averages and sums.
 
-    def apply(op: Backward, node: Node, r: ir.Value | list[Gradient]) -> list[Gradient]:
-        assert isinstance(r, ir.Value)
+    Constants take their part as well, which the ledger books as bias.
+    """
+
+    def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
         z = op.real(node.y)
-        s = r / stabilised(op, z, epsilon, known=op.is_nonnegative(node.y))
+        s = r.value / stabilised(op, z, epsilon, known=op.is_nonnegative(node.y))
         if op.absorbed is not None:
             op.absorb(
                 "stabiliser", s * (epsilon if op.is_nonnegative(node.y) else signed_epsilon(op, z, epsilon)), node
             )
-        result: list[Gradient] = []
+        result: list[Portion] = []
         for value, part in zip(node.inputs, lookup(node).vjp(op, node, s), strict=True):
             if value is None or part is None:
                 result.append(None)
                 continue
             share = op.real(value) * part
-            op.vanishing.add(share)
-            result.append(share)
-            if op.is_constant(value):
+            if op.receives(value):
+                result.append(Relevance(share, frozenset([value])))
+            else:
                 op.absorb("bias", share, node)
+                result.append(NOTHING)
         return result
 
     return apply

@@ -1,6 +1,6 @@
 """The registry of rules: a name of the literature, its options with defaults, its source.
 
-A rule is made by calling its entry with options: `RULES["epsilon"](epsilon=0.1)` gives `(op, node, r) -> relevances`.
+A rule is made by calling its entry with options: `RULES["epsilon"](epsilon=0.1)` gives `(op, node, r) -> shares`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import onnx_ir as ir
-
-from onnxplain.errors import UnknownName, UsageError
+from onnxplain.errors import UnknownName, UnsupportedOp, UsageError
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node
-from onnxplain.graph.walk import Gradient, Rule
+from onnxplain.graph.relevance import Portion, Relevance
+from onnxplain.graph.walk import Arrived
 from onnxplain.registry import Registry
 from onnxplain.vjp import Kind
+
+RuleFunction = Callable[[Backward, Node, Relevance], Sequence[Portion]]
+"""`(op, node, relevance of the first output) -> one share per input`."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,18 @@ class RuleCall:
 
     name: str
     options: dict[str, Any]
-    function: Rule = field(compare=False)
+    function: RuleFunction = field(compare=False)
 
-    def __call__(self, op: Backward, node: Node, g: ir.Value | list[Gradient]) -> Sequence[Gradient]:
-        """Apply the rule."""
-        return self.function(op, node, g)
+    def __call__(self, op: Backward, node: Node, r: Arrived) -> Sequence[Portion]:
+        """Apply the rule. Raises UnsupportedOp where relevance arrives at another output than the first."""
+        if isinstance(r, list):
+            if r[0] is None or any(other is not None for other in r[1:]):
+                raise UnsupportedOp(
+                    f"{node}: the rule {self} takes relevance at the first output, and it arrives at others "
+                    f"({', '.join(y.name or '' for y in node.outputs[1:])})."
+                )
+            r = r[0]
+        return self.function(op, node, r)
 
     def __str__(self) -> str:
         options = ",".join(f"{name}={_literal(value)}" for name, value in self.options.items())
@@ -44,7 +53,7 @@ class RuleEntry:
     """What is registered of a rule. kinds: the kinds of op it applies to; choices: allowed words per option."""
 
     name: str
-    make: Callable[..., Rule]
+    make: Callable[..., RuleFunction]
     kinds: tuple[Kind, ...]
     cite: str
     choices: dict[str, tuple[str, ...]]
@@ -75,10 +84,12 @@ class RuleEntry:
 RULES: Registry[RuleEntry] = Registry("rule")
 
 
-def rule(name: str, *kinds: Kind, cite: str, **choices: tuple[str, ...]) -> Callable[[Callable[..., Rule]], RuleEntry]:
+def rule(
+    name: str, *kinds: Kind, cite: str, **choices: tuple[str, ...]
+) -> Callable[[Callable[..., RuleFunction]], RuleEntry]:
     """Register a rule factory for the kinds of op it knows; the factory's keyword defaults are the rule's options."""
 
-    def register(make: Callable[..., Rule]) -> RuleEntry:
+    def register(make: Callable[..., RuleFunction]) -> RuleEntry:
         return RULES.add(name, RuleEntry(name, make, kinds, cite, choices))
 
     return register

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, dims
-from onnxplain.graph.walk import Gradient
+from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.rules.linear import Layer, Modifier, minus, plus
 
 Half = tuple[float, Modifier | None]
@@ -23,7 +23,7 @@ def stacks(op: Backward, node: Node) -> bool:
     return isinstance(channels, int) and node.attr("group", 1) == 1 and op.is_nonnegative(node.x)
 
 
-def stacked(op: Backward, node: Node, r: ir.Value, up: Half, down: Half, epsilon: float) -> list[Gradient]:
+def stacked(op: Backward, node: Node, r: ir.Value, up: Half, down: Half, epsilon: float) -> list[Portion]:
     """R_in = x * sum over both halves of coefficient * W'^T (R / (W' x + b' ± epsilon)), W' = W+ and W-.
 
     W- x + b- is never positive, so its stabiliser is -epsilon; both ride in the bias.
@@ -47,8 +47,7 @@ def stacked(op: Backward, node: Node, r: ir.Value, up: Half, down: Half, epsilon
         lambda: op.Concat(op.Mul(plus(op, layer.w), up[0]), op.Mul(minus(op, layer.w), down[0]), axis=0),
     )
     result = layer.x * layer.back(op, weights, s)
-    op.vanishing.add(result)
-    return [result, *[None] * (len(node.inputs) - 1)]
+    return [Relevance(result, frozenset([node.x])), *[None] * (len(node.inputs) - 1)]
 
 
 def _bias(

@@ -14,7 +14,8 @@ from onnxplain.vjp import (
     reduction,
     resize,
     shape,
+    steps,
 )
-from onnxplain.vjp.registry import OPS, Case, Kind, Op, axis_rules, case, lookup, sign_rules, vjp
+from onnxplain.vjp.registry import OPS, STEPS, Case, Kind, Op, axis_rules, case, lookup, sign_rules, silent_inputs, vjp
 
-__all__ = ["OPS", "Case", "Kind", "Op", "axis_rules", "case", "lookup", "sign_rules", "vjp"]
+__all__ = ["OPS", "STEPS", "Case", "Kind", "Op", "axis_rules", "case", "lookup", "sign_rules", "silent_inputs", "vjp"]

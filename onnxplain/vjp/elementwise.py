@@ -126,6 +126,7 @@ def where_sign(node: Node, known: Sequence[bool]) -> bool:
 @vjp(
     "Where",
     kind="routing",
+    silent=(0,),
     broadcasts=True,
     streams=streams.elementwise,
     sign=where_sign,
@@ -155,16 +156,24 @@ def neg(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [-g]
 
 
+def cast_silent(node: Node) -> Sequence[int]:
+    """A float cut to a whole number moves in steps, and so does a truth value; the type CastLike copies is no data."""
+    whole = node.y.dtype is not None and node.y.dtype.is_integer()
+    steps = node.y.dtype == ir.DataType.BOOL or (is_float(node.x) and whole)
+    return range(len(node.inputs)) if steps else range(1, len(node.inputs))
+
+
 @vjp(
     "Cast",
     kind="routing",
+    silent=cast_silent,
     linear=True,
     streams=streams.elementwise,
     sign=signs.first,
     cases=[case(x=(2, 3), to=int(ir.DataType.DOUBLE))],
 )
 @vjp(
-    "CastLike", kind="routing", linear=True, streams=streams.elementwise, sign=signs.first,
+    "CastLike", kind="routing", silent=cast_silent, linear=True, streams=streams.elementwise, sign=signs.first,
     cases=[case(x=(2, 3), like=np.array([1.0]))],
 )  # fmt: skip
 def cast(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
@@ -184,6 +193,7 @@ def gradient_at(op: Backward, x: ir.Value, g: ir.Value) -> Gradient:
 @vjp(
     "Dropout",
     kind="routing",
+    silent=(1, 2),
     linear=True,
     streams=streams.elementwise,
     sign=signs.first,

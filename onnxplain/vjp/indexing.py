@@ -72,6 +72,7 @@ def scattered(op: Backward, g: ir.Value, zeros: ir.Value, index: ir.Value, axis:
 @vjp(
     "Slice",
     kind="routing",
+    silent=(1, 2, 3, 4),
     linear=True,
     streams=streams.keeps(streams.sliced),
     sign=signs.first,
@@ -115,6 +116,7 @@ def slice_(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Gather",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.gather,
     sign=signs.first,
@@ -165,6 +167,7 @@ def _one_axis(op: Backward, g: ir.Value, axis: int, count: int) -> ir.Value:
 @vjp(
     "GatherElements",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.across(streams.attribute("axis", 0), 1),
     sign=signs.first,
@@ -193,6 +196,7 @@ def volume(op: Backward, value: ir.Value, start: int, end: int) -> ir.Value:
 @vjp(
     "GatherND",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.gather_nd,
     sign=signs.first,
@@ -252,6 +256,7 @@ def streamed(op: Backward, value: ir.Value, axis: int | None, g: ir.Value) -> ir
 @vjp(
     "ScatterElements",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.across(streams.attribute("axis", 0), 1, 2),
     sign=_scatter_sign,  # type: ignore[arg-type]
@@ -277,6 +282,7 @@ def scatter_elements(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ScatterND",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.scatter_nd,
     sign=_scatter_sign,  # type: ignore[arg-type]
@@ -301,6 +307,7 @@ def scatter_nd(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "TopK",
     kind="routing",
+    silent=(1,),
     streams=streams.keeps(streams.attribute("axis", -1)),
     sign=signs.first,
     cases=[
@@ -323,6 +330,7 @@ def _compressed(node: Node) -> list[int] | None:
 @vjp(
     "Compress",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.keeps(_compressed),
     sign=signs.first,
@@ -350,6 +358,7 @@ def _sequence_axis(node: Node, axes: list[int]) -> int:
 @vjp(
     "ReverseSequence",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=_sequence_axis,  # type: ignore[arg-type]
     sign=signs.first,

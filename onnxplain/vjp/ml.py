@@ -161,6 +161,7 @@ def picked(node: Node, axes: Sequence[Axis]) -> Axis:
     "ArrayFeatureExtractor",
     domain=ML,
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=picked,
     sign=signs.first,

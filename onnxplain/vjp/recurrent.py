@@ -231,6 +231,7 @@ def backwards(
 @vjp(
     "RNN",
     kind="other",
+    silent=(4,),
     all_outputs=True,
     streams=streams.recurrent,
     cases=[
@@ -252,6 +253,7 @@ def backwards(
 @vjp(
     "GRU",
     kind="other",
+    silent=(4,),
     all_outputs=True,
     streams=streams.recurrent,
     cases=[
@@ -295,6 +297,7 @@ def backwards(
 @vjp(
     "LSTM",
     kind="other",
+    silent=(4,),
     all_outputs=True,
     streams=streams.recurrent,
     cases=[

@@ -65,6 +65,7 @@ def rest(node: Node) -> list[Gradient]:
 @vjp(
     "ReduceSum",
     kind="mean",
+    silent=(1,),
     linear=True,
     streams=streams.reduced,
     sign=signs.first,
@@ -78,6 +79,7 @@ def reduce_sum(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ReduceMean",
     kind="mean",
+    silent=(1,),
     linear=True,
     streams=streams.reduced,
     sign=signs.first,
@@ -98,6 +100,7 @@ def reduce_mean(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     "ReduceMax",
     "ReduceMin",
     kind="routing",
+    silent=(1,),
     streams=streams.reduced,
     sign=signs.first,
     cases=[*cases("apart"), *old_cases("apart")],
@@ -112,6 +115,7 @@ def reduce_extreme(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ReduceProd",
     kind="other",
+    silent=(1,),
     streams=streams.reduced,
     sign=signs.first,
     cases=cases(),
@@ -133,6 +137,7 @@ def reduce_prod(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ReduceL1",
     kind="other",
+    silent=(1,),
     streams=streams.reduced,
     sign=signs.always,
     cases=[*cases("away"), *old_cases("away")],
@@ -145,6 +150,7 @@ def reduce_l1(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ReduceL2",
     kind="other",
+    silent=(1,),
     streams=streams.reduced,
     sign=signs.always,
     cases=[*cases("away"), *old_cases("away")],
@@ -159,6 +165,7 @@ def reduce_l2(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ReduceLogSum",
     kind="other",
+    silent=(1,),
     streams=streams.reduced,
     cases=[*cases("positive"), *old_cases("positive")],
 )
@@ -170,6 +177,7 @@ def reduce_log_sum(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ReduceLogSumExp",
     kind="other",
+    silent=(1,),
     streams=streams.reduced,
     cases=[*cases(), *old_cases()],
 )
@@ -181,6 +189,7 @@ def reduce_log_sum_exp(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ReduceSumSquare",
     kind="other",
+    silent=(1,),
     streams=streams.reduced,
     sign=signs.always,
     cases=[*cases(), *old_cases()],
@@ -193,6 +202,7 @@ def reduce_sum_square(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "CumSum",
     kind="other",
+    silent=(1,),
     linear=True,
     streams=streams.keeps(lambda node: ints(node.input(1))),
     sign=signs.first,

@@ -6,25 +6,32 @@ g the gradient at its output, with axes (S, *output axes) where S streams stand 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from onnxplain.errors import UnsupportedOp
+from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node
+from onnxplain.graph.relevance import Portion, Relevance, values
 from onnxplain.graph.signs import SignRule
-from onnxplain.graph.streams import FORWARD_ONLY, AxisRule
-from onnxplain.graph.walk import Rule
+from onnxplain.graph.streams import AxisRule
+from onnxplain.graph.walk import Arrived, Derivative
 
-Kind = Literal["linear", "sum", "mean", "product", "routing", "activation", "softmax", "normalisation", "flat", "other"]
+Kind = Literal[
+    "linear", "sum", "mean", "product", "affine", "routing", "activation", "softmax", "normalisation", "flat", "other"
+]
 """What an op is to relevance; composites go by it.
 
 linear: weights times one activation (Conv, Gemm, MatMul). sum: of several activations (Add). mean: an average or sum
-over axes of one. product: of several activations (Mul). routing: every output is a copy of an input (Reshape, MaxPool).
+over axes of one. product: of several activations (Mul). affine: a sum or product of one activation with what takes no
+relevance (where the node stands: never registered). routing: every output is a copy of an input (Reshape, MaxPool).
 activation: elementwise. softmax, normalisation: as they say. flat: derivative zero everywhere. other: gradient only.
 """
+SilentRule = Callable[[Node], Collection[int]]
+"""Indices of the inputs of a node that carry no derivative by nature: shapes, indices, conditions, lengths."""
 Sample = Literal["normal", "positive", "apart", "unit", "away", "above"]
 """How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2
 (kinks at 0). above: between 1.2 and 3."""
@@ -55,7 +62,7 @@ class Op:
     """All that is registered of an op type."""
 
     types: tuple[str, ...]
-    vjp: Rule
+    vjp: Derivative
     kind: Kind
     linear: bool = False
     broadcasts: bool = False
@@ -64,11 +71,33 @@ class Op:
     sign: SignRule | None = None
     cases: Sequence[Case] = field(default_factory=tuple)
     domain: str = ""
+    silent: SilentRule = lambda node: ()
 
-    @property
-    def routes(self) -> bool:
-        """Zero in, zero out, and relevance follows the value it belongs to."""
-        return self.kind == "routing"
+    def routes(self, node: Node) -> bool:
+        """Whether every output is a copy of an input, so that relevance follows the value it belongs to."""
+        return self.kind == "routing" and node.attr("reduction", "none") == "none"
+
+    def rule(self, op: Backward, node: Node, r: Arrived) -> Sequence[Portion]:
+        """The derivative as a rule: what moves values moves what is known of their relevance, the rest forgets it."""
+        arrived = r if isinstance(r, list) else [r]
+        given: Any = values(arrived) if isinstance(r, list) else arrived[0] and arrived[0].value
+        routed = self.routes(node) and all(
+            relevance is None or y in relevance.zero_with for y, relevance in zip(node.outputs, arrived, strict=False)
+        )
+        return [
+            None if g is None else Relevance(g, frozenset([x]) if routed and x is not None else frozenset())
+            for x, g in zip(node.inputs, self.vjp(op, node, given), strict=True)
+        ]
+
+    def forgets(self, node: Node, index: int) -> UnsupportedOp:
+        """An input depends on what is attributed, and the derivative has nothing for it."""
+        value = (*node.inputs, *node.captured)[index]
+        inside = " inside its body" if index >= len(node.inputs) else ""
+        return UnsupportedOp(
+            f"{node}: {value.name if value is not None else index}, its input {index}, is computed from what is "
+            f"attributed{inside}, and the derivative of {node.op_type} does not cover that input. Explain a tensor "
+            f"below it (--explain), or attribute to one above it (--attribute-to)."
+        )
 
     def unsupported(self, node: Node) -> UnsupportedOp:
         """Relevance arrived at a second output."""
@@ -80,6 +109,8 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
+STEPS: dict[str, AxisRule | None] = {}
+"""Ops whose output does not move with their input, and how the batch axis goes through them."""
 
 
 def vjp(
@@ -92,29 +123,54 @@ def vjp(
     sign: SignRule | None = None,
     cases: Sequence[Case] = (),
     domain: str = "",
-) -> Callable[[Rule], Rule]:
+    silent: Sequence[int] | SilentRule = (),
+) -> Callable[[Derivative], Derivative]:
     """Register the derivative of one or several op types.
 
     linear: the op is linear in its first input (tested by the adjoint identity in float32). broadcasts: inputs may be
     stretched; the walk sums gradients back. all_outputs: g is a list with one gradient or None per output. streams: how
     the batch axis moves (`graph.streams`); None: not proven. sign: when the output cannot be negative (`graph.signs`).
-    cases: tests; at least one per op type, used for each of them.
+    cases: tests; at least one per op type, used for each of them. silent: inputs that carry no derivative by nature.
+    Every other input that depends on an attributed tensor must get a gradient.
     """
+    which: SilentRule = silent if callable(silent) else lambda node: silent
 
-    def register(function: Rule) -> Rule:
+    def register(function: Derivative) -> Derivative:
         for op_type in op_types:
             if op_type in OPS:
                 raise ValueError(f"the derivative of {op_type} is registered twice")
             OPS[op_type] = Op(
-                op_types, function, kind, linear, broadcasts, all_outputs, streams, sign, tuple(cases), domain
+                op_types, function, kind, linear, broadcasts, all_outputs, streams, sign, tuple(cases), domain, which
             )
         return function
 
     return register
 
 
+def steps(*op_types: str, streams: AxisRule | None = None) -> None:
+    """Declare ops that carry no derivative at all: comparisons, positions, shapes. streams: as for `vjp`."""
+    STEPS.update(dict.fromkeys(op_types, streams))
+
+
+STEP = Op((), lambda op, node, g: [None] * len(node.inputs), "flat", broadcasts=True)
+"""What every op of STEPS is to the walk."""
+
+
+def silent_inputs(node: Node) -> Collection[int]:
+    """Inputs of a node that carry no derivative by nature; none for an op that nobody knows."""
+    everything = range(len(node.inputs) + len(node.captured))
+    if node.domain == "" and node.op_type in STEPS:
+        return everything
+    entry = OPS.get(node.op_type)
+    if entry is None or node.domain not in ("", entry.domain):
+        return ()
+    return everything if entry.kind == "flat" else entry.silent(node)
+
+
 def lookup(node: Node) -> Op:
     """The entry for a node, or an error that says what to do."""
+    if node.domain == "" and node.op_type in STEPS:
+        return STEP
     entry = OPS.get(node.op_type)
     if node.op_type.startswith("TreeEnsemble"):
         raise UnsupportedOp(
@@ -134,7 +190,8 @@ def lookup(node: Node) -> Op:
 
 def axis_rules() -> dict[str, AxisRule]:
     """How the batch axis moves through every op type known."""
-    return {**FORWARD_ONLY, **{name: entry.streams for name, entry in OPS.items() if entry.streams is not None}}
+    known = {**STEPS, **{name: entry.streams for name, entry in OPS.items()}}
+    return {name: rule for name, rule in known.items() if rule is not None}
 
 
 def sign_rules() -> dict[str, SignRule]:

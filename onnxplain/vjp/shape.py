@@ -25,6 +25,7 @@ def rest(node: Node) -> list[Gradient]:
 @vjp(
     "Reshape",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.reshape,
     sign=signs.first,
@@ -46,6 +47,7 @@ def rest(node: Node) -> list[Gradient]:
 @vjp(
     "Squeeze",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.squeeze,
     sign=signs.first,
@@ -58,6 +60,7 @@ def rest(node: Node) -> list[Gradient]:
 @vjp(
     "Unsqueeze",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.unsqueeze,
     sign=signs.first,
@@ -135,6 +138,7 @@ def total_length(op: Backward, parts: Sequence[ir.Value]) -> ir.Value:
 @vjp(
     "Split",
     kind="routing",
+    silent=(1,),
     linear=True,
     all_outputs=True,
     streams=streams.keeps(streams.attribute("axis", 0)),
@@ -162,6 +166,7 @@ def padding_sign(node: Node, known: Sequence[bool]) -> bool:
 @vjp(
     "Pad",
     kind="routing",
+    silent=(1, 3),
     linear=True,
     streams=streams.keeps(streams.padded),
     sign=padding_sign,
@@ -229,6 +234,7 @@ def subtract(op: Backward, length: ir.Value, less: int) -> ir.Value:
 @vjp(
     "Expand",
     kind="routing",
+    silent=(1,),
     linear=True,
     broadcasts=True,
     streams=streams.expand,
@@ -248,6 +254,7 @@ def expand(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Tile",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.keeps(streams.tiled),
     sign=signs.first,
@@ -310,6 +317,7 @@ def space_to_depth(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Trilu",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.keeps(lambda node: [-1, -2]),
     sign=signs.first,
@@ -329,6 +337,7 @@ def _cropped(node: Node) -> list[int] | None:
 @vjp(
     "CenterCropPad",
     kind="routing",
+    silent=(1,),
     linear=True,
     streams=streams.keeps(_cropped),
     sign=signs.first,

@@ -1,0 +1,117 @@
+"""Where whole numbers become floats: what relevance a token, a category or a byte has.
+
+Relevance turns from floats to integers at a look-up in a constant table, at a one-hot code, at a Cast. Between there
+and the input it goes through integer arithmetic as it is: shifting a token's number does not change which token it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import onnx_ir as ir
+
+from onnxplain.errors import UnsupportedOp
+from onnxplain.graph.backward import Backward
+from onnxplain.graph.node import Node, axes_of, constant, dims, is_float, rank
+from onnxplain.graph.relevance import Portion, Relevance
+from onnxplain.graph.walk import Rule
+from onnxplain.rules.endpoints import Finish
+from onnxplain.vjp import OPS, lookup, silent_inputs
+
+
+def passes(op: Backward, node: Node, index: int) -> bool:
+    """May relevance flow from `node` back into its input (or captured tensor) `index`?
+
+    True as well where nobody knows how: the walk then refuses the model and names the node. False only for what is
+    constant, for what the op declares silent, and for integers that are no tokens (masks, lengths, exponents).
+    """
+    value = (*node.inputs, *node.captured)[index]
+    if value is None or op.is_constant(value):
+        return False
+    if _turns(op, node, index):
+        return True
+    if index in silent_inputs(node):
+        return False
+    if value.dtype is None or is_float(value) or index >= len(node.inputs):
+        return True
+    known = node.op_type in OPS and node.domain in ("", OPS[node.op_type].domain)
+    return not known or not any(is_float(y) for y in node.outputs) or node.op_type == "Cast"
+
+
+def _turns(op: Backward, node: Node, index: int) -> bool:
+    """Whether a token is read here: an index into a constant table, a one-hot code."""
+    if node.domain != "":
+        return False
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or is_float(value):
+        return False
+    if node.op_type == "Gather" and index == 1:
+        return op.is_constant(node.inputs[0]) and (is_float(node.y) or rank(node.x) == 1)
+    if node.op_type == "OneHot" and index == 0:
+        return is_float(node.y) and op.is_constant(node.input(2))
+    return node.op_type == "Equal" and _is_code(value, node.inputs[1 - index])
+
+
+def _is_code(value: ir.Value, others: ir.Value | None) -> bool:
+    """Whether Equal compares each entry with a list of numbers, along an axis that the entries do not have.
+
+    One number alone (a padding token, say) makes a mask, which is no code.
+    """
+    numbers = constant(others)
+    if numbers is None or numbers.size < 2 or value.shape is None:
+        return False
+    shape = (1,) * (rank(value) - numbers.ndim) + numbers.shape
+    own = [1] * (len(shape) - rank(value)) + [dim if isinstance(dim, int) else None for dim in dims(value)]
+    return all(length == 1 or have == 1 for length, have in zip(shape, own, strict=True))
+
+
+def token_rule(op: Backward, node: Node, active: Collection[ir.Value], finish: Finish) -> Rule | None:
+    """The rule of a node where integers carry relevance; None where all is float, and its own rule holds.
+
+    finish: what the method makes of the relevance of an embedding; several steps of one token add up.
+    """
+    carrying = [
+        i
+        for i, v in enumerate(node.inputs)
+        if v in active and v is not None and not is_float(v) and passes(op, node, i)
+    ]
+    if not carrying or node.captured or any(value is not None and value.dtype is None for value in node.inputs):
+        return None
+    if not is_float(node.y) and node.op_type != "Cast" and lookup(node).kind == "routing":
+        return None
+    if len(carrying) > 1:
+        names = ", ".join(str(node.inputs[i].name) for i in carrying)  # type: ignore[union-attr]
+        raise UnsupportedOp(
+            f"{node}: the integers {names} are both computed from what is attributed, and how they share relevance is "
+            f"not known. Attribute to a tensor above this node (--attribute-to)."
+        )
+    (index,) = carrying
+    if node.op_type in ("Gather", "OneHot") and _turns(op, node, index) and is_float(node.y):
+        return lambda op, n, r: _only(n, index, _summed(op, n, index, r.value, finish))
+    if not is_float(node.y):
+        return lambda op, n, r: _only(n, index, r.value)
+    return lambda op, n, r: _only(n, index, finish.combine(op, [r.value], n.y))
+
+
+def _only(node: Node, index: int, value: ir.Value) -> Sequence[Portion]:
+    return [Relevance(value) if i == index else None for i in range(len(node.inputs))]
+
+
+def _summed(op: Backward, node: Node, index: int, r: ir.Value, finish: Finish) -> ir.Value:
+    """Relevance per token: the finish at the embedding (tokens, …features), summed over the features."""
+    tokens = node.inputs[index]
+    assert tokens is not None
+    of = rank(node.y)
+    at = axes_of([node.attr("axis", 0 if node.op_type == "Gather" else -1)], of)[0]
+    inner = rank(tokens) if node.op_type == "Gather" else 0
+    own = list(range(at, at + inner)) if node.op_type == "Gather" else [axis for axis in range(of) if axis != at]
+    features = [axis for axis in range(of) if axis not in own]
+    y = op.real(node.y)
+    if not features:
+        return finish.combine(op, [r], y)
+    order = own + features
+    if order != list(range(of)):
+        r, y = op.Transpose(r, perm=order), op.Transpose(y, perm=order)
+    if len(features) > 1:
+        r, y = (op.Reshape(value, op.ints([0] * len(own) + [-1])) for value in (r, y))
+    return op.reshaped(finish.token(op, [r], y), op.stream_shape(tokens))

@@ -1,0 +1,18 @@
+"""Ops whose output does not move with their input: comparisons, logic, positions, shapes, filled tensors.
+
+Their derivative is zero wherever there is one. The forward part may use their results; relevance ends here.
+"""
+
+from __future__ import annotations
+
+from onnxplain.graph import streams
+from onnxplain.vjp.registry import steps
+
+steps(
+    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", streams=streams.elementwise
+)
+steps("IsNaN", "IsInf", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", streams=streams.elementwise)
+steps("Shape", "Size", streams=streams.nothing)
+steps("ArgMax", "ArgMin", streams=streams.reduced)
+steps("NonZero", "ConstantOfShape", "EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+steps("NonMaxSuppression", "SequenceLength", "OptionalHasElement")
