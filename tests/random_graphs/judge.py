@@ -121,11 +121,11 @@ def judge(drawn: Drawn) -> Outcome:
 
 def streams(drawn: Drawn, compiled: onnx.ModelProto, seed_name: str, y: Array, axes: dict[str, int]) -> str:
     """Empty where three seeds for one row give what each gives alone; else which output differs."""
-    first = drawn.model.graph.input[0].type.tensor_type.shape.dim[0]
-    if first.HasField("dim_value") and first.dim_value != 1:
+    lengths = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim][:1] for v in drawn.model.graph.input}
+    if next(iter(lengths.values())) not in (["N"], [1]):
         return ""
     dtype, rng = typed(drawn.model), np.random.default_rng(drawn.seed)
-    row = {k: v[:1].astype(dtype) for k, v in drawn.feeds.items()}
+    row = {k: (v[:1] if lengths[k] == ["N"] else v).astype(dtype) for k, v in drawn.feeds.items()}
     seeds = rng.standard_normal((3, *y.shape[1:])).astype(dtype)
     opened = session(compiled)
     names = list(axes)
