@@ -231,26 +231,34 @@ Bounds = tuple[list[float], list[float]] | None
 
 @dataclass(frozen=True)
 class CompositeEntry:
-    """What is registered of a composite. make(bounds) builds it; needs_bounds: it cannot do without."""
+    """What is registered of a composite.
+
+    make(bounds) builds it. without_bounds: what stands in for its box, and where, if the bounds are not known; "": it
+    wants no bounds.
+    """
 
     name: str
     make: Callable[[Bounds], Composite]
     doc: str
     cite: str
+    without_bounds: str = ""
 
 
 COMPOSITES: Registry[CompositeEntry] = Registry("composite")
 
 
-def composite(name: str, cite: str) -> Callable[[Callable[[Bounds], Composite]], CompositeEntry]:
-    """Register a composite."""
+def composite(
+    name: str, cite: str, without_bounds: str = ""
+) -> Callable[[Callable[[Bounds], Composite]], CompositeEntry]:
+    """Register a composite. without_bounds: as in CompositeEntry."""
 
     def register(make: Callable[[Bounds], Composite]) -> CompositeEntry:
         def named(bounds: Bounds) -> Composite:
             made = make(bounds)
             return Composite(name, made.entries, made.relevance)
 
-        return COMPOSITES.add(name, CompositeEntry(name, named, (make.__doc__ or "").strip().split("\n")[0], cite))
+        doc = (make.__doc__ or "").strip().split("\n")[0]
+        return COMPOSITES.add(name, CompositeEntry(name, named, doc, cite, without_bounds))
 
     return register
 
@@ -308,20 +316,24 @@ def epsilon_alpha2_beta1_flat(bounds: Bounds) -> Composite:
     return first(RULES["flat"]()) | _layers(RULES["alpha_beta"](), RULES["epsilon"]())
 
 
-@composite("epsilon_gamma_box", cite=ZENNIT + ", EpsilonGammaBox")
+@composite("epsilon_gamma_box", cite=ZENNIT + ", EpsilonGammaBox", without_bounds="gamma in the first convolution")
 def epsilon_gamma_box(bounds: Bounds) -> Composite:
     """Box in the first convolution (gamma if bounds are unknown), gamma 0.25 in the others, epsilon in dense layers."""
     return first(_box_or(bounds, RULES["gamma"]()), *CONVOLUTIONS) | _layers(RULES["gamma"](), RULES["epsilon"]())
 
 
-@composite("deep_taylor", cite="Montavon et al. 2017, Deep Taylor Decomposition")
+@composite(
+    "deep_taylor",
+    cite="Montavon et al. 2017, Deep Taylor Decomposition",
+    without_bounds="w_square in the first layer",
+)
 def deep_taylor(bounds: Bounds) -> Composite:
     """Box in the first layer (w^2 where the bounds are unknown), z+ without bias elsewhere."""
     plus = RULES["alpha_beta"](alpha=1.0, beta=0.0, bias="drop")
     return first(_box_or(bounds, RULES["w_square"]())) | _layers(plus, plus)
 
 
-@composite("clrp", cite="Gu, Yang and Tresp 2018, section 3.1")
+@composite("clrp", cite="Gu, Yang and Tresp 2018, section 3.1", without_bounds="z_plus in the first convolution")
 def clrp(bounds: Bounds) -> Composite:
     """Box in the first convolution (z+ where the bounds are unknown), z+ elsewhere."""
     return first(_box_or(bounds, RULES["z_plus"]()), *CONVOLUTIONS) | _layers(RULES["z_plus"](), RULES["z_plus"]())

@@ -161,11 +161,8 @@ class Explainer:
         self.subject = model
         self.compiled: Compiled = compile_graph(model.normalised, model.resolved, passes, model.request)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
-        if self.method.bounded and bounds is None and not rules:
-            self.compiled.notes.append(
-                f"{method}: the input's bounds are not known, so the first convolution has z_plus "
-                "(give --rule first=box(low=…,high=…))"
-            )
+        if bounds is None and (note := self.recipe.without_bounds):
+            self.compiled.notes.append(note)
         self._session: Runs | None = None
 
     @property

@@ -69,6 +69,18 @@ class Recipe:
         """16 hexadecimal digits that name the recipe."""
         return digest(dataclasses.asdict(self))
 
+    @property
+    def without_bounds(self) -> str:
+        """What the composite does where the input's bounds are not known, in a sentence; "" where it wants none."""
+        name = self.composite or METHODS[self.method].composite
+        instead = COMPOSITES[name].without_bounds
+        if not instead or any(rule.partition("=")[0].strip() == "first" for rule in self.rules):
+            return ""
+        return (
+            f"composite {name}: the input's bounds are not known, so box is not possible and there is {instead} "
+            "(give --rule first=box(low=…,high=…), or bounds in model.toml)"
+        )
+
     def passes(self, bounds: Bounds = None) -> tuple[Passes, Method]:
         """The composite, start and finish to compile, and the method. bounds: of the input, where they are known."""
         method = METHODS[self.method]

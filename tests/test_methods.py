@@ -13,6 +13,7 @@ from PIL import Image
 from support import evaluate, run
 
 from onnxplain import Explainer
+from onnxplain.composites import COMPOSITES
 from onnxplain.errors import InputError, UnsupportedOp, UsageError
 from onnxplain.explainer import Subject
 from onnxplain.methods import METHODS
@@ -303,3 +304,26 @@ def test_a_relu_by_another_name_gives_the_same_relevance(composite, between, tmp
         file = compiled(model, tmp_path, "lrp", composite=composite)
         found.append(run(file.proto, {"x": X, "y.seed": SEED})["x.relevance"])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4 * np.abs(found[1]).max())  # float32, 1 / z
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_a_composite_says_what_it_takes_where_the_bounds_are_unknown(name):
+    entry, bounds = COMPOSITES[name], ([-3.0], [3.0])
+    wants = entry.make(None).text() != entry.make(bounds).text()
+    assert bool(entry.without_bounds) == wants
+    if wants:
+        assert entry.make(bounds).entries[0].rule.name == "box"
+        assert entry.make(None).entries[0].rule.name == entry.without_bounds.split()[0]
+
+
+@pytest.mark.parametrize("method", RELEVANCE)
+@pytest.mark.parametrize("name", [name for name, entry in COMPOSITES.items() if entry.without_bounds])
+def test_a_default_that_was_not_possible_is_said_by_every_composite_that_wanted_it(name, method, tmp_path):
+    def notes(**options):
+        found = compiled(relu_net(), tmp_path, method, composite=name, **options).explainer.notes
+        return [note for note in found if "bounds are not known" in note]
+
+    (note,) = notes()
+    assert note.startswith(f"composite {name}: ") and COMPOSITES[name].without_bounds in note
+    assert notes(rules=["type:Gemm=epsilon"]) == [note], "a rule for another place does not say where the first is"
+    assert not notes(rules=["first=flat"]) and not notes(bounds=([-3.0], [3.0]))

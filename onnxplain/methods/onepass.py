@@ -76,7 +76,6 @@ _add(
         "code": Form("magnitude_and_others", "normalised_difference", ("", "")),
     },
     signed=False,
-    bounded=True,
 )
 _add(
     "clrp2",
@@ -88,5 +87,4 @@ _add(
         "code": Form("magnitude_twice", "normalised_difference", ("", "opposite")),
     },
     signed=False,
-    bounded=True,
 )

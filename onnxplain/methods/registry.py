@@ -28,8 +28,7 @@ class Method:
     """A method that is wholly in the compiled graph.
 
     composite: the one it takes unless told otherwise. forms: the first is the default. channels: how a picture's
-    channels are reduced to a map. signed: whether the map has two signs. bounded: its first layer wants the input's
-    bounds.
+    channels are reduced to a map. signed: whether the map has two signs.
     """
 
     name: str
@@ -39,7 +38,6 @@ class Method:
     forms: Mapping[str, Form]
     channels: Literal["sum", "max"] = "sum"
     signed: bool = True
-    bounded: bool = False
 
     def form(self, name: str | None = None) -> Form:
         """A form by name; the default one for None."""
