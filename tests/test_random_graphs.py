@@ -9,10 +9,9 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-import onnx
 import pytest
 from random_graphs.draw import Drawn, gradient_graph
-from random_graphs.judge import Outcome, judged
+from random_graphs.judge import Outcome, judged, text
 from random_graphs.ledgers import judged_network
 
 GRAPHS, NETWORKS, TOGETHER = 300, 100, 10
@@ -27,8 +26,7 @@ def failures(judge: Callable[[int], tuple[Drawn, Outcome]], seeds: Iterable[int]
         nameless = outcome.word == "refused" and outcome.detail.startswith("(names no node)")
         if outcome.word in ("wrong", "crashed") or nameless:
             asked = f"explain {drawn.explain or 'default'}, attribute to {drawn.attribute or 'inputs'}"
-            text = onnx.printer.to_text(drawn.model)
-            found.append(f"random seed {seed}: {outcome.word}: {outcome.detail}\n{asked}\n{text}")
+            found.append(f"random seed {seed}: {outcome.word}: {outcome.detail}\n{asked}\n{text(drawn.model)}")
     return found
 
 

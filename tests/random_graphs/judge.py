@@ -21,7 +21,7 @@ from random_graphs.truth import Kink, Truth, differences, values
 TIGHT = 1e-6  # of the slopes' size: what float64 and differences leave
 SINGLE = 2e-3  # of the largest gradient: float32 through 25 nodes, some of them steep
 HALF = 3e-2  # where values pass through float16
-NOTHING = ("every path to it has a derivative of zero", "nothing to attribute to", "does not depend on")
+NOTHING = ("a derivative of zero", "nothing to attribute to", "does not depend on")  # claims about the derivative
 
 
 @dataclass
@@ -121,12 +121,18 @@ def judge(drawn: Drawn) -> Outcome:
 
 def streams(drawn: Drawn, compiled: onnx.ModelProto, seed_name: str, y: Array, axes: dict[str, int]) -> str:
     """Empty where three seeds for one row give what each gives alone; else which output differs."""
-    lengths = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim][:1] for v in drawn.model.graph.input}
+    lengths = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim][:1] for v in drawn.model.graph.input
+    }
     if next(iter(lengths.values())) not in (["N"], [1]):
         return ""
     dtype, rng = typed(drawn.model), np.random.default_rng(drawn.seed)
     row = {k: (v[:1] if lengths[k] == ["N"] else v).astype(dtype) for k, v in drawn.feeds.items()}
     seeds = rng.standard_normal((3, *y.shape[1:])).astype(dtype)
+    try:
+        runs(drawn.model, row)
+    except Exception:  # the model itself wants more rows than one
+        return ""
     opened = session(compiled)
     names = list(axes)
     together = opened.run(names, {**row, seed_name: seeds})
@@ -217,3 +223,8 @@ def named_node(drawn: Drawn, message: str) -> bool:
 def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     inner = [n for node in graph.node for a in node.attribute if a.HasField("g") for n in _nodes(a.g)]
     return [*graph.node, *inner]
+
+
+def text(model: onnx.ModelProto) -> str:
+    """The model in onnx's text form, long weights left out."""
+    return re.sub(r"= +\{[^}]{200,}\}", "= {…}", onnx.printer.to_text(model))

@@ -13,6 +13,7 @@ from random_graphs.kernels import Array, evaluator, wide
 
 STEP = 1e-5  # truncation and rounding of a central difference in float64 are both about 1e-10 of the value here
 SMOOTH = 3e-7  # two steps that differ by more than this share of the slope met a kink or a jump
+NOISE = 1e-8  # of the value: rounding leaves about 1e-11 in a bend
 
 
 class Kink(Exception):
@@ -82,7 +83,7 @@ def differences(
             bends = [abs(u + d - 2 * here) / step for u, d, step in zip(ups, downs, (STEP, STEP / 2), strict=True)]
             if not np.isfinite(found).all() or abs(found[0] - found[1]) > SMOOTH * scale * 10:
                 raise Kink(f"along {name} the slope is {found[0]:.6g}, closer by {found[1]:.6g}")
-            if bends[0] > 1e-4 * scale and bends[1] > 0.7 * bends[0]:  # a smooth bend halves with the step
+            if bends[0] > NOISE * (1 + abs(here)) and bends[1] > 0.7 * bends[0]:  # a smooth bend halves with the step
                 raise Kink(f"{name} has two slopes here, {bends[0]:.3g} apart")
             slopes.append((4 * found[1] - found[0]) / 3)
         truths[name] = Truth(directions, slopes)
