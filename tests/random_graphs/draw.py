@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from random_graphs import steps_elementwise, steps_flow, steps_layers, steps_layout, steps_reduce
+from random_graphs import steps_elementwise, steps_flow, steps_layers, steps_layout, steps_reduce, steps_sizes
 from random_graphs.canvas import Canvas, Tensor, Unfit, captured, initializers
 from random_graphs.steps import STEPS
 
-SHARES = {steps_elementwise: 0.27, steps_reduce: 0.2, steps_layers: 0.33, steps_layout: 0.2}
+SHARES = {steps_elementwise: 0.25, steps_reduce: 0.18, steps_layers: 0.3, steps_layout: 0.17, steps_sizes: 0.1}
 BODIES = 0.15  # of the graphs have an If, a Loop, a Scan, a sequence or an optional: mostly refused today
 SHAPES = ((None, 4), (None, 6), (None, 3, 4), (None, 2, 6), (None, 2, 4, 4), (None, 3, 5, 4), (None, 4, 2, 3), (None,))
 SIDE = ((), (1,), (4,), (None, 4), (None, 1), (2, 3), (None, 2, 1), (3, 4), (None, 2, 4, 4), (1, 4))
@@ -48,13 +48,37 @@ def gradient_graph(seed: int) -> Drawn:
     outputs = finish(canvas)
     model = assemble(canvas, outputs)
     drawn = Drawn(seed, model, {t.name: t.values[0] for t in canvas.inputs.values()}, steps=taken)
-    inner = [n.output[0] for n in model.graph.node]
-    inner = [t.name for t in canvas.floats() if t.name in inner and t not in outputs]
-    if inner and canvas.chance(0.12):
-        drawn.attribute = (canvas.choice(inner),)
+    made = {name for n in model.graph.node for name in n.output}
+    inner = [t.name for t in canvas.floats() if t.name in made and t not in outputs]
+    if inner and canvas.chance(0.15):
+        asked = [*inner, *drawn.feeds]
+        drawn.attribute = tuple(
+            sorted({canvas.choice(inner), canvas.choice(asked)} if canvas.chance(0.3) else {canvas.choice(inner)})
+        )
     if canvas.chance(0.5):
         drawn.explain = (canvas.choice(outputs).name,)
+        if canvas.chance(0.2) and inner:
+            drawn.explain = tuple({drawn.explain[0]: 0, canvas.choice(inner): 0})
+    _disguise(canvas, model)
     return drawn
+
+
+def _disguise(canvas: Canvas, model: onnx.ModelProto) -> None:
+    """Now and then nodes have no names, or all the same, and constants come from nodes."""
+    way = canvas.int(0, 9)
+    for node in model.graph.node:
+        if way < 2:
+            node.name = "" if way else "node"
+    if way in (2, 3):
+        kept = []
+        for tensor in model.graph.initializer:
+            if canvas.chance(0.5):
+                kept.append(tensor)
+                continue
+            made = helper.make_node("Constant", [], [tensor.name], name=f"Constant_{tensor.name}", value=tensor)
+            model.graph.node.insert(0, made)
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
 
 
 def grow(canvas: Canvas, wanted: int) -> list[str]:

@@ -101,19 +101,18 @@ def judge(drawn: Drawn) -> Outcome:
             return _refused(drawn, str(error), rng)
         except Exception as error:
             return Outcome("crashed", f"{type(error).__name__}: {error}")
-    (explained,) = explainer.explained
     compiled = ir.to_proto(explainer.compiled.model)
-    (seed_name,) = explainer.compiled.seeds
-    y = values(drawn.model, [explained], drawn.feeds)[explained]
-    seed = rng.standard_normal(y.shape).astype(np.float32).astype(float)
+    ys = values(drawn.model, list(explainer.explained), drawn.feeds)
+    seeds = {name: rng.standard_normal(y.shape).astype(np.float32).astype(float) for name, y in ys.items()}
     try:
-        truths = differences(drawn, explained, seed, rng)
+        truths = differences(drawn, seeds, rng)
     except Kink as error:
         return Outcome("kink", str(error))
-    feeds = {**drawn.feeds, seed_name: seed}
+    feeds = {**drawn.feeds, **{name: seeds[source] for name, source in explainer.compiled.seeds.items()}}
     named = {source: output for output, source in explainer.compiled.relevances.items()}
     outcome = _compared(drawn, compiled, feeds, named, truths)
-    if outcome.word == "right" and explainer.compiled.streams:
+    if outcome.word == "right" and explainer.compiled.streams and len(seeds) == 1:
+        (seed_name,), (y,) = explainer.compiled.seeds, ys.values()
         problem = streams(drawn, compiled, seed_name, y, explainer.compiled.provenance["stream_axis"])
         return Outcome("wrong", problem) if problem else outcome
     return outcome
@@ -197,10 +196,9 @@ def _refused(drawn: Drawn, message: str, rng: np.random.Generator) -> Outcome:
     if "\n" in message:
         return Outcome("crashed", f"a message of several lines: {message}")
     if any(claim in message for claim in NOTHING):  # that is a statement about the derivative: true or wrong
-        explained = drawn.explain[0] if drawn.explain else drawn.model.graph.output[0].name
-        y = values(drawn.model, [explained], drawn.feeds)[explained]
+        ys = values(drawn.model, list(drawn.explain) or [drawn.model.graph.output[0].name], drawn.feeds)
         try:
-            truths = differences(drawn, explained, rng.standard_normal(y.shape), rng)
+            truths = differences(drawn, {name: rng.standard_normal(y.shape) for name, y in ys.items()}, rng)
         except Kink as error:
             return Outcome("kink", str(error))
         blamed = [n for n in truths if re.search(rf"\b{re.escape(n)}\b", message)] or list(truths)

@@ -8,7 +8,7 @@ from random_graphs.canvas import Canvas, Tensor, Unfit
 from random_graphs.steps import axis_of, param, since, single, step
 
 
-def image(c: Canvas, spatial: tuple[int, ...] = (1, 2)) -> Tensor:
+def image(c: Canvas, spatial: tuple[int, ...] = (1, 2, 3)) -> Tensor:
     """A tensor (N, C, *spatial) with few channels."""
     return c.pick(lambda t: t.rank - 2 in spatial and not any(t.open[1:]) and t.shape[1] <= 6)
 
@@ -192,7 +192,11 @@ def recurrent(c: Canvas) -> Tensor:
         tail += [states[1], peepholes]
         more = {"input_forget": 1} if c.chance(0.15) else {}
     found = c.add(op_type, x, w, r, *_trimmed(tail), hidden_size=hidden, outputs=2, direction=direction, **more)
-    return found[0]
+    if x.open[1] and c.chance(0.5):  # rows back in front, as an exporter does
+        return c.add(
+            "Transpose", c.add("Squeeze", found[0], c.const(np.array([1]))) if d == 1 else found[1], perm=[1, 0, 2]
+        )
+    return found[int(c.chance(0.4))]
 
 
 def _axes_attribute(c: Canvas, axis: int) -> dict:
@@ -210,7 +214,7 @@ def _trimmed(tail: list[Tensor | None]) -> list[Tensor | None]:
 @step
 def resize(c: Canvas) -> Tensor:
     single(c)
-    x = image(c)
+    x = image(c, (1, 2))
     n = x.rank - 2
     modes = ["nearest", "linear"] + (["cubic"] if n == 2 else [])
     mode = c.choice(modes)

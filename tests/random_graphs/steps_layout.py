@@ -57,7 +57,7 @@ def squeeze(c: Canvas) -> Tensor:
 
 @step
 def unsqueeze(c: Canvas) -> Tensor:
-    x = c.pick(lambda t: t.rank < 4)
+    x = c.pick(lambda t: t.rank < 5)
     return c.add("Unsqueeze", x, c.const(np.array([c.int(-x.rank - 1, x.rank)])))
 
 

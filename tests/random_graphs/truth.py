@@ -12,7 +12,7 @@ from random_graphs.draw import Drawn
 from random_graphs.kernels import Array, evaluator, wide
 
 STEP = 1e-5  # truncation and rounding of a central difference in float64 are both about 1e-10 of the value here
-SMOOTH = 3e-7  # two steps that differ by more than this share of the slope met a kink or a jump
+SMOOTH = 3e-6  # two steps that differ by more than this share of the slope met a kink or a jump
 NOISE = 1e-8  # of the value: rounding leaves about 1e-11 in a bend
 
 
@@ -28,8 +28,8 @@ class Truth:
     slopes: list[float]
 
 
-def cut(model: onnx.ModelProto, explained: str, attributed: tuple[str, ...]) -> onnx.ModelProto:
-    """The model in float64 with one output, the explained tensor; attributed inner tensors become inputs."""
+def cut(model: onnx.ModelProto, explained: tuple[str, ...], attributed: tuple[str, ...]) -> onnx.ModelProto:
+    """The model in float64 with the explained tensors as outputs; attributed inner tensors become inputs."""
     model = wide(model)
     for node in model.graph.node:
         for i, name in enumerate(node.output):
@@ -39,7 +39,7 @@ def cut(model: onnx.ModelProto, explained: str, attributed: tuple[str, ...]) -> 
     double = onnx.TensorProto.DOUBLE
     model.graph.input.extend(helper.make_tensor_value_info(n, double, None) for n in attributed if n not in known)
     del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(explained, double, None))
+    model.graph.output.extend(helper.make_tensor_value_info(n, double, None) for n in explained)
     return model
 
 
@@ -51,40 +51,41 @@ def values(model: onnx.ModelProto, names: list[str], feeds: dict[str, Array]) ->
     return dict(zip(names, evaluator(model).run(None, feeds), strict=True))
 
 
-def differences(
-    drawn: Drawn, explained: str, seed: Array, rng: np.random.Generator, count: int = 2
-) -> dict[str, Truth]:
-    """Slopes per attributed tensor. Raises Kink."""
+def differences(drawn: Drawn, seeds: dict[str, Array], rng: np.random.Generator, count: int = 2) -> dict[str, Truth]:
+    """Slopes of the sum of seed * explained, per attributed tensor. seeds: by explained tensor. Raises Kink."""
     attributed = drawn.attribute or tuple(drawn.feeds)
-    session = evaluator(cut(drawn.model, explained, drawn.attribute))
+    return {name: _slopes(drawn, name, seeds, rng, count) for name in attributed}
+
+
+def _slopes(drawn: Drawn, name: str, seeds: dict[str, Array], rng: np.random.Generator, count: int) -> Truth:
+    """One attributed tensor, all others following from the inputs as they do."""
+    inner = (name,) if name not in drawn.feeds else ()
+    session = evaluator(cut(drawn.model, tuple(seeds), inner))
     feeds = dict(drawn.feeds)
-    if drawn.attribute:
-        feeds |= values(drawn.model, list(drawn.attribute), drawn.feeds)
+    if inner:
+        feeds |= values(drawn.model, [name], drawn.feeds)
 
-    def score(name: str, shift: Array | float) -> float:
+    def score(shift: Array | float) -> float:
         with np.errstate(all="ignore"):
-            (y,) = session.run(None, {**feeds, name: feeds[name] + shift})
-        if y.shape != seed.shape:
-            raise Kink(f"{explained} has another shape there")
-        return float((seed * y).sum())
+            ys = session.run(None, {**feeds, name: feeds[name] + shift})
+        if any(y.shape != seed.shape for y, seed in zip(ys, seeds.values(), strict=True)):
+            raise Kink("an explained tensor has another shape there")
+        return float(sum((seed * y).sum() for y, seed in zip(ys, seeds.values(), strict=True)))
 
-    truths = {}
-    for name in attributed:
-        here = score(name, 0.0)
-        directions = [rng.standard_normal(feeds[name].shape) for _ in range(count)]
-        slopes = []
-        for direction in directions:
-            ups, downs, found = [], [], []
-            for step in (STEP, STEP / 2):
-                ups.append(score(name, step * direction))
-                downs.append(score(name, -step * direction))
-                found.append((ups[-1] - downs[-1]) / (2 * step))
-            scale = max(1e-3, abs(here), abs(found[0]))
-            bends = [abs(u + d - 2 * here) / step for u, d, step in zip(ups, downs, (STEP, STEP / 2), strict=True)]
-            if not np.isfinite(found).all() or abs(found[0] - found[1]) > SMOOTH * scale * 10:
-                raise Kink(f"along {name} the slope is {found[0]:.6g}, closer by {found[1]:.6g}")
-            if bends[0] > NOISE * (1 + abs(here)) and bends[1] > 0.7 * bends[0]:  # a smooth bend halves with the step
-                raise Kink(f"{name} has two slopes here, {bends[0]:.3g} apart")
-            slopes.append((4 * found[1] - found[0]) / 3)
-        truths[name] = Truth(directions, slopes)
-    return truths
+    here = score(0.0)
+    directions = [rng.standard_normal(feeds[name].shape) for _ in range(count)]
+    slopes = []
+    for direction in directions:
+        ups, downs, found = [], [], []
+        for step in (STEP, STEP / 2):
+            ups.append(score(step * direction))
+            downs.append(score(-step * direction))
+            found.append((ups[-1] - downs[-1]) / (2 * step))
+        scale = max(1e-3, abs(here), abs(found[0]))
+        bends = [abs(u + d - 2 * here) / step for u, d, step in zip(ups, downs, (STEP, STEP / 2), strict=True)]
+        if not np.isfinite(found).all() or abs(found[0] - found[1]) > SMOOTH * scale:
+            raise Kink(f"along {name} the slope is {found[0]:.6g}, closer by {found[1]:.6g}")
+        if bends[0] > NOISE * (1 + abs(here)) and bends[1] > 0.7 * bends[0]:  # a smooth bend halves with the step
+            raise Kink(f"{name} has two slopes here, {bends[0]:.3g} apart")
+        slopes.append((4 * found[1] - found[0]) / 3)
+    return Truth(directions, slopes)
