@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxplain.errors import UnknownName, UnsupportedOp, UsageError
 from onnxplain.graph.backward import Backward
+from onnxplain.graph.bounds import steps_from_input
 from onnxplain.graph.node import Node
 from onnxplain.graph.walk import Rule
 from onnxplain.registry import Registry
@@ -26,22 +27,34 @@ DENSE = ("Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class Place:
-    """A node with what is around it: its kind here, whether it is a first or a last linear node of the path."""
+    """A node with what is around it.
+
+    kind: what it is here. first, last: whether it is a first or a last linear node of the path. top: whether no linear
+    node lies between it and the explained tensor. bounded: whether bounds of the model's input say where a first
+    node's input lies.
+    """
 
     node: Node
     kind: Kind
     first: bool
     last: bool
+    top: bool = False
+    bounded: bool = False
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a composite. given: by the user, who wants an error rather than silence where it does not fit."""
+    """One line of a composite.
+
+    given: by the user, who wants an error rather than silence where it does not fit. bounded: for places only where the
+    bounds of the model's input say where the layer's input lies.
+    """
 
     text: str
     matches: Callable[[Place], bool]
     rule: RuleCall
     given: bool = False
+    bounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Composite:
         """The rule of a node. Raises UnsupportedOp where there is none: never the gradient in silence."""
         entry_of_op = lookup(place.node)
         for entry in self.entries:
-            if not entry.matches(place):
+            if not entry.matches(place) or (entry.bounded and not place.bounded):
                 continue
             if place.kind not in RULES[entry.rule.name].kinds:
                 bilinear = (
@@ -83,6 +96,11 @@ class Composite:
                 f"{place.node.y.name})."
             )
         return base(place.node)
+
+    def missed(self, place: Place) -> RuleCall | None:
+        """The rule that the node would have, were the bounds of its input known; None where it has what is meant."""
+        entry = next((e for e in self.entries if e.matches(place) and place.kind in RULES[e.rule.name].kinds), None)
+        return entry.rule if entry is not None and entry.bounded and not place.bounded else None
 
     def text(self) -> list[str]:
         """The entries as the command line writes them."""
@@ -145,16 +163,27 @@ def places(op: Backward, path: Collection[Node]) -> dict[Node, Place]:
         if behind:
             below.update(node.outputs)
     above: set[Any] = set()  # tensors that reach the explained one through a linear node
-    last = set()
+    last, top = set(), set()
     for node in path:
         ahead = any(value in above for value in node.outputs)
+        if not ahead:
+            top.add(node)
         if kinds[node] == "linear":
             if not ahead:
                 last.add(node)
             ahead = True
         if ahead:
             above.update(node.inputs)
-    return {node: Place(node, kinds[node], node in first, node in last) for node in path}
+    return {
+        node: Place(node, kinds[node], node in first, node in last, node in top, node in first and _bounded(op, node))
+        for node in path
+    }
+
+
+def _bounded(op: Backward, node: Node) -> bool:
+    layer = weight_and_bias(op, node)
+    x = node.inputs[layer[0]] if layer is not None else None
+    return x is not None and steps_from_input(op, x) is not None
 
 
 def by_type(**rules: RuleCall) -> Composite:
@@ -267,8 +296,14 @@ def _layers(convolution: RuleCall, dense: RuleCall) -> Composite:
     return by_type(**dict.fromkeys(CONVOLUTIONS, convolution), **dict.fromkeys(DENSE, dense))
 
 
-def _box_or(bounds: Bounds, other: RuleCall) -> RuleCall:
-    return RULES["box"](low=bounds[0], high=bounds[1]) if bounds is not None else other
+def _first_box(bounds: Bounds, other: RuleCall, *types: str) -> Composite:
+    """Box in the first layer, in the unit of the model's input; another rule where that does not say the layer's."""
+    otherwise = first(other, *types)
+    if bounds is None:
+        return otherwise
+    box = RULES["box"](low=bounds[0], high=bounds[1], of="input")
+    (entry,) = first(box, *types).entries
+    return Composite("first", (replace(entry, bounded=True),)) | otherwise
 
 
 ZENNIT = "Anders et al. 2021, Software for Dataset-wide XAI (zennit)"
@@ -319,7 +354,7 @@ def epsilon_alpha2_beta1_flat(bounds: Bounds) -> Composite:
 @composite("epsilon_gamma_box", cite=ZENNIT + ", EpsilonGammaBox", without_bounds="gamma in the first convolution")
 def epsilon_gamma_box(bounds: Bounds) -> Composite:
     """Box in the first convolution (gamma if bounds are unknown), gamma 0.25 in the others, epsilon in dense layers."""
-    return first(_box_or(bounds, RULES["gamma"]()), *CONVOLUTIONS) | _layers(RULES["gamma"](), RULES["epsilon"]())
+    return _first_box(bounds, RULES["gamma"](), *CONVOLUTIONS) | _layers(RULES["gamma"](), RULES["epsilon"]())
 
 
 @composite(
@@ -330,13 +365,14 @@ def epsilon_gamma_box(bounds: Bounds) -> Composite:
 def deep_taylor(bounds: Bounds) -> Composite:
     """Box in the first layer (w^2 where the bounds are unknown), z+ without bias elsewhere."""
     plus = RULES["alpha_beta"](alpha=1.0, beta=0.0, bias="drop")
-    return first(_box_or(bounds, RULES["w_square"]())) | _layers(plus, plus)
+    return _first_box(bounds, RULES["w_square"]()) | _layers(plus, plus)
 
 
 @composite("clrp", cite="Gu, Yang and Tresp 2018, section 3.1", without_bounds="z_plus in the first convolution")
 def clrp(bounds: Bounds) -> Composite:
-    """Box in the first convolution (z+ where the bounds are unknown), z+ elsewhere."""
-    return first(_box_or(bounds, RULES["z_plus"]()), *CONVOLUTIONS) | _layers(RULES["z_plus"](), RULES["z_plus"]())
+    """Box in the first convolution (z+ where the bounds are unknown), z+ elsewhere, biases bypassed in both."""
+    plus = RULES["z_plus"](bias="drop")
+    return _first_box(bounds, plus, *CONVOLUTIONS) | _layers(plus, plus)
 
 
 @composite("guided_backprop", cite="Springenberg et al. 2015")

@@ -21,7 +21,6 @@ from onnxplain.explanation import Explanation
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
 from onnxplain.graph.outline import in_parts, runtime
-from onnxplain.graph.verify import mismatch
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.targets import Target
@@ -55,14 +54,24 @@ class Subject:
         provider: str = "auto",
         threads: int = 0,
         opener: Opener | None = None,
+        sample: Array | Mapping[str, Array] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> Subject:
-        """Load, normalise and verify a model file. opener: (model, role) -> what runs it; None: a Session."""
+        """Load, normalise and verify a model file. opener: (model, role) -> what runs it; None: a Session.
+
+        sample: input to verify on, where random input cannot run; shapes: sizes of random input.
+        """
         request = request or Request()
         begun = time.perf_counter()
         source = load(Path(path))
         loaded = time.perf_counter()
         resolved = resolve(source.model, request)
-        normalised = normalise(source, resolved.protected)
+        if isinstance(sample, np.ndarray):
+            names = [str(value.name) for value in source.model.graph.inputs]
+            if len(names) != 1:
+                raise InputError(f"the model has the inputs {', '.join(names)}: give the sample by name.")
+            sample = {names[0]: sample}
+        normalised = normalise(source, resolved.protected, sample, shapes)
         seconds = {"load": loaded - begun, "normalise": time.perf_counter() - loaded, **normalised.timings}
         return cls(source, normalised, request, resolved, provider, threads, seconds, opener)
 
@@ -129,6 +138,7 @@ class Explainer:
     model: path of an ONNX file, or a Subject to share between recipes. method, composite, rules, form: the recipe.
     explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`. bounds: (lows, highs) of the input per
     channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
+    sample, shapes: as in `Subject.of`.
     Raises InputError, UnsupportedModel, UnsupportedOp, UsageError.
     """
 
@@ -152,12 +162,14 @@ class Explainer:
         kind: str | None = None,
         provider: str = "auto",
         threads: int = 0,
+        sample: Array | Mapping[str, Array] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
     ):
         self.recipe = Recipe(method, composite, tuple(rules), form)
         passes, self.method = self.recipe.passes(bounds)
         if not isinstance(model, Subject):
             request = Request(_names(explain), head, seed, _names(attribute_to), _names(keep), ledger, fold)
-            model = Subject.of(model, request, provider, threads)
+            model = Subject.of(model, request, provider, threads, sample=sample, shapes=shapes)
         self.subject = model
         self.compiled: Compiled = compile_graph(model.normalised, model.resolved, passes, model.request)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
@@ -218,7 +230,7 @@ class Explainer:
                 np.zeros(shape, np.int64) if index else np.zeros(y.shape, np.promote_types(y.dtype, np.float32))
             )
         found = session.run({**expected.feeds, **seeds}, names)
-        problem = mismatch({name: expected.outputs[name] for name in names}, found, expected.bounded)
+        problem = expected.mismatch(found, names)
         if problem is not None:
             raise ConversionChanged(
                 f"the compiled graph answers differently from the model: {problem}. Please report this model."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnxruntime
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv_transpose import ConvTranspose
 from onnx.reference.ops.op_pad import Pad_18 as Pad
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import signs, streams
@@ -23,7 +25,7 @@ from onnxplain.graph.walk import backward, prune
 from onnxplain.vjp import OPS, axis_rules, lookup, sign_rules, silent_inputs
 from onnxplain.vjp.registry import Case
 
-OPTIONAL = ""
+REFUSED = (Fail, InvalidArgument, RuntimeException)  # by onnxruntime
 
 
 class GroupedConvTranspose(ConvTranspose):
@@ -321,6 +323,18 @@ def precision(op_type: str, case: Case, domain: str) -> type:
     return np.float32 if domain or single else np.float64
 
 
+def batch_axes(view: Node, inputs: Mapping[str, int]) -> dict[ir.Value, int]:
+    """Batch axis of every tensor of one node; inputs that are not named are constant."""
+    given = [streams.CONSTANT if v is None else inputs.get(str(v.name), streams.CONSTANT) for v in view.inputs]
+    axes = {value: axis for value, axis in zip(view.inputs, given, strict=True) if value is not None}
+    rule = axis_rules().get(view.op_type)
+    known = rule is not None and all(v.shape is not None for v in (*view.outputs, *axes))
+    found = rule(view, given) if rule is not None and known else streams.UNPROVEN
+    for i, value in enumerate(view.outputs):
+        axes[value] = found if isinstance(found, int) else found[i] if i < len(found) else streams.UNPROVEN
+    return axes
+
+
 def one_node(
     op_type: str,
     case: Case,
@@ -328,12 +342,14 @@ def one_node(
     rule=None,
     free: bool = False,
     domain: str = "",
+    batch: Mapping[str, int] | None = None,
     open_axes: bool = False,
     positive: bool = False,
 ) -> OneNode:
     """Build the node of a case and its derivative (or `rule`).
 
     free: declare the first input's axis 0 as batch and let streams be free, where the registry proves the axis.
+    batch: input → its batch axis, where it is not the first input's axis 0; inputs that are not named are constant.
     open_axes: the first input's lengths, but for the channels', are symbols.
     """
     float_type = ir.DataType.from_numpy(np.dtype(dtype))
@@ -350,7 +366,8 @@ def one_node(
             shape = [f"d{i}" if open_axes and first and i != 1 else d for i, d in enumerate(given)]
             value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(float_type))
             graph_inputs.append(value)
-            (constants if name in case.constant or (free and not first) else wanted).append(value)
+            fixed = name not in batch if batch else free and not first
+            (constants if name in case.constant or fixed else wanted).append(value)
         else:
             value = ir.Value(
                 name=name,
@@ -360,12 +377,6 @@ def one_node(
             )
             constants.append(value)
         values.append(value)
-    weights = op_type in ("Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "BatchNormalization")
-    if weights:
-        for value in values[1:5] + values[7:]:  # a recurrent op's initial states are no weights
-            if value is not None and value in wanted:
-                wanted.remove(value)
-                constants.append(value)
     opsets = {"": case.opset} | ({domain: 1} if domain else {})
     node = ir.Node(
         domain,
@@ -393,23 +404,24 @@ def one_node(
     y = next((value for value in node.outputs if value.type is not None and is_float(value)), node.outputs[0])
     y.name, node.outputs[0].name = "y0", "y0" if y is node.outputs[0] else "other"  # LinearClassifier: labels, scores
     measured = None
-    if not open_axes and any(
-        not isinstance(dim, int) for dim in (y.shape if y.shape is not None else [None])
-    ):  # known at run time only
+    unknown = any(not isinstance(dim, int) for dim in (y.shape if y.shape is not None else [None]))
+    if (unknown and not open_axes) or batch:  # known at run time only
         graph.outputs.append(y)
         bare = ir.to_proto(ir.Model(graph, ir_version=8 if case.opset < 19 else 10))
+        execute = run if batch else evaluate
         try:
-            measured = evaluate(bare, {str(v.name): feeds[str(v.name)] for v in graph_inputs})["y0"].shape
-        except IndexError as error:
+            measured = execute(bare, {str(v.name): feeds[str(v.name)] for v in graph_inputs})["y0"].shape
+        except (IndexError, *REFUSED) as error:
             raise Misfit(str(error)) from error
         graph.outputs.clear()
     view = Node.of(node, case.opset)
-    axes = streams.track([view], [v for v in graph_inputs if v not in constants], axis_rules()) if free else {}
+    axes = batch_axes(view, batch or dict.fromkeys([str(v.name) for v in wanted], 0)) if free else {}
     known = [v for v in graph_inputs if v not in constants] if positive else []
     free = free and axes.get(y, -1) >= 0  # as the compiler: exact seeds where the axis is not proven
     facts = Facts(axes, free, signs.nonnegative([view], sign_rules(), known), set(constants), receptive=wanted)
     op = Backward(graph, facts)
-    seed = ir.Value(name="seed", shape=ir.Shape(op.stream_shape(y)), type=ir.TensorType(float_type))
+    carried = ir.DataType.DOUBLE if float_type == ir.DataType.DOUBLE else ir.DataType.FLOAT  # as the compiler has it
+    seed = ir.Value(name="seed", shape=ir.Shape(op.stream_shape(y)), type=ir.TensorType(carried))
     graph.inputs.append(seed)
     with op.arithmetic():
         active = set(wanted)

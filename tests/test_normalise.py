@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxplain.errors import UnknownName, UnsupportedModel
+from onnxplain.errors import ConversionChanged, UnknownName, UnsupportedModel
+from onnxplain.graph import affine
 from onnxplain.graph import normalise as module
+from onnxplain.graph.compare import mismatch
 from onnxplain.graph.load import from_proto, load
 from onnxplain.graph.normalise import normalise
 from onnxplain.graph.outline import runtime
-from onnxplain.graph.verify import mismatch
+from onnxplain.graph.undo import carefully
+from onnxplain.graph.verify import reference, second
 from onnxplain.runtime import Runtime
 
 MODELS = sorted(Path(__file__).parent.parent.glob("models/*/*/model.onnx"))
@@ -277,14 +281,88 @@ def test_every_axis_has_a_number_or_a_symbol_and_every_node_a_name():
             assert all(isinstance(dim, int) or dim.value for dim in value.shape)
 
 
-def test_a_rewrite_that_changes_the_answer_is_refused_by_name(monkeypatch):
-    def wrong(result, keep):
-        next(node for node in result.model.graph if node.op_type == "Relu").op_type = "Abs"
+def wrong_step(model, keep, may, changes, notes):
+    next(node for node in model.graph if node.op_type == "Relu").op_type = "Abs"
+    return model
 
-    monkeypatch.setitem(module.STEPS, "join bias", wrong)
+
+def test_a_step_that_changes_the_answer_is_undone_and_named(monkeypatch):
+    monkeypatch.setitem(module.STEPS, "join bias", wrong_step)
     proto = model(graph("y = Relu (x)", "float[N, 3] x", "float[N, 3] y"))
-    with pytest.raises(UnsupportedModel, match="'join bias'"):
+    result = same_answers(proto, {"x": weights(4, 3)})
+    assert ops(result) == {"Relu": 1}
+    (note,) = [note for note in result.notes if "'join bias'" in note]
+    assert "differs by" in note
+
+
+def test_a_step_that_breaks_is_undone_and_named(monkeypatch):
+    def broken(model, keep, may, changes, notes):
+        raise KeyError("an axis")
+
+    monkeypatch.setitem(module.STEPS, "fold affine chains", broken)
+    body = f"{CONV} n = {BN} m = MatMul (n, v) y = Relu (m)"
+    given = batch_norm(6) | {"w": weights(6, 4, 3, 3), "b": weights(6), "v": weights(7, 2)}
+    result = same_answers(model(graph(body, "float[N, 4, H, 7] x", "float[N, 6, P, 2] y"), **given), IMAGE)
+    assert ops(result)["BatchNormalization"] == 1
+    assert any("'fold affine chains'" in note and "an axis" in note for note in result.notes)
+
+
+def test_a_mandatory_step_that_changes_the_answer_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(module.STEPS, "raise the opset", wrong_step)
+    proto = model(graph("y = Relu (x)", "float[N, 3] x", "float[N, 3] y"))
+    with pytest.raises(ConversionChanged, match="'raise the opset'"):
         normalise(from_proto(proto))
+
+
+def test_of_many_folds_only_the_one_that_changes_the_answer_is_undone(monkeypatch):
+    """Two Convolutions with BatchNormalization; the second fold goes wrong."""
+    scaled = affine._scaled
+
+    def wrong(node, weight, scale):
+        return scaled(node, weight, scale * (2 if weight.name == "v" else 1))
+
+    monkeypatch.setattr(affine, "_scaled", wrong)
+    body = f"{CONV} n = {BN} r = Relu (n) d = Conv (r, v) y = {BN.replace('(c,', '(d,')}"
+    given = batch_norm(6) | {"w": weights(6, 4, 3, 3), "b": weights(6), "v": weights(6, 6, 1, 1)}
+    result = same_answers(model(graph(body, "float[N, 4, H, W] x", "float[N, 6, P, Q] y"), **given), IMAGE)
+    assert ops(result) == {"Conv": 2, "Relu": 1, "BatchNormalization": 1}
+    (note,) = result.notes
+    assert "y (BatchNormalization) into d (Conv)" in note
+
+
+def test_a_model_that_never_answers_twice_alike_is_only_brought_into_a_form_that_can_be_walked():
+    body = "i = Identity (x) m = MatMul (i, w) y = Add (m, b)"
+    source = from_proto(model(graph(body, "float[N, 4] x", "float[N, 6] y", 13), w=weights(4, 6), b=weights(6)))
+    expected = reference(source)
+    other = replace(expected, outputs={"y": expected.outputs["y"] + 1})
+    result, changes, notes = carefully(source.model.clone(), module.STEPS, [], other)
+    assert result.opset_imports[""] == 18 and changes == ["raised from opset 13 to 18"]
+    assert [node.op_type for node in result.graph] == ["Identity", "MatMul", "Add"]
+    assert any("twice alike" in note for note in notes)
+
+
+def test_random_numbers_do_not_refuse_a_model():
+    """onnxruntime draws by the index of a node, which every removal in front of it changes."""
+    body = "i = Identity (x) r = RandomNormalLike (i) a = Add (i, r) m = MatMul (a, w) y = Add (m, b)"
+    normalise(from_proto(model(graph(body, "float[N, 4] x", "float[N, 6] y"), w=weights(4, 6), b=weights(6))))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (1, 1), (3, 2)])
+def test_an_initializer_has_the_shape_of_its_array(shape):
+    result = from_proto(model(graph("y = Relu (x)", "float[N, 3] x", "float[N, 3] y"))).model
+    value = affine.initializer(result.graph, "new", np.ones(shape[::-1]).T, ir.DataType.FLOAT)
+    assert value.const_value.numpy().shape == shape == tuple(value.const_value.shape) == tuple(value.shape)
+
+
+def test_a_known_scalar_of_shape_arithmetic_stays_a_scalar():
+    """Lengths computed as Keras and timm write them: Gather(Shape(x), 2) with a scalar index."""
+    body = (
+        "s = Shape (x) h = Gather (s, two) e = Equal (h, none) l = Where (e, none, h) r = Range (none, l, step) "
+        "f = Cast <to = 1> (r) y = Add (x, f)"
+    )
+    given = {"two": np.int64(2), "none": np.int64(0), "step": np.int64(1)}
+    result = same_answers(model(graph(body, "float[N, 2, 5] x", "float[N, 2, 5] y"), **given), {"x": weights(3, 2, 5)})
+    assert not result.notes and ops(result) == {"Add": 1}
 
 
 def test_a_model_that_onnxruntime_refuses_says_why():
@@ -371,3 +449,25 @@ def test_minus_one_is_no_length():
     proto = model(graph("r = Relu (x) s = Shape (r) y = Cast <to = 1> (s)", "float[N, 3] x", "float[2] y"))
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     same_answers(proto, {"x": weights(4, 3)}, {"x": weights(1, 3)})
+
+
+def test_the_model_answers_about_other_rows_too():
+    """What the compiled file is verified on a second time."""
+    proto = model(
+        graph("m = MatMul (x, w) a = Add (m, z) y = Softmax (a)", "float[N, 4] x, float[N, 6] z", "float[N, 6] y"),
+        w=weights(4, 6),
+    )
+    source = from_proto(proto)
+    first = normalise(source).reference
+    other = second(source, first)
+    assert first.feeds["x"].shape == (2, 4) and other.feeds["x"].shape == (3, 4) and other.feeds["z"].shape == (3, 6)
+    assert other.outputs.keys() == first.outputs.keys() == {"y", "a"}  # "a" is before the softmax
+    np.testing.assert_allclose(other.outputs["a"][:2], first.outputs["a"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "target"), [("2", "[2, 3]"), ("N", "[2, 3]")])
+def test_there_is_no_other_batch_where_it_is_a_number(batch, target):
+    proto = model(graph("y = Add (x, z)", f"float[{batch}, 3] x", "float[2, 3] y"), z=weights(2, 3))
+    source = from_proto(proto)
+    other = second(source, normalise(source).reference)
+    assert other is None or other.feeds["x"].shape == (1, 3)  # one row broadcasts

@@ -14,6 +14,7 @@ from onnxplain.cli.options import (
     recipe_options,
     recipes,
     request_options,
+    sample_options,
     subject_of,
 )
 from onnxplain.compile import Request, cuda
@@ -33,16 +34,18 @@ from onnxplain.inputs import Pictures
 @recipe_options
 @request_options
 @machine_options
+@sample_options
 def compile_command(
     model: str, method: str | None, output: Path | None, seed: str, fold: bool, composite: str | None,
     rules: tuple[str, ...], form: str | None, recipe_file: Path | None,
     explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...],
     keep: tuple[str, ...], ledger: bool, provider: str, threads: int,
+    sample: Path | None, shapes: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Write one ONNX graph that returns MODEL's answer and its relevances; any onnxruntime runs it."""
     begun = time.perf_counter()
     request = Request(explain, head, seed, attribute_to, keep, ledger, fold)
-    resolved, subject = subject_of(model, request, provider, threads)
+    resolved, subject = subject_of(model, request, provider, threads, sample, shapes)
     (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, [])
     bounds = Pictures.of(resolved.settings).bounds(subject.inputs)
     explainer = explainer_of(subject, recipe, bounds=bounds)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onnxplain.cli.options import machine_options, recipe_options, recipes, request_options, subject_of
+from onnxplain.cli.options import machine_options, recipe_options, recipes, request_options, sample_options, subject_of
 from onnxplain.compile import Request, compile_graph, cuda
 from onnxplain.coverage import coverage
 from onnxplain.errors import OnnxplainError
@@ -27,15 +27,17 @@ from onnxplain.graph.node import dims
 @recipe_options
 @request_options
 @machine_options
+@sample_options
 def inspect(
     model: str, method: str | None, nodes: bool, as_json: bool, composite: str | None, rules: tuple[str, ...],
     form: str | None, recipe_file: Path | None,
     explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...], keep: tuple[str, ...],
     ledger: bool, provider: str, threads: int,
+    sample: Path | None, shapes: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Inputs, outputs, ops, the rule each node would get, what blocks and why. Runs nothing but a verification."""
     request = Request(explain, head, "tensor", attribute_to, keep, ledger)
-    resolved, subject = subject_of(model, request, provider, threads)
+    resolved, subject = subject_of(model, request, provider, threads, sample, shapes)
     (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, ["lrp"])
     report = describe(subject)
     found = coverage(subject.normalised, subject.resolved, subject.request)

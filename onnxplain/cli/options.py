@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import click
+import numpy as np
 
 from onnxplain.compile import Request
-from onnxplain.errors import UsageError
+from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer, Subject
 from onnxplain.inputs import ModelSettings
 from onnxplain.recipes import Recipe
@@ -57,6 +59,16 @@ machine_options = _all(
         "--threads", type=click.IntRange(0), default=0, help="Threads inside an op; 0 leaves it to onnxruntime."
     ),
 )
+sample_options = _all(
+    click.option(
+        "--sample", metavar="FILE", type=click.Path(path_type=Path),
+        help="Input to verify on, where random input cannot run: npz with arrays by name, or npy for a single input.",
+    ),
+    click.option(
+        "--shape", "shapes", multiple=True, metavar="NAME=N,N,…",
+        help="Sizes of the random input to verify on, e.g. x=1,3,224,224; repeatable.",
+    ),
+)  # fmt: skip
 picture_options = _all(
     click.option("--preprocess", metavar="NAME", help="imagenet, imagenet_bgr_caffe, unit, symmetric or none."),
     click.option("--layout", metavar="NCHW", help="Axes of the picture input."),
@@ -100,12 +112,41 @@ def recipes(
     return found
 
 
-def subject_of(model: str, request: Request, provider: str, threads: int) -> tuple[Resolved, Subject]:
-    """Find, load, normalise and verify the model of a command."""
+def subject_of(
+    model: str,
+    request: Request,
+    provider: str,
+    threads: int,
+    sample: Path | None = None,
+    shapes: Sequence[str] = (),
+) -> tuple[Resolved, Subject]:
+    """Find, load, normalise and verify the model of a command. sample, shapes: as on the command line."""
     resolved = resolve_model(model)
     if not request.explain and resolved.settings.output.explain:
         request = replace(request, explain=tuple(resolved.settings.output.explain))
-    return resolved, Subject.of(resolved.path, request, provider, threads)
+    arrays = None if sample is None else _read_sample(sample)
+    sizes = dict(_size(text) for text in shapes)
+    return resolved, Subject.of(resolved.path, request, provider, threads, sample=arrays, shapes=sizes)
+
+
+def _read_sample(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        found = np.load(path, allow_pickle=False)
+        return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise InputError(f"--sample {path}: not an npz or npy file that can be read ({error}).") from error
+
+
+def _size(text: str) -> tuple[str, tuple[int, ...]]:
+    """x=1,3,224,224 as name and numbers; the name may hold a `=` itself."""
+    name, mark, numbers = text.rpartition("=")
+    try:
+        sizes = tuple(int(number) for number in numbers.split(",")) if numbers else ()
+    except ValueError:
+        mark = ""
+    if not mark or not name or any(size < 0 for size in sizes):
+        raise UsageError(f"--shape {text}: give the input's name and whole numbers, as in x=1,3,224,224.")
+    return name, sizes
 
 
 def explainer_of(subject: Subject, recipe: Recipe, **more: Any) -> Explainer:

@@ -17,6 +17,7 @@ from onnxplain.cli.options import (
     recipe_options,
     recipes,
     request_options,
+    sample_options,
     subject_of,
 )
 from onnxplain.cli.output import Run, write_run
@@ -53,6 +54,7 @@ from onnxplain.recipes import Recipe
 @request_options
 @picture_options
 @machine_options
+@sample_options
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Folder to write to; default explanations/<model>."
 )
@@ -65,7 +67,8 @@ def run(
     explain: tuple[str, ...], head: str, attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool,
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
     labels: str | None, provider: str,
-    threads: int, out: Path | None, palette: str | None, random_seed: int, as_json: bool,
+    threads: int, sample: Path | None, shapes: tuple[str, ...],
+    out: Path | None, palette: str | None, random_seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Explain FILES by MODEL: a .onnx file, a folder, or a name in the model repository.
 
@@ -76,7 +79,7 @@ def run(
     with progress_line(as_json) as progress:
         step = progress.add_task("loading the model")
         resolved, subject = subject_of(
-            model, Request(explain, head, "tensor", attribute_to, keep, ledger), provider, threads
+            model, Request(explain, head, "tensor", attribute_to, keep, ledger), provider, threads, sample, shapes
         )
         pictures = Pictures.of(resolved.settings, preprocess, layout, mean, std, scale, labels)
         fallback = [] if given else ["gradient", "lrp"]
@@ -89,7 +92,7 @@ def run(
             sha256=subject.source.sha256,
             explained=subject.resolved.explained,
             inputs=[str(spec) for spec in subject.inputs],
-            loaded=_load(subject, pictures, given, random_seed),
+            loaded=_load(subject, pictures, given, random_seed, sample),
             graph=f"{len(list(subject.normalised.model.graph))} after normalisation",
             provider=subject.provider,
             seconds=dict(subject.seconds),
@@ -116,9 +119,13 @@ def run(
     tell(done, folder, as_json, {} if done.explanations else _answer(subject, done.loaded))
 
 
-def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_seed: int) -> Loaded:
+def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_seed: int, sample: Path | None) -> Loaded:
     if given:
         return load(given, subject.inputs, pictures.of_input)
+    if sample is not None:
+        loaded = Loaded(feeds=dict(subject.normalised.reference.feeds))
+        loaded.note(f"no input file: the sample {sample} is explained")
+        return loaded
     sizes = {
         axis: length
         for spec in subject.inputs

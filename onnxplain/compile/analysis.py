@@ -55,6 +55,7 @@ class Analysis:
         self.path = needed_nodes(self.nodes, self.explained, self.active, self.passes)
         self._check_reached()
         facts.free = self._streams_are_free()
+        facts.unbounded = self._unbounded()
         if strict:
             for node in reversed(self.path):
                 lookup(node)  # an op nobody knows is said before anything else is
@@ -129,6 +130,14 @@ class Analysis:
         if is_float(value):
             return f"every path from {value.name} to {explained} has a derivative of zero{where}."
         return f"{value.name} is used as a mask, length or index only{where}."
+
+    def _unbounded(self) -> set[ir.Value]:
+        """Tensors below an op whose derivative may be infinite."""
+        found: set[ir.Value] = set()
+        for node in self.path:
+            if any(y in found for y in node.outputs) or (_has_derivative(node) and lookup(node).unbounded):
+                found.update(value for _, value in inputs_of(node))
+        return found
 
     def _streams_are_free(self) -> bool:
         """Whether the batch axis is proven on every tensor the backward pass touches."""

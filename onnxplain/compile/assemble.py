@@ -17,12 +17,13 @@ from onnxplain.compile.ledger import COLUMNS, NAME, Ledger
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
 from onnxplain.composites import LAST_RULES, Composite
-from onnxplain.errors import UnsupportedModel
+from onnxplain.errors import UnsupportedModel, UsageError
 from onnxplain.graph.backward import STREAMS
 from onnxplain.graph.node import Node, is_float, rank
 from onnxplain.graph.normalise import Normalised
 from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.walk import Rule, backward, prune
+from onnxplain.rules import RULES, RuleCall
 from onnxplain.rules.endpoints import Finish, Start
 from onnxplain.vjp import lookup
 
@@ -91,9 +92,32 @@ class _Job:
         self.found = Analysis(model, resolved, recipe.composite, request)
         self.op = self.found.op
         self.rules = {node: recipe.composite.rule_for(place) for node, place in self.found.places.items()}
+        self._say_missed_boxes()
         self.seeds = Seeds(self.op, request.seed, list(self.found.values))
         self.relevances: dict[str, str] = {}
         self.ledger_rows: list[str] = []
+
+    def _say_missed_boxes(self) -> None:
+        """Where the bounds of the input do not say where the first layer's input lies, another rule stands in."""
+        for node, place in self.found.places.items():
+            if (missed := self.recipe.composite.missed(place)) is not None:
+                self.found.notes.append(
+                    f"{node} has {rule_text(self.rules[node], node)} in place of {missed.name}: the bounds of the "
+                    f"model's input do not say where this layer's input lies (give --rule first=box(low=…,high=…) in "
+                    f"its unit)"
+                )
+
+    def _check_spread(self) -> None:
+        """Relevance on units near 0 must not be divided by them on its way to the first layer with weights."""
+        for node, rule in self.rules.items():
+            if not self.found.places[node].top or not isinstance(rule, RuleCall) or self.op.is_nonnegative(node.y):
+                continue
+            if RULES[rule.name].by_output:
+                raise UsageError(
+                    f"{self.recipe.name} gives the other classes relevance whatever their logits are, and {node} has "
+                    f"the rule {rule.name}, which divides by them: a logit near 0 would take over the map. Use clrp2, "
+                    f"or another rule there (--rule last=z_plus)."
+                )
 
     def build(self) -> None:
         """Seeds, passes, outputs."""
@@ -105,9 +129,11 @@ class _Job:
             seed, invalid = self.seeds.declare(y)
             poison += [] if invalid is None else [invalid]
             first_seed = first_seed or seed
-            for start, r in zip(starts, self.recipe.start(op, seed, y), strict=True):
+            for start, r in zip(starts, self.recipe.start.initial(op, seed, y), strict=True):
                 start[y] = r
         assert first_seed is not None
+        if self.recipe.start.spreads:
+            self._check_spread()
         ledger = Ledger(op, first_seed, 0 if op.facts.free else None) if self.request.ledger else None
         arrived = [self._walk(start, how, ledger) for start, how in zip(starts, self.recipe.passes, strict=True)]
         outputs = list(self.graph.outputs)

@@ -56,7 +56,7 @@ def resolve(model: ir.Model, request: Request) -> Resolved:
             raise UnknownName("tensor", name, values)
     notes: list[str] = []
     heads: dict[str, str] = {}
-    floats = [value for value in model.graph.outputs if _may_be_float(value)]
+    floats = [value for value in model.graph.outputs if _may_be_float(value)] or _mapped(model.graph)
     if request.explain == ("*",):
         explained = [str(value.name) for value in floats]
     elif request.explain:
@@ -93,6 +93,12 @@ def tensors(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _may_be_float(value: ir.Value) -> bool:
     return isinstance(value.type, ir.TensorType) and value.dtype in FLOATS
+
+
+def _mapped(graph: ir.Graph) -> list[ir.Value]:
+    """What ZipMap makes dictionaries of: the scores of a classifier that answers in no other way."""
+    makers = [node for node in (value.producer() for value in graph.outputs) if node is not None]
+    return [node.inputs[0] for node in makers if node.op_type == "ZipMap" and node.inputs[0] is not None]
 
 
 def _below_head(output: ir.Value) -> tuple[ir.Value, str]:

@@ -22,10 +22,10 @@ PADDING = ("Pad", "CenterCropPad")
 
 
 def remainder(node: Node, rule: Rule) -> str | None:
-    """The column of what a step neither passes on nor books itself; None for a rule, which books all it takes.
+    """The column of what a step neither passes on nor books. None: a rule, which books all it takes.
 
-    What moves values and weighs none loses what falls on padding, or on a constant that it joins (bias). A derivative in
-    a rule's place, and the finish of a token, conserve nothing.
+    What moves values and weighs none loses what falls on padding, or on a constant that it joins (bias). A derivative
+    in a rule's place, and the finish of a token, conserve nothing.
     """
     entry = lookup(node)
     if isinstance(rule, RuleCall):

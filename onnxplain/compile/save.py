@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from onnxplain.errors import InputError
@@ -59,6 +60,23 @@ def _write(model: ir.Model, path: Path, home: Path) -> None:
             data.unlink()
     else:
         ir.save(model, path)
+    if any(value.type is None for value in model.graph.outputs):
+        _declare_maps(path)
+
+
+def _declare_maps(path: Path) -> None:
+    """Give ZipMap's answers their type: onnx-ir has no word for maps, and the checker wants every output typed."""
+    proto = onnx.load(path, load_external_data=False)
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    for output in proto.graph.output:
+        node = makers.get(output.name)
+        if not output.HasField("type") and node is not None and node.op_type == "ZipMap":
+            entry = output.type.sequence_type.elem_type.map_type
+            words = any(attribute.name == "classlabels_strings" for attribute in node.attribute)
+            entry.key_type = onnx.TensorProto.STRING if words else onnx.TensorProto.INT64
+            entry.value_type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            entry.value_type.tensor_type.shape.SetInParent()
+    onnx.save(proto, path)
 
 
 def _seen_from(home: Path, tensor: ir.ExternalTensor) -> ir.ExternalTensor:

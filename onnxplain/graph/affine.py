@@ -7,7 +7,7 @@ Add, Sub and Div that exporters write for it, also with a Transpose in between (
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,8 +32,16 @@ class Chain:
         self.scale, self.shift = np.ones(self.channels), np.zeros(self.channels)
 
 
-def fold_affine(model: ir.Model, keep: Collection[str] = (), notes: list[str] | None = None) -> list[str]:
-    """Fold what can be folded; returns a line for each. Folds that kept tensors prevent go to `notes`."""
+def fold_affine(
+    model: ir.Model,
+    keep: Collection[str] = (),
+    notes: list[str] | None = None,
+    may: Callable[[str], bool] = lambda rewrite: True,
+) -> list[str]:
+    """Fold what can be folded; returns a line for each. Folds that kept tensors prevent go to `notes`.
+
+    may: asked before each fold, by the line that says it.
+    """
     graph, changes = model.graph, []
     live = depends_on_input(graph)
     for node in list(graph):
@@ -46,8 +54,10 @@ def fold_affine(model: ir.Model, keep: Collection[str] = (), notes: list[str] | 
         if not chain.nodes:
             continue
         names = ", ".join(f"{n.name or n.outputs[0].name} ({n.op_type})" for n in chain.nodes)
-        layer.apply(chain)
-        changes.append(f"folded {names} into {node.name or node.outputs[0].name} ({node.op_type})")
+        fold = f"{names} into {node.name or node.outputs[0].name} ({node.op_type})"
+        if may(fold):
+            layer.apply(chain)
+            changes.append(f"folded {fold}")
     return changes
 
 
@@ -290,7 +300,8 @@ def initializer(graph: ir.Graph | ir.Function | None, name: str, array: np.ndarr
     """A new weight of the graph under a free name like `name`."""
     assert isinstance(graph, ir.Graph)
     name = _free(graph, name)
-    tensor = ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy(), copy=False)), dtype=dtype, name=name)
+    numbers = np.asarray(array, dtype=dtype.numpy(), order="C")  # not ascontiguousarray: it makes vectors of scalars
+    tensor = ir.tensor(numbers, dtype=dtype, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

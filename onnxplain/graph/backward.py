@@ -23,6 +23,7 @@ class Facts:
     may not, every backward tensor has exactly its forward shape. nonnegative: `graph.signs`. constants: tensors that
     depend on no input. receptive: tensors that relevance can reach an input of the model through; None: all that are
     not constant. masks: tensors that hold -inf or the lowest float by design (`graph.masks`).
+    unbounded: tensors whose gradient may be infinite, because an op above has such a derivative.
     """
 
     axes: Mapping[ir.Value, int] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Facts:
     constants: Collection[ir.Value] = frozenset()
     receptive: Collection[ir.Value] | None = None
     masks: Collection[ir.Value] = frozenset()
+    unbounded: Collection[ir.Value] = frozenset()
 
 
 class Backward(Builder):

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import uninferred
+from onnxplain.graph.inference import LONGEST, infer_node
 from onnxplain.graph.node import FLOATS, Node, dims, rank, static
 
 Values = Sequence[ir.Value]
@@ -200,32 +201,14 @@ class Builder:
         """Type and shape of a node's outputs, from its schema."""
         if uninferred.infer(node):
             return
-        opset = self.opsets[node.domain]
         try:
-            schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
-            proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-            types, data = {}, {}
-            for i, value in enumerate(node.inputs):
-                name = "" if value is None else f"i{i}"
-                proto.input.append(name)
-                if value is None:
-                    continue
-                types[name] = self._type(value)
-                tensor = value.const_value
-                if tensor is not None and tensor.size <= 64 and tensor.dtype == ir.DataType.INT64:
-                    data[name] = onnx.numpy_helper.from_array(tensor.numpy())
-            proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
-            proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
-            inferred = onnx.shape_inference.infer_node_outputs(
-                schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid(node.domain, opset)]
-            )
+            inferred = infer_node(node, self.opsets[node.domain], self._type, _numbers)
         except Exception as error:
             shapes = ", ".join("-" if v is None else f"{v.name} {v.dtype} {v.shape}" for v in node.inputs)
             raise UnsupportedModel(f"{node.name}: cannot emit {node.op_type}({shapes}): {error}") from error
-        for i, value in enumerate(node.outputs):
-            if (found := inferred.get(f"o{i}")) is not None:
-                value.type = ir.serde.deserialize_type_proto_for_type(found)
-                value.shape = ir.serde.deserialize_type_proto_for_shape(found)
+        for value, (kind, shape) in zip(node.outputs, inferred, strict=True):
+            if kind is not None:
+                value.type, value.shape = kind, shape
 
     def _type(self, value: ir.Value) -> onnx.TypeProto:
         if value not in self._types:
@@ -260,3 +243,11 @@ class Builder:
             if name not in self._taken:
                 self._taken.add(name)
                 return name
+
+
+def _numbers(value: ir.Value) -> onnx.TensorProto | None:
+    """Those of a small integer constant, which shapes are made of."""
+    tensor = value.const_value
+    if tensor is None or tensor.size > LONGEST or tensor.dtype != ir.DataType.INT64:
+        return None
+    return onnx.numpy_helper.from_array(tensor.numpy())

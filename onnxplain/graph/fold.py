@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 
@@ -53,27 +53,36 @@ def inline_functions(model: ir.Model) -> None:
         passes.InlinePass()(model)
 
 
-def fold_constants(model: ir.Model) -> None:
-    """Compute what depends on no input, and remove what does nothing. Large weights are never copied."""
+def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite: True) -> None:
+    """Compute what depends on no input, and remove what does nothing. Large weights are never copied.
+
+    may: asked by name before each kind of rewrite.
+    """
+    allowed = [rule for rule in SIMPLIFICATIONS if may(f"rule {rule.name}")]
     with silence():
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         for _ in range(ROUNDS):
-            before = len(model.graph)
-            folded = onnxscript.optimizer.fold_constants_ir(
-                model,
-                onnx_shape_inference=True,
-                input_size_limit=INPUT_LIMIT,
-                output_size_limit=OUTPUT_LIMIT,
-                should_fold=_small_fill,
-            )
-            onnxscript.rewriter.rewrite(model, SIMPLIFICATIONS)
-            remove_identities(model.graph)
+            before, modified = len(model.graph), False
+            if may("constants computed"):
+                folded = onnxscript.optimizer.fold_constants_ir(
+                    model,
+                    onnx_shape_inference=True,
+                    input_size_limit=INPUT_LIMIT,
+                    output_size_limit=OUTPUT_LIMIT,
+                    should_fold=lambda node: _small_fill(node) if may(f"{node.op_type} of constants") else False,
+                )
+                modified = folded.modified
+            if allowed:
+                onnxscript.rewriter.rewrite(model, allowed)
+            if may("Identity removed"):
+                remove_identities(model.graph)
             passes.RemoveUnusedNodesPass()(model)
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-            if not folded.modified and len(model.graph) == before:
+            if not modified and len(model.graph) == before:
                 break
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
-        passes.CommonSubexpressionEliminationPass()(model)
+        if may("equal nodes made one"):
+            passes.CommonSubexpressionEliminationPass()(model)
 
 
 def remove_identities(graph: ir.Graph) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
@@ -10,8 +10,13 @@ from onnxplain.graph.affine import depends_on_input
 from onnxplain.graph.node import FLOATS, constant
 
 
-def fuse_bias(model: ir.Model, keep: Collection[str] = (), notes: list[str] | None = None) -> list[str]:
-    """MatMul(x of rank 2, constant W) + constant vector -> Gemm. Returns a line for each."""
+def fuse_bias(
+    model: ir.Model,
+    keep: Collection[str] = (),
+    notes: list[str] | None = None,
+    may: Callable[[str], bool] = lambda rewrite: True,
+) -> list[str]:
+    """MatMul(x of rank 2, constant W) + constant vector -> Gemm. Returns a line for each; `may` is asked by it."""
     graph, changes = model.graph, []
     live = depends_on_input(graph)
     for node in list(graph):
@@ -42,6 +47,9 @@ def fuse_bias(model: ir.Model, keep: Collection[str] = (), notes: list[str] | No
                     f"{add.name} (Add) is not joined with {node.name} (MatMul), because {product.name} is kept"
                 )
             continue
+        join = f"{node.name} (MatMul) and {add.name} (Add) are one Gemm"
+        if not may(join):
+            continue
         out = add.outputs[0]
         gemm = ir.node("Gemm", [x, weight, bias], name=node.name)
         result, name = gemm.outputs[0], out.name
@@ -50,5 +58,5 @@ def fuse_bias(model: ir.Model, keep: Collection[str] = (), notes: list[str] | No
         ir.convenience.replace_all_uses_with(out, result, replace_graph_outputs=True)
         graph.remove([add, node], safe=True)
         result.name = name
-        changes.append(f"{node.name} (MatMul) and {add.name} (Add) are one Gemm")
+        changes.append(join)
     return changes

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.graph.check import check, tensors
+from onnxplain.graph.inference import has_map
 from onnxplain.graph.sizes import check_sizes
 
 MAX_OPSET = 26  # the newest that onnxruntime 1.31 runs
@@ -100,6 +101,7 @@ def _source(proto: onnx.ModelProto, path: Path | None, digest: str) -> Source:
     folder = path.parent if path is not None else None
     _check_all_external(proto, folder, label)
     check_sizes(proto, label)
+    _untype_maps(proto.graph, label)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
@@ -116,6 +118,16 @@ def _source(proto: onnx.ModelProto, path: Path | None, digest: str) -> Source:
         model.graph.inputs.extend(kept)
     model.graph.sort()
     return Source(model, path, digest, weight_inputs, faithful)
+
+
+def _untype_maps(graph: onnx.GraphProto, label: str) -> None:
+    """Maps (ZipMap's answers) lose their type, which onnx-ir has no word for; `compile.save` declares it again."""
+    for value in graph.input:
+        if has_map(value.type):
+            raise UnsupportedModel(f"{label}: the input {value.name[:80]!r} is a map; only arrays can be fed")
+    for value in (*graph.value_info, *graph.output):
+        if has_map(value.type):
+            value.ClearField("type")
 
 
 def _content(path: Path) -> bytes:

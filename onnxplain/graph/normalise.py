@@ -1,28 +1,33 @@
 """The canonical form: one opset, no functions, no constant arithmetic, BatchNormalization folded, every shape named.
 
-Whatever is rewritten is verified: the file and the result answer the same random input, or the rewrite is named and
-the model refused.
+Whatever is rewritten is verified: the file and the result answer the same input. A rewrite that breaks or changes a
+model is undone and named; a model that onnxruntime runs is never refused for it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.errors import ConversionChanged, UnknownName, UnsupportedModel
+from onnxplain.errors import UnknownName, UnsupportedModel
+from onnxplain.graph import observed
 from onnxplain.graph.affine import fold_affine
 from onnxplain.graph.convert import raise_opset
 from onnxplain.graph.fold import fold_constants, inline_functions, tidy
 from onnxplain.graph.gemm import fuse_bias
 from onnxplain.graph.load import Source
 from onnxplain.graph.plumbing import settle
-from onnxplain.graph.shapes import infer_shapes, refine
-from onnxplain.graph.verify import Reference, before_squashing, difference, expose, reference
+from onnxplain.graph.shapes import infer_shapes
+from onnxplain.graph.undo import Permit, Step, carefully
+from onnxplain.graph.verify import Reference, before_squashing, expose, reference
+from onnxplain.graph.watch import watch
+from onnxplain.graph.windows import settle_windows
+from onnxplain.runtime import one_line
 
 
 @dataclass
@@ -31,7 +36,7 @@ class Normalised:
 
     model: valid, topologically sorted, opset 18 or later, tensors under the source's names. changes: what was
     rewritten, a line each. notes: what could not be done and why. timings: seconds per step. source: where it came
-    from; reference: what the source answered on the random input of the verification.
+    from; reference: what the source answered on the input of the verification.
     """
 
     model: ir.Model
@@ -51,76 +56,108 @@ class Normalised:
             self.timings[step] = self.timings.get(step, 0.0) + time.perf_counter() - start
 
 
-Step = Callable[[Normalised, Sequence[str]], None]
-
-
-def normalise(source: Source, keep: Sequence[str] = ()) -> Normalised:
+def normalise(
+    source: Source,
+    keep: Sequence[str] = (),
+    sample: Mapping[str, np.ndarray] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Normalised:
     """Bring a model into canonical form; the source stays as it is.
 
-    keep: tensors that must survive under their names. What is before a final Softmax or Sigmoid always does.
+    keep: tensors that must survive under their names. What is before a final Softmax or Sigmoid always does. sample:
+    input to verify on, by name; shapes: sizes of random input. One run of the source and one of the result, unless a
+    rewrite has to be undone. Raises ConversionChanged where a rewrite that nothing can do without is to blame.
     """
     keep = _known(source, keep)
     result = Normalised(source.model.clone(), source)
     with result.timed("run the source"):
         watched = [*keep, *before_squashing(source.model).values()]
-        expected = result.reference = reference(source, watched)
-    exposed = _prepare(result, watched, expected)
-    for name, step in STEPS.items():
-        with result.timed(name):
-            step(result, keep)
-    unknown = [v.name for n in result.model.graph for v in n.outputs if v.shape is None and v.name]
-    with result.timed("verify"):
-        problem, learned = difference(result.model, expected, unknown)
+        expected = result.reference = reference(source, watched, sample, shapes)
+    exposed = _prepare(result.model, watched, expected)
+    problem = _all_steps(result, keep)
+    if problem is None:
+        with result.timed("verify"):
+            problem, session, seen = watch(result.model, expected)
     if problem is not None:
-        raise _blame(source, keep, watched, expected, problem)
-    if learned:
-        refine(result.model, {name: array.shape for name, array in learned.items() if hasattr(array, "shape")})
+        with result.timed("undo"):
+            untouched = source.model.clone()
+            _prepare(untouched, watched, expected)
+            result.model, result.changes, result.notes = carefully(untouched, STEPS, keep, expected)
+        with result.timed("verify"):
+            problem, session, seen = watch(result.model, expected)
+    if problem is None and session is not None:
+        observed.correct(result.model, session, expected.feeds, seen, result.notes)
     _finish(result.model, exposed)
     return result
 
 
-def _inline(result: Normalised, keep: Sequence[str]) -> None:
-    if result.model.functions:
-        names = ", ".join(sorted({name for _, name, _ in result.model.functions}))
-        inline_functions(result.model)
-        result.changes.append(f"inlined functions: {names}")
+def _all_steps(result: Normalised, keep: Sequence[str]) -> str | None:
+    """Every rewrite at once; what broke, if one did."""
+    for name, step in STEPS.items():
+        with result.timed(name):
+            try:
+                result.model = step(result.model, keep, Permit(), result.changes, result.notes)
+            except (
+                Exception
+            ) as error:  # of onnx, onnxscript or ours: `carefully` finds out which rewrite, and undoes it
+                return one_line(error)
+    return None
 
 
-def _raise(result: Normalised, keep: Sequence[str]) -> None:
-    opset = result.model.opset_imports.get("")
-    result.model = raise_opset(result.model)
-    if opset is not None and opset != result.model.opset_imports[""]:
-        result.changes.append(f"raised from opset {opset} to {result.model.opset_imports['']}")
+def _inline(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    if model.functions:
+        names = ", ".join(sorted({name for _, name, _ in model.functions}))
+        inline_functions(model)
+        changes.append(f"inlined functions: {names}")
+    return model
 
 
-def _fold(result: Normalised, keep: Sequence[str]) -> None:
-    before = sum(node.op_type != "Constant" for node in result.model.graph)
-    fold_constants(result.model)
-    after = len(result.model.graph)
-    while any(node.op_type == "Shape" for node in result.model.graph):  # a shape that is known now folds some more
-        infer_shapes(result.model)
-        if not settle(result.model):
+def _raise(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    opset = model.opset_imports.get("")
+    model = raise_opset(model)
+    if opset is not None and opset != model.opset_imports[""]:
+        changes.append(f"raised from opset {opset} to {model.opset_imports['']}")
+    return model
+
+
+def _windows(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    changes += settle_windows(model, may)
+    return model
+
+
+def _fold(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    before = sum(node.op_type != "Constant" for node in model.graph)
+    fold_constants(model, may)
+    after = len(model.graph)
+    while any(node.op_type == "Shape" for node in model.graph):  # a shape that is known now folds some more
+        infer_shapes(model)
+        if not may("shapes made numbers") or not settle(model):
             break
-        fold_constants(result.model)
-        after = len(result.model.graph)
+        fold_constants(model, may)
+        after = len(model.graph)
     if before != after:
-        result.changes.append(f"folded constants: {before} nodes became {after}")
+        changes.append(f"folded constants: {before} nodes became {after}")
+    return model
 
 
-def _affine(result: Normalised, keep: Sequence[str]) -> None:
-    result.changes += fold_affine(result.model, keep, result.notes)
+def _affine(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    changes += fold_affine(model, keep, notes, may)
+    return model
 
 
-def _gemm(result: Normalised, keep: Sequence[str]) -> None:
-    result.changes += fuse_bias(result.model, keep, result.notes)
+def _gemm(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    changes += fuse_bias(model, keep, notes, may)
+    return model
 
 
-def _tidy(result: Normalised, keep: Sequence[str]) -> None:
-    tidy(result.model)
+def _tidy(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    tidy(model)
+    return model
 
 
-def _shapes(result: Normalised, keep: Sequence[str]) -> None:
-    infer_shapes(result.model)
+def _shapes(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    infer_shapes(model)
+    return model
 
 
 STEPS: dict[str, Step] = {
@@ -128,6 +165,7 @@ STEPS: dict[str, Step] = {
     "raise the opset": _raise,
     "infer shapes": _shapes,
     "fold constants": _fold,
+    "settle windows": _windows,
     "fold affine chains": _affine,
     "join bias": _gemm,
     "tidy": _tidy,
@@ -177,10 +215,13 @@ def _made(node: ir.Node) -> list[str | None]:
     return [value.name for value in node.outputs]
 
 
-def _prepare(result: Normalised, keep: Sequence[str], expected: Reference) -> list[str]:
-    """Kept tensors become outputs, which every rewrite respects; their types come from the run."""
-    exposed = expose(result.model, keep)
-    for value in result.model.graph.outputs:
+def _prepare(model: ir.Model, keep: Sequence[str], expected: Reference) -> list[str]:
+    """Kept tensors become outputs, which every rewrite respects; their types come from the run, and unknown ranks."""
+    exposed = expose(model, keep)
+    for value in model.graph.inputs:
+        if value.shape is None and (name := str(value.name)) in expected.feeds:
+            value.shape = ir.Shape([None] * expected.feeds[name].ndim)
+    for value in model.graph.outputs:
         found = expected.outputs.get(value.name or "")
         if value.type is None and isinstance(found, np.ndarray):
             value.type = ir.TensorType(ir.DataType.from_numpy(found.dtype))
@@ -193,17 +234,3 @@ def _finish(model: ir.Model, exposed: Sequence[str]) -> None:
     kept = [value for value in model.graph.outputs if value.name not in exposed]
     model.graph.outputs.clear()
     model.graph.outputs.extend(kept)
-
-
-def _blame(
-    source: Source, keep: Sequence[str], watched: Sequence[str], expected: Reference, problem: str
-) -> ConversionChanged:
-    """Take the steps one by one to name the one that changed the answer."""
-    again = Normalised(source.model.clone(), source)
-    _prepare(again, watched, expected)
-    for name, step in STEPS.items():
-        step(again, keep)
-        found, _ = difference(again.model, expected)
-        if found is not None:
-            return ConversionChanged(f"normalisation changed the model at the step {name!r}: {found}")
-    return ConversionChanged(f"normalisation changed the model: {problem}")

@@ -43,6 +43,12 @@ def outline(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtoc
 
 def in_parts(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
     """The model without its larger weights, and these as arrays, read where they lie."""
+    proto, arrays = apart(model)
+    return proto.SerializeToString(), arrays
+
+
+def apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The same, the model as protobuf."""
     proto, weights = outline(model)
     proto.ir_version = max(proto.ir_version, 4)  # below, weights would have to be inputs
     arrays: dict[str, np.ndarray] = {}
@@ -50,11 +56,11 @@ def in_parts(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
     for name, tensor in weights.items():
         array = tensor.numpy()
         if array.dtype.kind in NATIVE and tensor.dtype.bitwidth >= 8 and array.dtype.type.__module__ == "numpy":
-            arrays[name] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+            arrays[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
         else:
             embedded = ir.tensor(array, dtype=tensor.dtype, name=name)
             declared[name].CopyFrom(ir.serde.serialize_tensor(embedded))
-    return proto.SerializeToString(), arrays
+    return proto, arrays
 
 
 def runtime(model: ir.Model) -> Runtime:

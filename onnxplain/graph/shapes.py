@@ -14,14 +14,13 @@ from functools import reduce
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from onnxplain.graph import uninferred
-from onnxplain.graph.fold import silence
+from onnxplain.graph.feeds import MEANINGLESS
+from onnxplain.graph.inference import LONGEST, infer_model, infer_node
 from onnxplain.graph.node import constant
 
 Dim = int | str | None
-MEANINGLESS = {"?", "*", "-1", "None", ""}  # what exporters write where they know nothing
 LIKE_FIRST = {  # ops without inference of their own whose output is shaped as their first input
     ("ai.onnx.ml", "Scaler"),
     ("ai.onnx.ml", "Normalizer"),
@@ -33,7 +32,6 @@ LIKE_FIRST = {  # ops without inference of their own whose output is shaped as t
 }
 BROADCASTING = {"Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Equal", "Greater", "Less", "GreaterOrEqual"}
 BROADCASTING |= {"LessOrEqual", "Where", "PRelu", "Min", "Max", "Sum", "Mean"}
-LONGEST = 64  # elements of a shape tensor followed through the graph
 
 
 @dataclass(frozen=True)
@@ -86,16 +84,15 @@ def infer_shapes(model: ir.Model) -> None:
     """Type and shape of every value, in place."""
     declared = {value: value.shape for node in model.graph for value in node.outputs}
     _forget(model)
-    with silence():
-        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    infer_model(model)
     for value, shape in declared.items():
         if value.shape is None and shape is not None:
             value.shape = ir.Shape([dim if isinstance(dim, int) and dim >= 0 else None for dim in shape])
     refine(model)
 
 
-def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) -> dict[ir.Value, list[Entry]]:
-    """Solve what inference left open, node by node. learned: shapes seen at run time by name, for their ranks.
+def refine(model: ir.Model, pinned: Mapping[ir.Value, Sequence[Dim]] | None = None) -> dict[ir.Value, list[Entry]]:
+    """Solve what inference left open, node by node. pinned: shapes that are known better than inference knows them.
 
     Returns what is known of the contents of integer vectors.
     """
@@ -103,6 +100,8 @@ def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) 
     contents: dict[ir.Value, list[Entry]] = {}
     changed: set[ir.Value] = set()
     given = {dim for value in graph.inputs for dim in _dims(value) or [] if isinstance(dim, str)}
+    for value, shape in (pinned or {}).items():
+        value.shape = ir.Shape(shape)
     for node in graph:
         known = {value: _dims(value) for value in node.outputs}
         if any(value in changed for value in node.inputs) or any(_open(shape) for shape in known.values()):
@@ -119,8 +118,8 @@ def refine(model: ir.Model, learned: Mapping[str, Sequence[int]] | None = None) 
         if content is not None and len(content) <= LONGEST:
             contents[node.outputs[0]] = content
         for value in node.outputs:
-            if value.shape is None and learned is not None and value.name and value.name in learned:
-                value.shape = ir.Shape([None] * len(learned[value.name]))
+            if pinned is not None and value in pinned:
+                value.shape = ir.Shape(pinned[value])
             _name_axes(value)
             if known[value] != _dims(value):
                 changed.add(value)
@@ -138,6 +137,26 @@ def _forget(model: ir.Model) -> None:
         for value in node.outputs:
             if value not in outputs or value.type is not None:
                 value.shape = None
+        for body in _bodies(node):
+            _forget_inside(body, node.op_type == "Loop")
+
+
+def _forget_inside(body: ir.Graph, loop: bool) -> None:
+    """The same in a body. What a Loop carries may have another length each time: only its rank stays."""
+    for node in body:
+        for value in node.outputs:
+            if value not in body.outputs:
+                value.shape = None
+        for inner in _bodies(node):
+            _forget_inside(inner, node.op_type == "Loop")
+    for value in (*body.inputs[2:], *body.outputs[1:]) if loop else ():
+        if value.shape is not None:
+            value.shape = ir.Shape([None] * len(value.shape))
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    """Of If, Loop, Scan."""
+    return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
 
 
 def _meaningless(dim: Dim) -> bool:
@@ -164,48 +183,31 @@ def _infer(node: ir.Node, opsets: Mapping[str, int], contents: Mapping[ir.Value,
     if uninferred.infer(node):
         return
     version = opsets.get(node.domain)
-    if (
-        version is None
-        or not onnx.defs.has(node.op_type, version, node.domain)
-        or not onnx.defs.get_schema(node.op_type, version, node.domain).has_type_and_shape_inference_function
-    ):
+    if version is None or not onnx.defs.has(node.op_type, version, node.domain) or _bodies(node):
         return
-    if any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
-    ):
+    if any(value is not None and value.dtype is None for value in node.inputs):
         return
-    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-    types, data = {}, {}
-    for i, value in enumerate(node.inputs):
-        name = "" if value is None else f"i{i}"
-        proto.input.append(name)
-        if value is None:
-            continue
-        if value.dtype is None:
-            return
-        types[name] = onnx.helper.make_tensor_type_proto(int(value.dtype), _dims(value))
+
+    def type_of(value: ir.Value) -> onnx.TypeProto:
+        return onnx.helper.make_tensor_type_proto(int(value.dtype or 0), _dims(value))
+
+    def data_of(value: ir.Value) -> onnx.TensorProto | None:
         tensor = value.const_value
-        if tensor is not None and tensor.size <= LONGEST:
-            data[name] = ir.serde.serialize_tensor(tensor)
-        elif value in contents and all(entry is not None and not entry.symbols for entry in contents[value]):
-            numbers = [entry.number for entry in contents[value] if entry is not None]
-            if value.shape is not None and len(value.shape) == 1:
-                data[name] = onnx.numpy_helper.from_array(np.asarray(numbers, dtype=np.int64))
-    proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
-    proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
-    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        if tensor is not None:
+            return ir.serde.serialize_tensor(tensor) if tensor.size <= LONGEST else None
+        content = contents.get(value)
+        if content is None or value.shape is None or len(value.shape) != 1:
+            return None
+        numbers = [entry.number for entry in content if entry is not None and not entry.symbols]
+        return onnx.numpy_helper.from_array(np.asarray(numbers, np.int64)) if len(numbers) == len(content) else None
+
     try:
-        imports = [onnx.helper.make_opsetid(node.domain, version)]
-        found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
-    except Exception:  # what cannot be inferred stays unknown; verification has the last word
+        inferred = infer_node(node, version, type_of, data_of)
+    except Exception:  # what cannot be inferred is learned from the run
         return
-    for i, value in enumerate(node.outputs):
-        inferred = found.get(f"o{i}")
-        if inferred is None:
-            continue
+    for value, (kind, shape) in zip(node.outputs, inferred, strict=True):
         if value.type is None:
-            value.type = ir.serde.deserialize_type_proto_for_type(inferred)
-        shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+            value.type = kind
         if shape is not None:
             _merge(value, [dim if isinstance(dim, int) else dim.value for dim in shape])
 
@@ -334,8 +336,10 @@ def _solve(node: ir.Node, contents: Mapping[ir.Value, list[Entry]], given: Colle
     if node.op_type == "Range":
         start, limit, delta = (_read(value, contents) for value in node.inputs)
         return [limit[0].dim()] if start == [Product(0)] and delta == [Product(1)] and limit and limit[0] else None
-    target = _read(node.inputs[1], contents)
     shape = _dims(node.inputs[0])
+    if node.op_type == "Resize" and shape is not None:
+        return _resize(node, shape, contents)
+    target = _read(node.inputs[1], contents)
     if node.op_type == "Slice" and shape is not None:
         return _slice(node, shape, contents)
     if target is None:
@@ -367,6 +371,23 @@ def _reshape(node: ir.Node, shape: list[Entry], target: list[Entry]) -> list[Dim
         total, rest = _total(shape), _total([entry for i, entry in enumerate(result) if i != at])
         result[at] = total.over(rest) if total is not None and rest is not None else None
     return [None if entry is None else entry.dim() for entry in result]
+
+
+def _resize(node: ir.Node, shape: list[Dim], contents: Mapping[ir.Value, list[Entry]]) -> list[Dim] | None:
+    """Lengths that are given as sizes; axes of scale 1 keep theirs."""
+    scales, sizes = (node.inputs[i] if len(node.inputs) > i else None for i in (2, 3))
+    given = node.attributes.get("axes")
+    axes = list(range(len(shape))) if given is None else [axis % len(shape) for axis in given.as_ints()]
+    after: list[Dim] = [None if axis in axes else dim for axis, dim in enumerate(shape)]
+    rates, target = constant(scales), _read(sizes, contents)
+    policy = node.attributes.get("keep_aspect_ratio_policy")
+    if rates is not None and rates.size == len(axes):
+        for axis, rate in zip(axes, rates, strict=True):
+            after[axis] = shape[axis] if rate == 1 else None
+    elif target is not None and len(target) == len(axes) and (policy is None or policy.as_string() == "stretch"):
+        for axis, entry in zip(axes, target, strict=True):
+            after[axis] = None if entry is None else entry.dim()
+    return after
 
 
 def _slice(node: ir.Node, shape: list[Dim], contents: Mapping[ir.Value, list[Entry]]) -> list[Dim] | None:

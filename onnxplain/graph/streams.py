@@ -305,8 +305,8 @@ def recurrent(node: Node, axes: Sequence[Axis]) -> Sequence[Axis]:
     """Sequences (time, batch, features), states (directions, batch, hidden); layout 1 puts the batch first."""
     first = node.attr("layout", 0) == 1
     batch = 0 if first else 1
-    ok = axes[0] == batch and all(axis == CONSTANT for axis in axes[1:5])
-    ok = ok and all(axis in (batch, CONSTANT) for axis in axes[5:])
+    ok = axes[0] == batch and all(axis == CONSTANT for axis in (*axes[1:5], *axes[7:]))
+    ok = ok and all(axis in (batch, CONSTANT) for axis in axes[5:7])
     sequence = [0, 0, 0] if first else [2, 1, 1]
     return sequence if ok else [UNPROVEN] * 3
 

@@ -83,7 +83,7 @@ _add(
     CLRP_PAPER + ", section 4.2",
     "clrp",
     {
-        "paper": Form("seed_times_output", "positive", ("contrast",)),
+        "paper": Form("seed_times_magnitude", "positive", ("contrast",)),
         "code": Form("magnitude_twice", "normalised_difference", ("", "opposite")),
     },
     signed=False,

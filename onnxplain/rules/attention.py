@@ -17,7 +17,7 @@ from onnxplain.vjp import lookup
 CITE = "Achtibat et al. 2024, AttnLRP"
 
 
-@rule("uniform", "product", "affine", "linear", cite=CITE + ", eq. 13 and 14")
+@rule("uniform", "product", "affine", "linear", cite=CITE + ", eq. 13 and 14", by_output=True)
 def uniform(epsilon: float = EPSILON) -> RuleFunction:
     """Products of two activations: each operand gets half.
 

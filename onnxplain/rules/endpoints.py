@@ -16,8 +16,19 @@ from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import dims, rank
 from onnxplain.graph.relevance import Relevance
 
-Start = Callable[[Backward, ir.Value, ir.Value], list[Relevance]]
+Initial = Callable[[Backward, ir.Value, ir.Value], list[Relevance]]
 """`(op, seed (S, …), explained tensor y) -> [initial relevance (S, …) of each pass]`."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """initial: what each pass begins with. spreads: units get relevance however small their value is.
+
+    Where it spreads, no rule may divide by these values: a logit near 0 would take over the map.
+    """
+
+    initial: Initial
+    spreads: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,13 +50,22 @@ def seed_times_output(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevan
     return [Relevance(seed * op.real(y), frozenset([y]))]
 
 
-def against_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
-    """CLRP1: seed * y - (1 - seed) (sum seed * y) / (n - 1): the target's score, minus the same spread over the others.
+def seed_times_magnitude(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
+    """CLRP2: |y| on the target.
 
-    The sum is over the n classes; with several positions (N, classes, H, W) each has its own.
+    The paper's score is positive (its section 3.1 draws classes so that it is), its code starts from |y|: with a
+    negative logit itself, max(0, R - R_dual) would show what speaks for the other side.
+    """
+    return [Relevance(seed * op.Abs(op.real(y)), frozenset([y]))]
+
+
+def against_others(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
+    """CLRP1: seed |y| - (1 - seed) (sum seed |y|) / (n - 1): the target's score, minus the same spread over the others.
+
+    The sum is over the n classes; with several positions (N, classes, H, W) each has its own. |y|: as in CLRP2.
     """
     axis = class_axis(y, "clrp1")
-    relevance = seed * op.real(y)
+    relevance = seed * op.Abs(op.real(y))
     total = op.ReduceSum(relevance, op.ints([axis]), keepdims=1)
     count = dims(y)[axis]
     if isinstance(count, int):
@@ -123,11 +143,12 @@ POSITIVE = _finish("positive", lambda op, rs, x: op.Max(rs[0], 0.0), after=lambd
 NORMALISED_DIFFERENCE = Finish("normalised difference", _normalised_difference, _normalised_difference)
 
 STARTS: dict[str, Start] = {
-    "seed": seed_itself,
-    "seed_times_output": seed_times_output,
-    "against_others": against_others,
-    "magnitude_and_others": magnitude_and_others,
-    "magnitude_twice": magnitude_twice,
+    "seed": Start(seed_itself),
+    "seed_times_output": Start(seed_times_output),
+    "seed_times_magnitude": Start(seed_times_magnitude),
+    "against_others": Start(against_others, spreads=True),
+    "magnitude_and_others": Start(magnitude_and_others),
+    "magnitude_twice": Start(magnitude_twice),
 }
 FINISHES: dict[str, Finish] = {
     "gradient": GRADIENT,

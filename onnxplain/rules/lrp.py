@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp, UsageError
 from onnxplain.graph.backward import Backward
+from onnxplain.graph.bounds import bound, carried
 from onnxplain.graph.node import Node, constant, dims, rank
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 from onnxplain.rules.linear import (
@@ -36,16 +37,24 @@ from onnxplain.vjp import Kind, lookup
 BACH = "Bach et al. 2015, On Pixel-Wise Explanations for Non-Linear Classifier Decisions"
 MONTAVON_2017 = "Montavon et al. 2017, Explaining NonLinear Classification Decisions with Deep Taylor Decomposition"
 MONTAVON_2019 = "Montavon et al. 2019, Layer-Wise Relevance Propagation: An Overview"
+ZENNIT = "Anders et al. 2021, Software for Dataset-wide XAI (zennit)"
 LAPUSCHKIN = "Lapuschkin et al. 2019, Unmasking Clever Hans Predictors"
 
 
-@rule("zero", "linear", cite=BACH + ", eq. 56")
+@rule("zero", "linear", cite=BACH + ", eq. 56", by_output=True)
 def zero() -> RuleFunction:
     """LRP-0: R_j = sum_k x_j w_jk / z_k R_k; units with z = 0 pass nothing on."""
     return linear("zero", [Share([Term(bias=same)])], epsilon=0.0)
 
 
-@rule("epsilon", "linear", cite=BACH + ", eq. 58", bias=("keep", "drop"), stabiliser=("signed", "unsigned"))
+@rule(
+    "epsilon",
+    "linear",
+    cite=BACH + ", eq. 58",
+    by_output=True,
+    bias=("keep", "drop"),
+    stabiliser=("signed", "unsigned"),
+)
 def epsilon(epsilon: float = EPSILON, bias: str = "keep", stabiliser: str = "signed") -> RuleFunction:
     """R_j = sum_k x_j w_jk / (z_k + epsilon sign(z_k)) R_k.
 
@@ -114,24 +123,28 @@ def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = EPSILON, 
     return apply
 
 
-@rule("z_plus", "linear", cite=MONTAVON_2017 + ", eq. 15", form=("full", "fast"), bias=("drop", "keep"))
-def z_plus(epsilon: float = EPSILON, form: str = "full", bias: str = "drop") -> RuleFunction:
+@rule("z_plus", "linear", cite=MONTAVON_2017 + ", eq. 15", form=("full", "fast"), bias=("keep", "drop"))
+def z_plus(epsilon: float = EPSILON, form: str = "full", bias: str = "keep") -> RuleFunction:
     """Positive contributions only: R_j = sum_k (x_j w_jk)+ / sum_i (x_i w_ik)+ R_k.
 
-    full: inputs of either sign are split too, and b+ takes its share (zennit's ZPlus). fast: only the weights are
-    clamped, as the CLRP and excitation backprop codes do; right for x >= 0, sign-flipped otherwise; bias: leave b out
-    of its denominator, or keep it (captum's Alpha1_Beta0_Rule).
+    full: inputs of either sign are split too (zennit's ZPlus). fast: only the weights are clamped, as CLRP's code and
+    excitation backprop's do; right for x >= 0, sign-flipped otherwise. bias: keep it in the denominator, where it takes
+    its share (full: b+; fast: b, as captum's Alpha1_Beta0_Rule), or drop it, as the CLRP paper does.
     """
     if form == "full":
-        return linear("z_plus", [Share([Term(plus, plus, plus), Term(minus, minus)], nonnegative=True)], epsilon)
+        up = plus if bias == "keep" else None
+        return linear("z_plus", [Share([Term(plus, plus, up), Term(minus, minus)], nonnegative=True)], epsilon)
     return linear("z_plus", [Share([Term(same, plus, same if bias == "keep" else None)])], epsilon)
 
 
-@rule("box", "linear", cite=MONTAVON_2017 + ", eq. 17 (z^B)")
-def box(low: float | Sequence[float], high: float | Sequence[float], epsilon: float = EPSILON) -> RuleFunction:
+@rule("box", "linear", cite=MONTAVON_2017 + ", eq. 17 (z^B)", of=("layer", "input"))
+def box(
+    low: float | Sequence[float], high: float | Sequence[float], epsilon: float = EPSILON, of: str = "layer"
+) -> RuleFunction:
     """z^B for inputs known to lie in [low, high]: R_j = sum_k (x_j w_jk - l_j w_jk+ - h_j w_jk-) / sum_i (…) R_k.
 
-    low, high: one number, or one a channel (axis 1 of a Conv's input, the last axis of a Gemm's), in the unit of x.
+    low, high: one number, or one a channel (axis 1 of a Conv's input, the last axis of a Gemm's). of: whose bounds they
+    are, the layer's input or the model's; the latter are carried through the scalings and shifts that lie between.
     Computed as (x - l) w+ + (x - h) w-, the same thing without cancellation: both summands are >= 0. Padding counts as
     x = l = h = 0, so border units share among fewer inputs.
     """
@@ -139,21 +152,20 @@ def box(low: float | Sequence[float], high: float | Sequence[float], epsilon: fl
     if (lows > highs).any():
         raise UsageError(f"rule box: low must not exceed high, not low={low}, high={high}.")
 
-    def above(node: Node, bound: np.ndarray, name: str) -> Modifier:
-        def modify(op: Backward, x: ir.Value) -> ir.Value:
-            shape = [1] * rank(x)
-            if bound.size > 1:
-                at = channel_axis(node, x)
-                if dims(x)[at] != bound.size:
-                    raise UsageError(f"rule box: {bound.size} bounds for {x.name}, which has {dims(x)[at]} channels.")
-                shape[at] = bound.size
-            return op.once((name, x, bound.tobytes()), lambda: op.Sub(x, op.constant(bound.reshape(shape), x.dtype)))  # type: ignore[arg-type]
-
-        return modify
-
     def apply(op: Backward, node: Node, r: Relevance) -> Sequence[Portion]:
-        over, under = above(node, lows, "x - low"), above(node, highs, "x - high")
-        shares = [Share([Term(over, plus), Term(under, minus)])]
+        layer = Layer.of(op, node, "box")
+        x = node.inputs[layer.position]
+        assert x is not None
+        axis = channel_axis(node, x)
+        if of == "input":
+            least, most = carried(op, x, axis, list(lows), list(highs))
+        else:
+            least, most = bound(op, x, axis, list(lows)), bound(op, x, axis, list(highs))
+
+        def above(end: ir.Value) -> Modifier:
+            return lambda op, v: op.once(("above", v, end), lambda: op.Sub(v, end))
+
+        shares = [Share([Term(above(least), plus), Term(above(most), minus)])]
         return linear("box", shares, epsilon, zero_with_x=False)(op, node, r)  # x = 0 is no root here
 
     return apply
@@ -300,9 +312,7 @@ def pass_through() -> RuleFunction:
     return apply
 
 
-@rule(
-    "norm", "mean", "sum", "affine", "linear", cite="Anders et al. 2021, Software for Dataset-wide XAI (zennit), Norm"
-)
+@rule("norm", "mean", "sum", "affine", "linear", cite=ZENNIT + ", Norm", by_output=True)
 def norm(epsilon: float = EPSILON) -> RuleFunction:
     """Shares proportional to the input's part in the output: x_j (dz_k/dx_j) / z_k R_k. For averages and sums.
 

@@ -50,13 +50,18 @@ class RuleCall:
 
 @dataclass(frozen=True)
 class RuleEntry:
-    """What is registered of a rule. kinds: the kinds of op it applies to; choices: allowed words per option."""
+    """What is registered of a rule.
+
+    kinds: the kinds of op it applies to; choices: allowed words per option. by_output: it divides by the layer's
+    output, which may have either sign, so that a unit near 0 must have relevance near 0.
+    """
 
     name: str
     make: Callable[..., RuleFunction]
     kinds: tuple[Kind, ...]
     cite: str
     choices: dict[str, tuple[str, ...]]
+    by_output: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -85,12 +90,15 @@ RULES: Registry[RuleEntry] = Registry("rule")
 
 
 def rule(
-    name: str, *kinds: Kind, cite: str, **choices: tuple[str, ...]
+    name: str, *kinds: Kind, cite: str, by_output: bool = False, **choices: tuple[str, ...]
 ) -> Callable[[Callable[..., RuleFunction]], RuleEntry]:
-    """Register a rule factory for the kinds of op it knows; the factory's keyword defaults are the rule's options."""
+    """Register a rule factory for the kinds of op it knows; the factory's keyword defaults are the rule's options.
+
+    by_output: as in RuleEntry.
+    """
 
     def register(make: Callable[..., RuleFunction]) -> RuleEntry:
-        return RULES.add(name, RuleEntry(name, make, kinds, cite, choices))
+        return RULES.add(name, RuleEntry(name, make, kinds, cite, choices, by_output))
 
     return register
 

@@ -22,7 +22,6 @@ from onnxplain.errors import ConversionChanged, OnnxplainError, UnsupportedModel
 from onnxplain.explainer import Ask, Explainer, Subject, bytes_per_stream, open_session, serialised
 from onnxplain.explanation import Explanation
 from onnxplain.exports.batching import counted
-from onnxplain.graph.verify import mismatch
 from onnxplain.inputs import Pictures
 from onnxplain.recipes import Recipe, named
 from onnxplain.server.gate import Gate
@@ -254,7 +253,7 @@ class LoadedModel:
         seeds = self._probe_seeds(variant.explainer, variant.forward, reference.feeds)
         found = variant.lane.session().run({**reference.feeds, **seeds})
         names = [str(value.name) for value in variant.explainer.subject.source.model.graph.outputs]
-        problem = mismatch({n: reference.outputs[n] for n in names}, found, reference.bounded)
+        problem = reference.mismatch(found, names)
         if problem is not None:
             raise ConversionChanged(f"{self.name}: the compiled graph answers differently from the model: {problem}.")
 

@@ -63,7 +63,7 @@ def seeded(variant: Variant, feeds: Mapping[str, Array], word: str) -> dict[str,
             "parameters"
         )
     dtype = np.float64 if scores.dtype == np.float64 else np.float32
-    return {name: np.ascontiguousarray(np.broadcast_to(targets[0].seed, scores.shape).astype(dtype))}
+    return {name: np.array(np.broadcast_to(targets[0].seed, scores.shape), dtype)}
 
 
 def parameters_of(request: Any) -> dict[str, Any]:

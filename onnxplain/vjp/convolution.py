@@ -8,8 +8,8 @@ DepthToSpace. Inserting zeros is never the fastest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
@@ -17,60 +17,11 @@ from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.walk import Gradient
+from onnxplain.vjp.kernel_gradient import bias_gradient, kernel_gradient
 from onnxplain.vjp.registry import case, vjp
+from onnxplain.vjp.window import Window, even_pads
 
 FLIP_FROM = 16  # input channels from which the flipped Conv beats ConvTranspose at stride 1 (measured, see above)
-
-
-@dataclass(frozen=True)
-class Window:
-    """Geometry of a sliding window, one entry per spatial axis. begin, end: padding."""
-
-    kernel: list[int]
-    strides: list[int]
-    dilations: list[int]
-    begin: list[int]
-    end: list[int]
-
-    @property
-    def spans(self) -> list[int]:
-        """What one window covers, dilation included."""
-        return [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
-
-    @classmethod
-    def of(cls, node: Node, kernel: Sequence[int]) -> Window:
-        """Read strides, dilations, pads and auto_pad of a Conv or a pool."""
-        n = len(kernel)
-        strides = list(node.attr("strides") or [1] * n)
-        dilations = list(node.attr("dilations") or [1] * n)
-        pads = list(node.attr("pads") or [0] * 2 * n)
-        auto = node.attr("auto_pad", "NOTSET")
-        if auto == "VALID":
-            pads = [0] * 2 * n
-        elif auto in ("SAME_UPPER", "SAME_LOWER"):
-            pads = _same(node, list(kernel), strides, dilations, upper=auto == "SAME_UPPER")
-        return cls(list(kernel), strides, dilations, pads[:n], pads[n:])
-
-
-def _same(node: Node, kernel: list[int], strides: list[int], dilations: list[int], upper: bool) -> list[int]:
-    begin, end = [], []
-    for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
-        size = dims(node.x)[2 + axis]
-        span = d * (k - 1) + 1
-        if isinstance(size, int):
-            total = max(0, (-(-size // s) - 1) * s + span - size)
-        elif s == 1:
-            total = span - 1
-        else:
-            raise UnsupportedOp(
-                f"{node}: auto_pad={'SAME_UPPER' if upper else 'SAME_LOWER'} with stride {s} needs the size of spatial "
-                f"axis {axis}, which this model leaves open. Fix the input size (onnxruntime's tool "
-                f"make_dynamic_shape_fixed)."
-            )
-        small, large = total // 2, total - total // 2
-        begin.append(small if upper else large)
-        end.append(large if upper else small)
-    return begin + end
 
 
 @vjp(
@@ -99,23 +50,28 @@ def _same(node: Node, kernel: list[int], strides: list[int], dilations: list[int
         case(x=(1, 4, 9, 9), w=(6, 4, 1, 1), strides=[3, 3]),
         case(x=(1, 16, 9, 9), w=(6, 16, 2, 2), strides=[5, 5]),
         case(x=(1, 2, 5, 5), w=(3, 2, 2, 2), strides=[3, 3], pads=[1, 1, 1, 1]),
+        case(x=np.linspace(-1, 1, 2 * 2 * 6 * 5).reshape(2, 2, 6, 5), w=(3, 2, 3, 2), b=(3,), dilations=[2, 1]),
+        case(x=(2, 6, 9, 8), w=(9, 2, 2, 3), b=(9,), group=3, strides=[2, 3], pads=[0, 2, 1, 0], dilations=[3, 2]),
+        case(x=(2, 4, 7), w=(4, 1, 3), group=4, strides=[3], auto_pad="SAME_LOWER"),
+        case(x=(2, 2, 2, 2), w=(3, 2, 3, 3), pads=[3, 3, 3, 3], strides=[2, 2]),
     ],
 )
 def conv(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """Transposed convolution. g (S, M, *out) -> (S, C, *in); w (M, C/group, *kernel). Weights get no gradient."""
+    """Transposed convolution. g (S, M, *out) -> (S, C, *in); w (M, C/group, *kernel); computed w and bias as well."""
     x, w = node.x, node.inputs[1]
     assert w is not None
-    kernel = dims(w)[2:]
-    if not all(isinstance(k, int) for k in kernel):
-        raise UnsupportedOp(f"{node}: the kernel's size must be known at compile time, not {kernel}.")
-    window = Window.of(node, [k for k in kernel if isinstance(k, int)])
-    rest: list[Gradient] = [None] * (len(node.inputs) - 1)
-    w = op.real(w)
-    if op.is_constant(x) or not op.is_constant(w):
-        raise UnsupportedOp(
-            f"{node}: the derivative of a Conv covers constant weights; these are computed by the model."
-        )
-    return [conv_input_gradient(op, g, w, window, node.attr("group", 1), dims(x)[2:], x), *rest]
+    window, group = Window.of(node, kernel_of(node, w)), node.attr("group", 1)
+    to_x = None if op.is_constant(x) else conv_input_gradient(op, g, op.real(w), window, group, dims(x)[2:], x)
+    to_w = None if op.is_constant(w) else kernel_gradient(op, op.real(x), g, w, window, group)
+    return [to_x, to_w, bias_gradient(op, g, node.input(2))][: len(node.inputs)]
+
+
+def kernel_of(node: Node, w: ir.Value) -> list[int]:
+    """Lengths of the kernel, from its shape or the attribute."""
+    lengths = [length for length in node.attr("kernel_shape") or dims(w)[2:] if isinstance(length, int)]
+    if len(lengths) != rank(w) - 2:
+        raise UnsupportedOp(f"{node}: the kernel's size must be known at compile time, not {dims(w)[2:]}.")
+    return lengths
 
 
 def conv_input_gradient(
@@ -148,27 +104,11 @@ def _flipped(op: Backward, g: ir.Value, w: ir.Value, window: Window, group: int)
     """Stride 1: a Conv with the kernel turned round and its channel axes exchanged."""
     before = [span - 1 - pad for span, pad in zip(window.spans, window.begin, strict=True)]
     after = [span - 1 - pad for span, pad in zip(window.spans, window.end, strict=True)]
-    g, before, after = _even_pads(op, g, before, after)
+    g, before, after = even_pads(op, g, before, after)
     value: ir.Value = op.Conv(
         g, flipped_kernel(op, w, group), group=group, dilations=window.dilations, pads=[*before, *after]
     )
     return value
-
-
-def _even_pads(op: Backward, g: ir.Value, before: list[int], after: list[int]) -> tuple[ir.Value, list[int], list[int]]:
-    """CUDA has no Conv with different padding before and after: put the difference into a Pad."""
-    if before == after:
-        return g, before, after
-    common = [min(b, a) for b, a in zip(before, after, strict=True)]
-    extra = [
-        0,
-        0,
-        *(b - c for b, c in zip(before, common, strict=True)),
-        0,
-        0,
-        *(a - c for a, c in zip(after, common, strict=True)),
-    ]
-    return op.Pad(g, extra), common, common
 
 
 def flipped_kernel(op: Backward, w: ir.Value, group: int) -> ir.Value:
@@ -280,37 +220,50 @@ def _phases(op: Backward, g: ir.Value, w: ir.Value, window: Window, sizes: list[
         case(x=(1, 4, 5, 4), w=(4, 3, 3, 2), group=2, dilations=[2, 1], pads=[1, 0, 2, 1]),
         case(x=(1, 2, 5), w=(2, 3, 4), strides=[3], auto_pad="SAME_UPPER"),
         case(x=(1, 2, 5, 5), w=(2, 3, 3, 3), strides=[2, 2], output_shape=[10, 11]),
+        case(x=(2, 4, 3, 4), w=(4, 1, 2, 3), b=(2,), group=2, strides=[3, 2], output_padding=[2, 1], pads=[0, 2, 1, 0]),
+        case(x=np.linspace(-1, 1, 24).reshape(2, 3, 4), w=(3, 2, 2), b=(2,), strides=[3], dilations=[2]),
+        case(x=(2, 2, 3, 3), w=(2, 3, 2, 2), b=(3,), strides=[2, 2], auto_pad="SAME_LOWER"),
     ],
 )
 def conv_transpose(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """The plain convolution with the same kernel. g (S, M, *out) -> (S, C, *in); w (C, M/group, *kernel)."""
-    w = node.inputs[1]
+    x, w = node.x, node.inputs[1]
     assert w is not None
-    w = op.real(w)
-    spatial = rank(w) - 2
+    kernel, group, spatial = kernel_of(node, w), node.attr("group", 1), rank(w) - 2
     strides = list(node.attr("strides") or [1] * spatial)
     dilations = list(node.attr("dilations") or [1] * spatial)
-    begin, end = _transpose_pads(node, w, strides, dilations)
+    to_bias = bias_gradient(op, g, node.input(2))
+    begin, end = _transpose_pads(node, kernel, strides, dilations)
     # a negative pad cuts rows of g that output_padding beyond the window made
     cut = [max(0, -pad) for pad in (*begin, *end)]
     begin, end = [max(0, pad) for pad in begin], [max(0, pad) for pad in end]
     if any(cut):
         g = op.Pad(g, [0, 0, *(-c for c in cut[:spatial]), 0, 0, *(-c for c in cut[spatial:])])
-    g, begin, end = _even_pads(op, g, begin, end)
-    value = op.Conv(g, w, group=node.attr("group", 1), strides=strides, dilations=dilations, pads=[*begin, *end])
-    sizes = [d for d in dims(node.x)[2:] if isinstance(d, int)]
+    window = Window(kernel, strides, dilations, begin, end)
+    to_x = None if op.is_constant(x) else _gathered(op, g, op.real(w), window, group, x)
+    to_w = None if op.is_constant(w) else kernel_gradient(op, g, op.real(x), w, window, group)
+    return [to_x, to_w, to_bias][: len(node.inputs)]
+
+
+def _gathered(op: Backward, g: ir.Value, w: ir.Value, window: Window, group: int, x: ir.Value) -> ir.Value:
+    """The plain convolution of g, cut to the size of x."""
+    spatial = rank(w) - 2
+    g, begin, end = even_pads(op, g, window.begin, window.end)
+    value = op.Conv(g, w, group=group, strides=window.strides, dilations=window.dilations, pads=[*begin, *end])
+    sizes = [d for d in dims(x)[2:] if isinstance(d, int)]
     if len(sizes) == spatial and dims(value)[2:] != sizes:
         value = op.Slice(value, [0] * spatial, sizes, list(range(2, 2 + spatial)))
-    elif len(sizes) != spatial and any(s > 1 for s in strides):
-        lengths = op.Concat(*(op.size(node.x, 2 + i) for i in range(spatial)), axis=0)
+    elif len(sizes) != spatial and any(s > 1 for s in window.strides):
+        lengths = op.Concat(*(op.size(x, 2 + i) for i in range(spatial)), axis=0)
         value = op.Slice(value, [0] * spatial, lengths, list(range(2, 2 + spatial)))
-    return [value, *[None] * (len(node.inputs) - 1)]
+    return value  # type: ignore[no-any-return]
 
 
-def _transpose_pads(node: Node, w: ir.Value, strides: list[int], dilations: list[int]) -> tuple[list[int], list[int]]:
+def _transpose_pads(
+    node: Node, kernel: list[int], strides: list[int], dilations: list[int]
+) -> tuple[list[int], list[int]]:
     """Pads of a ConvTranspose; with output_shape or auto_pad they follow from the sizes, as the ONNX text says."""
-    spatial = rank(w) - 2
-    kernel = [k for k in dims(w)[2:] if isinstance(k, int)]
+    spatial = len(kernel)
     pads = list(node.attr("pads") or [0] * 2 * spatial)
     auto, shape = node.attr("auto_pad", "NOTSET"), node.attr("output_shape")
     if auto == "VALID":

@@ -54,6 +54,7 @@ def mul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Div",
     kind="product",
+    unbounded=True,
     broadcasts=True,
     streams=streams.elementwise,
     sign=signs.every,
@@ -70,6 +71,7 @@ def div(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Mod",
     kind="other",
+    unbounded=True,
     broadcasts=True,
     streams=streams.elementwise,
     sign=signs.first,

@@ -20,19 +20,33 @@ def exp(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [g * op.real(node.y)]
 
 
-@vjp("Log", kind="other", streams=streams.elementwise, cases=[case(x=(2, 5), sample="positive")])
+@vjp("Log", kind="other", unbounded=True, streams=streams.elementwise, cases=[case(x=(2, 5), sample="positive")])
 def log(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = 1 / x."""
     return [g / op.real(node.x)]
 
 
-@vjp("Sqrt", kind="other", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5), sample="positive")])
+@vjp(
+    "Sqrt",
+    kind="other",
+    unbounded=True,
+    streams=streams.elementwise,
+    sign=signs.always,
+    cases=[case(x=(2, 5), sample="positive")],
+)
 def sqrt(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = 1 / (2 y): infinite at 0, as in torch."""
     return [g * 0.5 / op.real(node.y)]
 
 
-@vjp("Reciprocal", kind="other", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5), sample="away")])
+@vjp(
+    "Reciprocal",
+    kind="other",
+    unbounded=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 5), sample="away")],
+)
 def reciprocal(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = -y^2."""
     y = op.real(node.y)
@@ -54,6 +68,7 @@ def power_sign(node: Node, known: Sequence[bool]) -> bool:
 @vjp(
     "Pow",
     kind="other",
+    unbounded=True,
     broadcasts=True,
     streams=streams.elementwise,
     sign=power_sign,
@@ -82,7 +97,9 @@ def power(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     exponent = float(known.item())
     if exponent == 0.5:
         return [g * 0.5 / op.real(node.y), to_p]
-    lowered = {0.0: None, 1.0: g, 2.0: g * 2.0 * x, 3.0: g * 3.0 * (x * x)}
+    if exponent == 0.0:
+        return [op.zeros(g, node.x), to_p]
+    lowered = {1.0: g, 2.0: g * 2.0 * x, 3.0: g * 3.0 * (x * x)}
     return [lowered[exponent] if exponent in lowered else g * exponent * op.Pow(x, exponent - 1.0), to_p]
 
 
@@ -108,14 +125,28 @@ def tan(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [g * (1.0 + y * y)]
 
 
-@vjp("Asin", kind="other", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5), sample="unit")])
+@vjp(
+    "Asin",
+    kind="other",
+    unbounded=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 5), sample="unit")],
+)
 def asin(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = 1 / sqrt(1 - x^2)."""
     x = op.real(node.x)
     return [g / op.Sqrt(1.0 - x * x)]
 
 
-@vjp("Acos", kind="other", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5), sample="unit")])
+@vjp(
+    "Acos",
+    kind="other",
+    unbounded=True,
+    streams=streams.elementwise,
+    sign=signs.always,
+    cases=[case(x=(2, 5), sample="unit")],
+)
 def acos(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = -1 / sqrt(1 - x^2)."""
     x = op.real(node.x)
@@ -150,14 +181,28 @@ def asinh(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [g / op.Sqrt(1.0 + x * x)]
 
 
-@vjp("Acosh", kind="other", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5), sample="above")])
+@vjp(
+    "Acosh",
+    kind="other",
+    unbounded=True,
+    streams=streams.elementwise,
+    sign=signs.always,
+    cases=[case(x=(2, 5), sample="above")],
+)
 def acosh(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = 1 / sqrt(x^2 - 1)."""
     x = op.real(node.x)
     return [g / op.Sqrt((x - 1.0) * (x + 1.0))]
 
 
-@vjp("Atanh", kind="other", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5), sample="unit")])
+@vjp(
+    "Atanh",
+    kind="other",
+    unbounded=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 5), sample="unit")],
+)
 def atanh(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = 1 / (1 - x^2)."""
     x = op.real(node.x)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
 from onnxplain.graph import signs, streams
@@ -11,18 +14,29 @@ from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.registry import case, vjp
 
 
+def gemm_sign(node: Node, known: Sequence[bool]) -> bool:
+    """When all inputs are and no factor turns them round."""
+    return node.attr("alpha", 1.0) >= 0 and node.attr("beta", 1.0) >= 0 and signs.every(node, known)
+
+
 @vjp(
     "Gemm",
     kind="linear",
     linear=True,
     broadcasts=True,
     streams=streams.gemm,
-    sign=signs.every,
+    sign=gemm_sign,
     cases=[
         case(x=(2, 4), w=(5, 4), b=(5,), transB=1),
         case(x=(2, 4), w=(4, 5), alpha=0.5),
         case(x=(4, 2), w=(4, 5), b=(1, 5), transA=1, beta=0.3),
         case(x=(4, 2), w=(5, 4), b=(2, 1), transA=1, transB=1, alpha=2.0),
+        case(x=(2, 4), w=(4, 5), b=(5,), alpha=-0.5),
+        case(x=(2, 4), w=(4, 5), b=(5,), beta=-2.0),
+        case(x=(2, 4), w=(5, 4), b=(), transB=1, alpha=-0.5, beta=-2.0),
+        case(x=(2, 4), w=(4, 5), b=(2, 5), beta=-1.0),
+        case(x=np.linspace(-1, 1, 8).reshape(4, 2), w=(4, 5), b=(1,), transA=1, alpha=-1.5),
+        case(x=np.linspace(-1, 1, 8).reshape(2, 4), w=np.linspace(-1, 1, 20).reshape(4, 5), b=(5,), beta=0.5),
     ],
 )
 def gemm(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:

@@ -63,15 +63,19 @@ def unstandardise(
     return result
 
 
-def parameters(op: Backward, node: Node) -> list[ir.Value | None]:
-    """Inputs behind the first, which must not depend on the model's input."""
-    for value in node.inputs[1:]:
-        if not op.is_constant(value):
-            raise UnsupportedOp(
-                f"{node}: the derivative covers constant parameters, "
-                f"and {value.name if value else ''} is computed by the model."
-            )
-    return [value and op.real(value) for value in node.inputs[1:]]
+def summed(op: Backward, value: ir.Value) -> ir.Value:
+    """(N, C, …) summed over all but the channels: what a parameter (C) gets."""
+    result: ir.Value = op.ReduceSum(value, [0, *range(2, rank(value))], keepdims=0)
+    return result
+
+
+def scale_and_bias(op: Backward, node: Node, g: ir.Value, z: ir.Value) -> list[Gradient]:
+    """To the computed ones among scale (C) and bias (C) of y = scale z + bias. g, z (N, C, …)."""
+    scale, bias = node.inputs[1], node.inputs[2]
+    return [
+        None if op.is_constant(scale) else summed(op, g * z),
+        None if op.is_constant(bias) else summed(op, g),
+    ]
 
 
 def column(op: Backward, vector: ir.Value, behind: int) -> ir.Value:
@@ -141,17 +145,19 @@ def layer_normalization(op: Backward, node: Node, g: ir.Value) -> list[Gradient]
     kind="normalisation",
     streams=streams.batch_first,
     cases=[
-        case(x=(2, 3, 4, 5), scale=(3,), bias=(3,), constant=("scale", "bias")),
-        case(x=(2, 3, 5), scale=(3,), bias=(3,), constant=("scale", "bias"), epsilon=0.1),
+        case(x=(2, 3, 4, 5), scale=(3,), bias=(3,)),
+        case(x=(2, 3, 5), scale=(3,), bias=(3,), epsilon=0.1),
+        case(x=(2, 3, 5), scale=(3,), bias=(3,), constant=("scale",)),
     ],
 )
 def instance_normalization(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Standardised over the positions of each sample and channel."""
-    scale = parameters(op, node)[0]
+    scale = node.inputs[1]
     assert scale is not None
     axes = list(range(2, rank(node.x)))
     z, inv = standardised(op, node.x, axes, node.attr("epsilon", 1e-5))
-    return [unstandardise(op, g * column(op, scale, len(axes)), z, inv, axes), None, None]
+    to_x = unstandardise(op, g * column(op, op.real(scale), len(axes)), z, inv, axes)
+    return [to_x, *scale_and_bias(op, node, g, z)]
 
 
 @vjp(
@@ -159,24 +165,36 @@ def instance_normalization(op: Backward, node: Node, g: ir.Value) -> list[Gradie
     kind="normalisation",
     streams=streams.batch_first,
     cases=[
-        case(x=(2, 6, 3, 2), scale=(2,), bias=(2,), constant=("scale", "bias"), num_groups=2),
-        case(x=(2, 6, 3, 2), scale=(6,), bias=(6,), constant=("scale", "bias"), num_groups=3, opset=21),
-        case(x=(2, 6, 5), scale=(6,), bias=(6,), constant=("scale", "bias"), num_groups=6, epsilon=0.1, opset=21),
+        case(x=(2, 6, 3, 2), scale=(2,), bias=(2,), num_groups=2),
+        case(x=(2, 6, 3, 2), scale=(3,), bias=(3,), constant=("bias",), num_groups=3),
+        case(x=(2, 6, 3, 2), scale=(6,), bias=(6,), num_groups=3, opset=21),
+        case(x=(2, 6, 5), scale=(6,), bias=(6,), num_groups=6, epsilon=0.1, opset=21),
+        case(x=(2, 6, 5), scale=(6,), bias=(6,), constant=("scale",), num_groups=1, opset=21),
     ],
 )
 def group_normalization(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Standardised over groups of channels; the scale is per group (opset 18 to 20) or per channel."""
-    scale = parameters(op, node)[0]
+    scale, x = node.inputs[1], node.x
     assert scale is not None
-    layout = [0, node.attr("num_groups"), -1]
+    layout, spatial = [0, node.attr("num_groups"), -1], rank(x) - 2
+    z, inv = standardised(op, op.Reshape(op.real(x), layout), [2], node.attr("epsilon", 1e-5))
+
+    def whole(value: ir.Value) -> ir.Value:
+        return op.reshaped(op.Reshape(value, op.target_shape(x)), op.stream_shape(x))
+
     if node.version >= 21:
-        g = g * column(op, scale, rank(node.x) - 2)
-    g = op.Reshape(g, layout)
-    if node.version < 21:
-        g = g * column(op, scale, 1)
-    z, inv = standardised(op, op.Reshape(op.real(node.x), layout), [2], node.attr("epsilon", 1e-5))
-    r = unstandardise(op, g, z, inv, [2])
-    return [op.reshaped(op.Reshape(r, op.target_shape(node.x)), op.stream_shape(node.x)), None, None]
+        parameters = scale_and_bias(op, node, g, whole(z)) if any_computed(op, node) else [None, None]
+        g = op.Reshape(g * column(op, op.real(scale), spatial), layout)
+    else:
+        g = op.Reshape(g, layout)
+        parameters = scale_and_bias(op, node, g, z)
+        g = g * column(op, op.real(scale), 1)
+    return [whole(unstandardise(op, g, z, inv, [2])), *parameters]
+
+
+def any_computed(op: Backward, node: Node) -> bool:
+    """Whether a parameter is no constant."""
+    return not all(op.is_constant(value) for value in node.inputs[1:])
 
 
 @vjp(
@@ -187,19 +205,28 @@ def group_normalization(op: Backward, node: Node, g: ir.Value) -> list[Gradient]
     cases=[
         case(x=(2, 3, 4), scale=(3,), bias=(3,), mean=(3,), var=(3,), sample="positive"),
         case(x=(2, 3), scale=(3,), bias=(3,), mean=(3,), var=(3,), sample="positive", epsilon=0.1),
+        case(x=(2, 3, 2, 2), scale=(3,), bias=(3,), mean=(3,), var=(3,), sample="positive", constant=("mean", "scale")),
     ],
 )
 def batch_normalization(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """A factor per channel, scale / sqrt(var + epsilon)."""
+    """y = factor (x - mean) + bias with factor = scale / sqrt(var + epsilon), a number per channel."""
     if node.attr("training_mode", 0):
         raise UnsupportedOp(f"{node}: BatchNormalization in training mode. Export the model for inference.")
-    scale, _, _, variance = parameters(op, node)
-    assert scale is not None and variance is not None
-    factor = op.once(
-        ("factor", node.inputs[1], node.inputs[4]),
-        lambda: op.Div(scale, op.Sqrt(op.Add(variance, node.attr("epsilon", 1e-5)))),
+    scale, _, mean, variance = node.inputs[1:5]
+    assert scale is not None and mean is not None and variance is not None
+    inv = op.once(
+        ("inv", variance, node.attr("epsilon", 1e-5)),
+        lambda: op.Reciprocal(op.Sqrt(op.Add(op.real(variance), node.attr("epsilon", 1e-5)))),
     )
-    return [g * column(op, factor, rank(node.x) - 2), *[None] * 4]
+    factor = op.once(("factor", scale, inv), lambda: op.Mul(op.real(scale), inv))
+    spatial = rank(node.x) - 2
+    to_x = None if op.is_constant(node.x) else g * column(op, factor, spatial)
+    if not any_computed(op, node):
+        return [to_x, *[None] * 4]
+    total = summed(op, g)
+    weighted = summed(op, g * (op.real(node.x) - column(op, op.real(mean), spatial))) * inv
+    gradients = [weighted, total, -(total * factor), weighted * factor * inv * -0.5]
+    return [to_x, *(None if op.is_constant(v) else r for v, r in zip(node.inputs[1:5], gradients, strict=True))]
 
 
 @vjp(

@@ -12,10 +12,11 @@ from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.walk import Gradient
-from onnxplain.vjp.convolution import Window, conv_input_gradient
+from onnxplain.vjp.convolution import conv_input_gradient
 from onnxplain.vjp.indexing import scattered, volume
 from onnxplain.vjp.registry import case, vjp
 from onnxplain.vjp.shape import joined
+from onnxplain.vjp.window import Window
 
 
 def window_of(node: Node) -> Window:
@@ -161,12 +162,14 @@ def shares(op: Backward, node: Node, g: ir.Value) -> ir.Value:
     framed = any(window.begin + window.end)
     if not ceil and (include or not framed):
         return g * (1.0 / prod(window.kernel))  # type: ignore[no-any-return]
-    count = entries(op, node, window)
+    assert g.dtype is not None
+    count = entries(op, node, window, g.dtype)
     if not include:
         return g / count  # type: ignore[no-any-return]
 
     def weight() -> ir.Value:  # what a pool of ones lacks is padding; how ceil_mode counts it is the kernel's affair
-        ones = op.Expand(op.constant(1.0, g.dtype), joined(op, [op.ints([1, 1]), *spatial(op, x)]))  # type: ignore[arg-type]
+        assert g.dtype is not None
+        ones = op.Expand(op.constant(1.0, g.dtype), joined(op, [op.ints([1, 1]), *spatial(op, x)]))
         return op.Div(op.emit(node.op_type, [ones], 1, node.attributes), count)  # type: ignore[no-any-return]
 
     return g * op.once(("share", node.y), weight)  # type: ignore[no-any-return]
@@ -177,12 +180,10 @@ def spatial(op: Backward, value: ir.Value) -> list[ir.Value]:
     return [op.size(value, axis) for axis in range(2, rank(value))]
 
 
-def entries(op: Backward, node: Node, window: Window) -> ir.Value:
+def entries(op: Backward, node: Node, window: Window, dtype: ir.DataType) -> ir.Value:
     """Entries of x in each window, padding left out: (1, 1, *out)."""
     x, y = node.x, node.y
     sizes, outs = dims(x)[2:], dims(y)[2:]
-    dtype = x.dtype
-    assert dtype is not None
     if all(isinstance(d, int) for d in (*sizes, *outs)):
         total = np.ones((1, 1))
         for i, (size, out) in enumerate(zip(sizes, outs, strict=True)):
@@ -250,9 +251,11 @@ def root_sum_factor(op: Backward, node: Node, g: ir.Value, p: int) -> ir.Value:
     """g y^(1 - p), zero where y is: the outer half of the derivative of (sum |x|^p)^(1/p)."""
     if p == 1:
         return g
-    y = op.Where(op.Equal(node.y, 0.0), 1.0, node.y)
+    norm = op.real(node.y)
+    zero = op.Equal(norm, 0.0)
+    y = op.Where(zero, 1.0, norm)
     scaled = g / (y if p == 2 else op.Pow(y, float(p - 1)))
-    return op.Where(op.Equal(node.y, 0.0), 0.0, scaled)  # type: ignore[no-any-return]
+    return op.Where(zero, 0.0, scaled)  # type: ignore[no-any-return]
 
 
 def power_slope(op: Backward, x: ir.Value, p: int) -> ir.Value:
@@ -277,7 +280,7 @@ def lp_pool(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = (sum |x|^p)^(1/p) over each window."""
     p = node.attr("p", 2)
     inner = window_sum_gradient(op, node, root_sum_factor(op, node, g, p), window_of(node))
-    return [op.Mul(inner, power_slope(op, node.x, p))]
+    return [op.Mul(inner, power_slope(op, op.real(node.x), p))]
 
 
 @vjp(
@@ -290,4 +293,4 @@ def lp_pool(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 def global_lp_pool(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = (sum |x|^p)^(1/p) over each channel."""
     p = node.attr("p", 2)
-    return [op.Mul(root_sum_factor(op, node, g, p), power_slope(op, node.x, p))]
+    return [op.Mul(root_sum_factor(op, node, g, p), power_slope(op, op.real(node.x), p))]

@@ -23,8 +23,6 @@ from onnxplain.vjp.shape import END
 
 Values = Sequence[ir.Value]
 Step = Callable[[Builder, ir.Value, Values, Values], tuple[Values, Values]]
-Sent = tuple[ir.Value, ir.Value, Gradient]  # to the gates (T, S, G), to the first hidden state, to the first cell state
-
 DEFAULTS = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
 
 
@@ -50,6 +48,21 @@ class Direction:
     g: Gradient
     g_h: ir.Value
     g_c: Gradient
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one direction sends back: to the gates (T, S, G), to the first hidden state and cell state (S, H).
+
+    recurrent: makes (gates, states) pairs (T, S, part of G) and (T, B, H), one below the other what multiplies r.
+    cells: c_{t-1} and c_t (T, B, H), what peepholes see.
+    """
+
+    gates: ir.Value
+    h: ir.Value
+    recurrent: Callable[[], list[tuple[ir.Value, ir.Value]]]
+    c: Gradient = None
+    cells: tuple[ir.Value, ir.Value] | None = None
 
 
 def activate(op: Builder, name: str, a: ir.Value) -> ir.Value:
@@ -111,7 +124,7 @@ def nothing_like(op: Backward, value: ir.Value) -> ir.Value:
 
 
 def recurrent(op: Backward, node: Node, gs: Sequence[Gradient]) -> list[Gradient]:
-    """Gradients of x and of the initial states; weights get none."""
+    """Gradients of x, of the initial states, and of the weights that the model computes."""
     given: list[Gradient] = [*gs, None, None, None][:3]
     batch_first = node.attr("layout", 0) == 1
     check(node)
@@ -119,23 +132,67 @@ def recurrent(op: Backward, node: Node, gs: Sequence[Gradient]) -> list[Gradient
         perms = [[1, 2, 0, 3], [1, 0, 2], [1, 0, 2]]
         given = [None if g is None else op.Transpose(g, perm=perm) for g, perm in zip(given, perms, strict=True)]
     count = 2 if node.attr("direction", "forward") == "bidirectional" else 1
-    to_x, to_h, to_c = [], [], []
+    parts: dict[int, list[ir.Value]] = {}
+    to_x = []
     for index in range(count):
         reverse = index == 1 or node.attr("direction", "forward") == "reverse"
         view = _direction(op, node, given, index, count, reverse, batch_first)
-        gates, h, c = STEPS[node.op_type](op, node, view)
-        x = op.MatMul(gates, view.w)
-        to_x.append(turned(op, x) if reverse else x)
-        to_h.append(op.Unsqueeze(h, [0]))
-        to_c.append(None if c is None else op.Unsqueeze(c, [0]))
+        sent = STEPS[node.op_type](op, node, view)
+        if not op.is_constant(node.x):
+            x = op.MatMul(sent.gates, view.w)
+            to_x.append(turned(op, x) if reverse else x)
+        for i, make in gradients(op, view, sent).items():
+            if not op.is_constant(node.input(i)):
+                parts.setdefault(i, []).append(op.Unsqueeze(make(), [0]))
     result: list[Gradient] = [None] * len(node.inputs)
-    result[0] = added(op, *to_x)
-    for i, parts in ((5, to_h), (6, to_c)):
-        if node.input(i) is not None and parts[0] is not None and not op.is_constant(node.input(i)):
-            result[i] = parts[0] if count == 1 else op.Concat(*parts, axis=0)
+    result[0] = added(op, *to_x) if to_x else None
+    for i, directions in parts.items():
+        result[i] = directions[0] if count == 1 else op.Concat(*directions, axis=0)
     if batch_first:
-        result = [None if r is None else op.Transpose(r, perm=[1, 0, 2]) for r in result]
+        for i in (0, 5, 6):
+            result[i : i + 1] = [None if r is None else op.Transpose(r, perm=[1, 0, 2]) for r in result[i : i + 1]]
     return result
+
+
+def gradients(op: Backward, d: Direction, sent: Sent) -> dict[int, Callable[[], ir.Value]]:
+    """By place among the inputs, what makes one direction's gradient of w, r, b, first states and peepholes."""
+
+    def bias() -> ir.Value:
+        through_r = [over_time(op, gates) for gates, _ in sent.recurrent()]
+        return op.Concat(over_time(op, sent.gates), *through_r, axis=0)  # type: ignore[no-any-return]
+
+    def recurrent_weight() -> ir.Value:
+        rows = [outer(op, gates, states) for gates, states in sent.recurrent()]
+        return rows[0] if len(rows) == 1 else op.Concat(*rows, axis=0)
+
+    def peepholes() -> ir.Value:
+        assert sent.cells is not None
+        before, after = sent.cells
+        i, o, f, _ = op.Split(sent.gates, axis=-1, num_outputs=4, outputs=4)
+        return op.Concat(*(over_time(op, p) for p in (i * before, o * after, f * before)), axis=0)  # type: ignore[no-any-return]
+
+    makers: dict[int, Callable[[], ir.Value]] = {
+        1: lambda: outer(op, sent.gates, d.x),
+        2: recurrent_weight,
+        3: bias,
+        5: lambda: sent.h,
+        7: peepholes,
+    }
+    if sent.c is not None:
+        cell = sent.c
+        makers[6] = lambda: cell
+    return makers
+
+
+def outer(op: Backward, gates: ir.Value, seen: ir.Value) -> ir.Value:
+    """(T, S, G), (T, B, K) -> (G, K): summed over time and batch, which streams are where weights are computed."""
+    flat = [op.Reshape(value, [-1, int(dims(value)[-1])]) for value in (gates, seen)]  # type: ignore[arg-type]
+    return op.Gemm(flat[0], flat[1], transA=1)  # type: ignore[no-any-return]
+
+
+def over_time(op: Backward, gates: ir.Value) -> ir.Value:
+    """(T, S, G) -> (G)."""
+    return op.ReduceSum(gates, [0, 1], keepdims=0)  # type: ignore[no-any-return]
 
 
 def check(node: Node) -> None:
@@ -165,10 +222,12 @@ def time_first(op: Backward, value: ir.Value, perm: list[int]) -> ir.Value:
 def _direction(
     op: Backward, node: Node, given: Sequence[Gradient], index: int, count: int, reverse: bool, batch_first: bool
 ) -> Direction:
-    w, r = node.inputs[1], node.inputs[2]
+    w, r, bias, start_h, start_c, peephole = (
+        None if value is None else op.real(value) for value in (node.input(i) for i in (1, 2, 3, 5, 6, 7))
+    )
     assert w is not None and r is not None
-    x, h = node.x, op.forward_output(node.outputs[0], 0)
-    states = [node.input(5), node.input(6)]
+    x, h = op.real(node.x), op.real(op.forward_output(node.outputs[0], 0))
+    states = [start_h, start_c]
     if batch_first:
         x, h = time_first(op, x, [1, 0, 2]), time_first(op, h, [1, 2, 0, 3])
         states = [None if state is None else time_first(op, state, [1, 0, 2]) for state in states]
@@ -188,7 +247,6 @@ def _direction(
     if g_h is None:
         like = g_c if g_c is not None else op.Squeeze(op.Slice(g, [0], [1], [0]), [0])
         g_h = nothing_like(op, like)
-    bias, peephole = node.input(3), node.input(7)
     bias = None if bias is None else of_direction(op, bias, index, count, 0)
     peephole = None if peephole is None else of_direction(op, peephole, index, count, 0)
     names = [name.lower() for name in node.attr("activations") or DEFAULTS[node.op_type] * count]
@@ -341,6 +399,20 @@ def backwards(
             input_forget=1,
             sample="unit",
         ),
+        case(
+            x=np.linspace(-1, 1, 18).reshape(2, 3, 3),
+            w=np.linspace(-1, 1, 120).reshape(2, 20, 3),
+            r=(2, 20, 5),
+            b=(2, 40),
+            lengths=None,
+            h=(2, 2, 5),
+            c=None,
+            p=(2, 15),
+            hidden_size=5,
+            direction="bidirectional",
+            layout=1,
+            sample="unit",
+        ),
     ],
 )
 def through_time(op: Backward, node: Node, gs: list[Gradient]) -> list[Gradient]:
@@ -356,7 +428,7 @@ def rnn(op: Backward, node: Node, d: Direction) -> Sent:
         return [inner.MatMul(gate, d.r)], [gate]
 
     (h,), (gates,) = backwards(op, d, [d.g_h], [slope(op, d.activations[0], d.h)], step)
-    return gates, h, None
+    return Sent(gates, h, lambda: [(gates, d.before)])
 
 
 def gru(op: Backward, node: Node, d: Direction) -> Sent:
@@ -387,7 +459,8 @@ def gru(op: Backward, node: Node, d: Direction) -> Sent:
             return [inner.Add(inner.MatMul(gates, d.r), inner.Mul(g, factors[1]))], [g]
 
         (h,), (g,) = backwards(op, d, [d.g_h], factors, step)
-        return op.Concat(g * to_z, g * to_r, g * to_n, axis=-1), h, None
+        gates = op.Concat(g * to_z, g * to_r, g * to_n, axis=-1)
+        return Sent(gates, h, lambda: [(op.Mul(op.Concat(g, g, g, axis=-1), factors[0]), d.before)])
 
     def step_inside(inner: Builder, g: ir.Value, states: Values, factors: Values) -> tuple[Values, Values]:
         to_z, to_n, to_r, z, r = factors
@@ -399,7 +472,12 @@ def gru(op: Backward, node: Node, d: Direction) -> Sent:
 
     factors = [to_z, to_n, d.before * slope(op, f, r), z, r]
     (h,), (gates,) = backwards(op, d, [d.g_h], factors, step_inside)
-    return gates, h, None
+
+    def pairs() -> list[tuple[ir.Value, ir.Value]]:
+        first, candidate = _cut(op, gates)
+        return [(first, d.before), (candidate, op.Mul(r, d.before))]
+
+    return Sent(gates, h, pairs)
 
 
 def _hidden(d: Direction) -> int:
@@ -470,7 +548,7 @@ def lstm(op: Backward, node: Node, d: Direction) -> Sent:
     g_c = d.g_c if d.g_c is not None else nothing_like(op, d.g_h)
     factors = [o * slope(op, squash, squashed), do, op.Concat(di, df, dn, axis=-1), f]
     (h, c_start), (gates,) = backwards(op, d, [d.g_h, g_c], factors, step)
-    return gates, h, c_start
+    return Sent(gates, h, lambda: [(gates, d.before)], c_start, (before, c))
 
 
 STEPS = {"RNN": rnn, "GRU": gru, "LSTM": lstm}

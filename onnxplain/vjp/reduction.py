@@ -165,6 +165,7 @@ def reduce_l2(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ReduceLogSum",
     kind="other",
+    unbounded=True,
     silent=(1,),
     streams=streams.reduced,
     cases=[*cases("positive"), *old_cases("positive")],

@@ -72,6 +72,7 @@ class Op:
     cases: Sequence[Case] = field(default_factory=tuple)
     domain: str = ""
     silent: SilentRule = lambda node: ()
+    unbounded: bool = False
 
     def routes(self, node: Node) -> bool:
         """Whether every output is a copy of an input, so that relevance follows the value it belongs to."""
@@ -124,6 +125,7 @@ def vjp(
     cases: Sequence[Case] = (),
     domain: str = "",
     silent: Sequence[int] | SilentRule = (),
+    unbounded: bool = False,
 ) -> Callable[[Derivative], Derivative]:
     """Register the derivative of one or several op types.
 
@@ -131,7 +133,8 @@ def vjp(
     stretched; the walk sums gradients back. all_outputs: g is a list with one gradient or None per output. streams: how
     the batch axis moves (`graph.streams`); None: not proven. sign: when the output cannot be negative (`graph.signs`).
     cases: tests; at least one per op type, used for each of them. silent: inputs that carry no derivative by nature.
-    Every other input that depends on an attributed tensor must get a gradient.
+    Every other input that depends on an attributed tensor must get a gradient. unbounded: the derivative may be
+    infinite where the output is not (a square root at 0).
     """
     which: SilentRule = silent if callable(silent) else lambda node: silent
 
@@ -140,7 +143,18 @@ def vjp(
             if op_type in OPS:
                 raise ValueError(f"the derivative of {op_type} is registered twice")
             OPS[op_type] = Op(
-                op_types, function, kind, linear, broadcasts, all_outputs, streams, sign, tuple(cases), domain, which
+                op_types,
+                function,
+                kind,
+                linear,
+                broadcasts,
+                all_outputs,
+                streams,
+                sign,
+                tuple(cases),
+                domain,
+                which,
+                unbounded,
             )
         return function
 

@@ -8,16 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.errors import UnsupportedOp
 from onnxplain.graph import streams
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, axes_of, constant, dims, ints, rank
 from onnxplain.graph.walk import Gradient
+from onnxplain.vjp.interpolation import FLOAT32, given_scales, matrix
+from onnxplain.vjp.interpolation_nodes import open_matrix
 from onnxplain.vjp.registry import case, vjp
 from onnxplain.vjp.shape import unframed
 
 PROBE = 16  # length of the input on which an integer upscaling shows its repeating pattern
-FLOAT32 = np.float32  # onnxruntime computes coordinates in it; rounding decides which neighbour is nearest
 
 
 class Pattern(NamedTuple):
@@ -36,92 +36,17 @@ def numbers(values: Sequence[float]) -> np.ndarray:
     return np.array(values, dtype=np.float32)
 
 
-def resized_axes(node: Node) -> list[int] | None:
-    """Axes that change; None where only the run knows."""
+def resized_axes(node: Node) -> list[int]:
+    """Axes that change, or may: those whose length before and after is not known to be the same."""
     axes = node.attr("axes")
     axes = list(range(rank(node.x))) if axes is None else axes_of(axes, rank(node.x))
     if node.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
         return axes
-    scales = constant(node.input(2))
-    if scales is not None and scales.size:
+    scales = constant(given_scales(node))
+    if scales is not None:
         return [axis for axis, scale in zip(axes, scales, strict=True) if scale != 1]
     before, after = dims(node.x), dims(node.y)
-    if any(after[axis] is None for axis in axes):
-        return None
-    return [axis for axis in axes if before[axis] != after[axis]]
-
-
-def coordinates(node: Node, index: int, scale: np.float32, size: int, out: int) -> np.ndarray:
-    """Where each output entry lies on the input's axis, as the ONNX text defines it for each transformation mode.
-
-    index: place of the axis in `axes`, which roi follows. size, out: lengths before and after.
-    """
-    x = np.arange(out, dtype=FLOAT32)
-    half, one = FLOAT32(0.5), FLOAT32(1)
-    mode = node.attr("coordinate_transformation_mode", "half_pixel")
-    if mode == "asymmetric":
-        return x / scale
-    if mode == "align_corners":
-        return x * FLOAT32(size - 1) / FLOAT32(out - 1) if out > 1 else 0 * x
-    if mode == "tf_crop_and_resize":
-        roi = constant(node.input(1))
-        if roi is None:
-            raise UnsupportedOp(f"{node}: tf_crop_and_resize needs a region that is known at compile time.")
-        start, end = roi[index], roi[index + len(roi) // 2]
-        if out == 1:
-            return half * (start + end) * FLOAT32(size - 1) + 0 * x  # type: ignore[no-any-return]
-        return start * FLOAT32(size - 1) + x * (end - start) * FLOAT32(size - 1) / FLOAT32(out - 1)  # type: ignore[no-any-return]
-    if mode == "pytorch_half_pixel" and out == 1:
-        return 0 * x
-    centred = (x + half) / scale - half
-    if mode == "half_pixel_symmetric":
-        return FLOAT32(size) / 2 * (one - out / (scale * FLOAT32(size))) + centred
-    if mode in ("half_pixel", "pytorch_half_pixel"):
-        return centred
-    raise UnsupportedOp(f"{node}: no derivative for coordinate_transformation_mode={mode}.")
-
-
-def nearest(x: np.ndarray, how: str) -> np.ndarray:
-    """The entry each coordinate falls on."""
-    if how == "round_prefer_floor":
-        return np.ceil(x - 0.5)
-    if how == "round_prefer_ceil":
-        return np.floor(x + 0.5)
-    return np.floor(x) if how == "floor" else np.ceil(x)  # type: ignore[no-any-return]
-
-
-def kernel(distance: np.ndarray, mode: str, a: float) -> np.ndarray:
-    """Weight of an entry at a distance: a triangle, or the cubic of Keys 1981 with parameter a."""
-    d = np.abs(distance)
-    if mode == "linear":
-        return np.clip(1 - d, 0, None)  # type: ignore[no-any-return]
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0))
-
-
-def matrix(node: Node, index: int, scale: float, size: int, out: int) -> np.ndarray:
-    """What Resize does along one axis: (out, size), rows are output entries."""
-    rate = FLOAT32(scale)
-    x = coordinates(node, index, rate, size, out)
-    rows = np.arange(out)
-    result = np.zeros((out, size))
-    mode = node.attr("mode", "nearest")
-    if mode == "nearest":
-        at = nearest(x, node.attr("nearest_mode", "round_prefer_floor")).astype(int)
-        result[rows, np.clip(at, 0, size - 1)] = 1
-    else:
-        squeeze = min(scale, 1.0) if node.attr("antialias", 0) else 1.0  # a smaller picture averages over more
-        radius = int(np.ceil((1 if mode == "linear" else 2) / squeeze))
-        taps = np.floor(x).astype(int)[:, None] + np.arange(1 - radius, radius + 1)
-        weights = kernel((taps - x[:, None].astype(float)) * squeeze, mode, node.attr("cubic_coeff_a", -0.75))
-        if node.attr("exclude_outside", 0):
-            weights = weights * ((taps >= 0) & (taps < size))
-        weights = weights / weights.sum(1, keepdims=True)
-        np.add.at(result, (np.broadcast_to(rows[:, None], taps.shape), np.clip(taps, 0, size - 1)), weights)
-    if node.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
-        result[(x < 0) | (x > size - 1)] = 0  # the extrapolation value, a constant
-    return result
+    return [axis for axis in axes if before[axis] is None or before[axis] != after[axis]]
 
 
 @vjp(
@@ -218,57 +143,60 @@ def matrix(node: Node, index: int, scale: float, size: int, out: int) -> np.ndar
 def resize(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Transposed interpolation along each axis. g (S, *out) -> (S, *in)."""
     x = node.x
-    axes = resized_axes(node)
-    if axes is None:
-        raise _unknown(node)
-    axes = [axis for axis in axes if axis != op.stream_axis(x)]
+    axes = [axis for axis in resized_axes(node) if axis != op.stream_axis(x)]
     named = node.attr("axes")
     named = list(range(rank(x))) if named is None else axes_of(named, rank(x))
-    rates = constant(node.input(2))
-    scales = None if rates is None or not rates.size else [float(rates[named.index(axis)]) for axis in axes]
+    rates = constant(given_scales(node))
+    scales = None if rates is None else [float(rates[named.index(axis)]) for axis in axes]
     upscaling = _upscaling(node, scales, [named.index(axis) for axis in axes])
     rest: list[Gradient] = [None] * (len(node.inputs) - 1)
     if upscaling is not None and min(axes, default=2) >= 2:
         if all(not p.before and len(p.weights) == p.scale and (p.weights == 1).all() for p in upscaling):
             return [_block_sums(op, g, axes, [p.scale for p in upscaling]), *rest]
-        if any(not isinstance(d, int) for d in (*dims(x)[2:], *dims(node.y)[2:])):
+        if any(not isinstance(d, int) for d in (*dims(x)[2:], *dims(node.y)[2:])) and isinstance(dims(x)[1], int):
             return [_strided(op, node, g, axes, upscaling), *rest]
     for i, axis in enumerate(axes):
-        size, out = dims(x)[axis], dims(node.y)[axis]
-        if isinstance(size, int) and scales is not None:
-            out = int(np.floor(FLOAT32(size) * FLOAT32(scales[i])))
-        if not isinstance(size, int) or not isinstance(out, int):
-            raise _unknown(node)
-        scale = out / size if scales is None else scales[i]
-        if scales is None and node.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
-            scale = _common_scale(node, named)
-        g = along(op, g, axis, matrix(node, named.index(axis), scale, size, out))
+        g = along(op, g, axis, _interpolation(op, node, axis, named, None if scales is None else scales[i]))
     return [g, *rest]
 
 
-def _unknown(node: Node) -> UnsupportedOp:
-    return UnsupportedOp(
-        f"{node}: the derivative needs the sizes before and after, which this model leaves open (whole-number scales "
-        f"of axes 2 and up work without). Fix the input size (onnxruntime's make_dynamic_shape_fixed tool)."
-    )
+def _interpolation(
+    op: Backward, node: Node, axis: int, named: Sequence[int], scale: float | None
+) -> np.ndarray | ir.Value:
+    """What the node does along an axis, (out, in): numbers where the lengths are known, else nodes that make them."""
+    size, out, place = dims(node.x)[axis], dims(node.y)[axis], named.index(axis)
+    if isinstance(size, int) and scale is not None:
+        return matrix(node, place, scale, size, int(np.floor(FLOAT32(size) * FLOAT32(scale))))
+    if isinstance(size, int) and isinstance(out, int) and given_scales(node) is None:
+        stretched = node.attr("keep_aspect_ratio_policy", "stretch") == "stretch"
+        rate = out / size if stretched else _common_scale(node, named)
+        if rate is not None:
+            return matrix(node, place, rate, size, out)
+    return op.once(("interpolation", node.y, axis), lambda: open_matrix(op, node, axis, named))
 
 
-def _common_scale(node: Node, axes: Sequence[int]) -> float:
-    """One scale for all axes: the smallest (not_larger) or the largest (not_smaller)."""
-    sizes, before = ints(node.input(3)), dims(node.x)
-    if sizes is None or not all(isinstance(before[axis], int) for axis in axes):
-        raise _unknown(node)
-    rates = [size / before[axis] for size, axis in zip(sizes, axes, strict=True)]  # type: ignore[operator]
+def _common_scale(node: Node, axes: Sequence[int]) -> float | None:
+    """One scale for all axes: the smallest (not_larger) or the largest (not_smaller); None where lengths are open."""
+    sizes, before = ints(node.input(3)), [dims(node.x)[axis] for axis in axes]
+    if sizes is None:
+        return None
+    rates = [size / length for size, length in zip(sizes, before, strict=True) if isinstance(length, int)]
+    if len(rates) != len(axes):
+        return None
     return float(min(rates) if node.attr("keep_aspect_ratio_policy") == "not_larger" else max(rates))
 
 
-def along(op: Backward, g: ir.Value, axis: int, forward: np.ndarray) -> ir.Value:
+def along(op: Backward, g: ir.Value, axis: int, forward: np.ndarray | ir.Value) -> ir.Value:
     """Contract one axis of `g` with the rows of `forward` (out, in)."""
     assert g.dtype is not None
     last = rank(g) - 1
+    if isinstance(forward, np.ndarray):
+        weights = op.constant(forward.T if axis == last - 1 else forward, g.dtype)
+    else:
+        weights = forward if forward.dtype == g.dtype else op.Cast(forward, to=int(g.dtype))
+        weights = op.Transpose(weights, perm=[1, 0]) if axis == last - 1 else weights
     if axis == last - 1:
-        return op.MatMul(op.constant(forward.T, g.dtype), g)  # type: ignore[no-any-return]
-    weights = op.constant(forward, g.dtype)
+        return op.MatMul(weights, g)  # type: ignore[no-any-return]
     if axis == last:
         return op.MatMul(g, weights)  # type: ignore[no-any-return]
     perm = [i if i not in (axis, last) else axis + last - i for i in range(last + 1)]
@@ -305,9 +233,7 @@ def _strided(op: Backward, node: Node, g: ir.Value, axes: Sequence[int], upscali
     Entries beyond the ends, whose place the outermost ones took, are made as well and then added to those.
     """
     channels = dims(node.x)[1]
-    if not isinstance(channels, int):
-        raise UnsupportedOp(f"{node}: the number of channels must be known at compile time.")
-    assert g.dtype is not None
+    assert isinstance(channels, int) and g.dtype is not None
     spatial = rank(g) - 2
     for axis, (weights, before, k) in zip(axes, upscaling, strict=True):
 

@@ -163,16 +163,25 @@ def padding_sign(node: Node, known: Sequence[bool]) -> bool:
     return known[0] and (node.input(2) is None or known[2])
 
 
+def padded_axis(node: Node, axes: Sequence[streams.Axis]) -> streams.Axis | Sequence[streams.Axis]:
+    """As `keeps`; the value filled in is one for all rows."""
+    one_value = all(axis == streams.CONSTANT for axis in axes[1:])
+    return streams.keeps(streams.padded)(node, axes) if one_value else streams.UNPROVEN
+
+
 @vjp(
     "Pad",
     kind="routing",
     silent=(1, 3),
     linear=True,
-    streams=streams.keeps(streams.padded),
+    streams=padded_axis,
     sign=padding_sign,
     cases=[
         case(x=(2, 3, 4), pads=np.array([0, 1, 2, 0, 0, 3])),
         case(x=(2, 3, 4), pads=np.array([0, 1, -2, 0, 0, 3]), value=np.array(1.5, np.float64), sample="normal"),
+        case(x=(2, 3, 4), pads=np.array([0, 1, -2, 0, 0, 3]), value=()),
+        case(x=(2, 3, 4), pads=np.array([1, 2]), value=(), axes=np.array([-1])),
+        case(x=(2, 3, 4), pads=np.array([0, 0, 1, 0, 0, 0]), value=(), constant=("x",)),
         case(x=(2, 3, 4), pads=np.array([1, 2]), value=None, axes=np.array([-1])),
         case(x=(2, 3, 4), pads=np.array([0, 2, 0, 0, 1, 3]), mode="reflect"),
         case(x=(2, 3, 4), pads=np.array([0, 2, 1, 0, 1, 3]), mode="edge"),
@@ -180,25 +189,44 @@ def padding_sign(node: Node, known: Sequence[bool]) -> bool:
     ],
 )
 def pad(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """Constant: cut the frame off. Otherwise a frame is made of values of x, which get their share back."""
+    """Constant: cut the frame off; a computed value gets it. Otherwise a frame is copies of x, which gets them back."""
     mode = node.attr("mode", "constant")
     pads, axes = ints(node.input(1)), ints(node.input(3))
+    others = rest(node)
+    if mode == "constant" and len(others) > 1 and not op.is_constant(node.input(2)):
+        others[1] = filled(op, node, g)
     if mode == "constant" and (pads is None or min(pads, default=0) < 0 or (node.input(3) is not None and not axes)):
         back = op.Neg(node.input(1)) if pads is None else op.ints([-length for length in pads])
-        return [op.Pad(g, back, None, node.input(3)), *rest(node)]
+        return [op.Pad(g, back, None, node.input(3)), *others]
     if pads is None or (node.input(3) is not None and axes is None) or (mode != "constant" and min(pads) < 0):
         raise UnsupportedOp(f"{node}: mode={mode} needs pads that are known at compile time and not negative.")
     axes = list(range(rank(node.x))) if axes is None else axes_of(axes, rank(node.x))
     frame = {axis: (pads[i], pads[i + len(axes)]) for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]}
     if mode == "constant":
         if not frame:
-            return [g, *rest(node)]
+            return [g, *others]
         begins = [begin for begin, _ in frame.values()]
         ends = [-end if end else END for _, end in frame.values()]
-        return [op.Slice(g, begins, ends, list(frame)), *rest(node)]
+        return [op.Slice(g, begins, ends, list(frame)), *others]
     for axis, (begin, end) in frame.items():
         g = unframed(op, g, op.size(node.x, axis), axis, begin, end, mode)
-    return [g, *rest(node)]
+    return [g, *others]
+
+
+def filled(op: Backward, node: Node, g: ir.Value) -> ir.Value:
+    """What the value of a constant Pad gets: g summed over the frame, in the shape of the value."""
+    value = node.inputs[2]
+    assert value is not None and g.dtype is not None
+    pads, axes = ints(node.input(1)), ints(node.input(3))
+    around, along = node.inputs[1], node.input(3)
+    if pads is not None and axes is not None:  # for all axes: onnxruntime's optimiser forgets which ones
+        places = axes_of(axes, rank(node.x))
+        full = dict(zip([*places, *(axis + rank(node.x) for axis in places)], pads, strict=True))
+        around, along = op.ints([full.get(i, 0) for i in range(2 * rank(node.x))]), None
+    nothing = op.Expand(op.constant(0.0, g.dtype), op.shape(node.x))
+    frame = op.Pad(nothing, around, op.constant(1.0, g.dtype), along)
+    total = op.ReduceSum(g * frame, keepdims=0)
+    return op.Reshape(total, [1]) if rank(value) else total  # type: ignore[no-any-return]
 
 
 def unframed(op: Backward, g: ir.Value, length: ir.Value, axis: int, begin: int, end: int, mode: str) -> ir.Value:
