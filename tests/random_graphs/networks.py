@@ -9,8 +9,20 @@ from random_graphs.draw import Drawn, assemble
 from random_graphs.steps import STEPS, param
 
 LAYERS = ("conv", "conv", "conv_transpose", "gemm", "matmul", "matmul_from_left", "max_pool", "average_pool")
-ACTIVATIONS = ("unary_Relu", "unary_Relu", "unary_LeakyRelu", "unary_Sigmoid", "unary_Tanh", "unary_Softplus", "unary_Elu",
-               "unary_HardSwish", "unary_Gelu", "unary_Neg", "unary_Identity", "unary_Dropout")  # fmt: skip
+ACTIVATIONS = (
+    "unary_Relu",
+    "unary_Relu",
+    "unary_LeakyRelu",
+    "unary_Sigmoid",
+    "unary_Tanh",
+    "unary_Softplus",
+    "unary_Elu",
+    "unary_HardSwish",
+    "unary_Gelu",
+    "unary_Neg",
+    "unary_Identity",
+    "unary_Dropout",
+)
 SUMS = (
     "binary_Add",
     "binary_Sub",
@@ -22,14 +34,51 @@ SUMS = (
     "binary_Mul",
     "masked_out",
 )
-MOVES = ("reshape", "flatten", "transpose", "split", "slice_", "pad", "squeeze", "unsqueeze", "to_picture", "expand", "gather",
-         "depth_and_space", "resize", "reduce_Mean", "reduce_Sum", "reduce_Max", "global_pool", "tile", "where")  # fmt: skip
-OTHERS = ("batch_norm", "batch_norm", "layer_norm", "layer_norm_by_hand", "group_norm", "instance_norm", "attention", "softmax",
-          "gated", "lrn", "div", "scaled", "clipped", "normalised_inside")  # fmt: skip
+MOVES = (
+    "reshape",
+    "flatten",
+    "transpose",
+    "split",
+    "slice_",
+    "pad",
+    "squeeze",
+    "unsqueeze",
+    "to_picture",
+    "expand",
+    "gather",
+    "depth_and_space",
+    "resize",
+    "reduce_Mean",
+    "reduce_Sum",
+    "reduce_Max",
+    "global_pool",
+    "tile",
+    "where",
+)
+OTHERS = (
+    "batch_norm",
+    "batch_norm",
+    "layer_norm",
+    "layer_norm_by_hand",
+    "group_norm",
+    "instance_norm",
+    "attention",
+    "softmax",
+    "gated",
+    "lrn",
+    "div",
+    "scaled",
+    "clipped",
+    "normalised_inside",
+)
 FAMILIES = (LAYERS, LAYERS, ACTIVATIONS, SUMS, MOVES, OTHERS)
-LINEAR = (("linear_layer",), ("linear_layer",), ("unary_Relu", "unary_LeakyRelu", "unary_Neg", "max_pool", "average_pool"),
-          ("residual", "concat"), ("reshape", "flatten", "transpose", "halves", "slice_", "to_picture",
-          "depth_and_space", "reduce_Sum"))  # fmt: skip
+LINEAR = (
+    ("linear_layer",),
+    ("linear_layer",),
+    ("unary_Relu", "unary_LeakyRelu", "unary_Neg", "max_pool", "average_pool"),
+    ("residual", "concat"),
+    ("reshape", "flatten", "transpose", "halves", "slice_", "to_picture", "depth_and_space", "reduce_Sum"),
+)
 SHAPES = ((None, 2, 4, 4), (None, 3, 5, 4), (None, 4, 4, 4), (None, 6), (None, 3, 4), (None, 2, 6))
 
 

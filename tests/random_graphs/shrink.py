@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from random_graphs.draw import Drawn, needed
 from random_graphs.judge import Outcome, runnable
-from random_graphs.kernels import evaluator, wide
+from random_graphs.truth import tensor_values
 
 
 def shrink(drawn: Drawn, judge: Callable[[Drawn], Outcome], rounds: int = 6) -> Drawn:
@@ -51,17 +51,6 @@ def _smaller(drawn: Drawn) -> Iterator[Drawn]:
                 if values[other].dtype == values[name].dtype:
                     yield _trimmed(drawn, [o.name for o in model.graph.output], {name: other})
             yield _trimmed(drawn, [o.name for o in model.graph.output], {name: values[name]})
-
-
-def tensor_values(drawn: Drawn) -> dict[str, np.ndarray]:
-    """Every array of a drawn model, in float64."""
-    model = wide(drawn.model)
-    names = [o for node in model.graph.node for o in node.output if o]
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, None) for n in names)
-    found = dict(zip(names, evaluator(model).run(None, drawn.feeds), strict=True))
-    found |= drawn.feeds
-    return {n: v for n, v in found.items() if isinstance(v, np.ndarray)}
 
 
 def _trimmed(drawn: Drawn, outputs: list[str], instead: dict[str, str | np.ndarray]) -> Drawn:

@@ -12,8 +12,30 @@ PLAIN = {
     "Identity": 0, "Erf": 0, "Elu": 0, "Selu": 0, "LeakyRelu": 0, "HardSigmoid": 0, "ThresholdedRelu": 0, "Dropout": 0,
     "HardSwish": 14, "Mish": 18, "Gelu": 20, "Celu": 0, "Shrink": 0, "Asinh": 0,
 }  # fmt: skip
-SINGLE = ("Erf", "Selu", "HardSigmoid", "ThresholdedRelu", "HardSwish", "Mish", "Gelu", "Celu", "Shrink", "Elu",
-          "Softplus", "Softsign", "LeakyRelu", "Asinh", "Sinh", "Cosh", "Acosh", "Atanh", "Tan", "Acos", "Asin", "Atan")  # fmt: skip
+SINGLE = (
+    "Erf",
+    "Selu",
+    "HardSigmoid",
+    "ThresholdedRelu",
+    "HardSwish",
+    "Mish",
+    "Gelu",
+    "Celu",
+    "Shrink",
+    "Elu",
+    "Softplus",
+    "Softsign",
+    "LeakyRelu",
+    "Asinh",
+    "Sinh",
+    "Cosh",
+    "Acosh",
+    "Atanh",
+    "Tan",
+    "Acos",
+    "Asin",
+    "Atan",
+)
 FLAT = ("Floor", "Ceil", "Round", "Sign")
 
 

@@ -89,3 +89,14 @@ def _slopes(drawn: Drawn, name: str, seeds: dict[str, Array], rng: np.random.Gen
             raise Kink(f"{name} has two slopes here, {bends[0]:.3g} apart")
         slopes.append((4 * found[1] - found[0]) / 3)
     return Truth(directions, slopes)
+
+
+def tensor_values(drawn: Drawn) -> dict[str, np.ndarray]:
+    """Every array of a drawn model, in float64."""
+    model = wide(drawn.model)
+    names = [o for node in model.graph.node for o in node.output if o]
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, None) for n in names)
+    found = dict(zip(names, evaluator(model).run(None, drawn.feeds), strict=True))
+    found |= drawn.feeds
+    return {n: v for n, v in found.items() if isinstance(v, np.ndarray)}
