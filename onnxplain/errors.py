@@ -64,6 +64,12 @@ class InputError(OnnxplainError):
     exit_code = 4
 
 
+class NotFinite(InputError):
+    """A score or a relevance that is NaN or infinite, which is no answer; names the first tensor where it appears."""
+
+    status = "OUT_OF_RANGE"
+
+
 class NotFound(InputError):
     """A model, a version or an alias that is not served here."""
 

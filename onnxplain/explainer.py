@@ -12,15 +12,18 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain import session as sessions
-from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, resolve
+from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, resolve, verification
 from onnxplain.compile.ledger import NAME as LEDGER
+from onnxplain.compile.nonfinite import answer_error, score_error
 from onnxplain.compile.save import INLINE_LIMIT, save
 from onnxplain.composites import Bounds
 from onnxplain.errors import ConversionChanged, InputError, UsageError
 from onnxplain.explanation import Explanation
+from onnxplain.graph.compare import mismatch
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
 from onnxplain.graph.outline import in_parts, runtime
+from onnxplain.graph.verify import second
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.targets import Target
@@ -28,6 +31,11 @@ from onnxplain.recipes import Recipe
 from onnxplain.runtime import Runtime
 from onnxplain.session import Array, Runs, Session
 
+VERIFIED = (
+    1 << 25
+)  # bytes of weights and of one stream's tensors; below, a verification takes some hundredths of a second
+ROUNDING = 1e-2  # of the largest value: two forms of a model on any provider agree to that, a wrong kernel does not
+SEARCHES = 8  # of an explainer, for where a NaN begins: each is a session and a run
 Opener = Callable[[ir.Model, str], Runs]
 Ask = str | int | Callable[[Array, Sequence[str], str | None], list[Target]]
 
@@ -176,6 +184,7 @@ class Explainer:
         if bounds is None and (note := self.recipe.without_bounds):
             self.compiled.notes.append(note)
         self._session: Runs | None = None
+        self._searches = SEARCHES
 
     @property
     def explained(self) -> tuple[str, ...]:
@@ -189,9 +198,12 @@ class Explainer:
 
     @property
     def session(self) -> Runs:
-        """The compiled graph in onnxruntime; created when first used."""
+        """The compiled graph in onnxruntime; created when first used, and verified where that takes no time."""
         if self._session is None:
-            self._session = self.subject.open(self.compiled.model, self.recipe.digest)
+            model = self.compiled.model
+            self._session = session = self.subject.open(model, self.recipe.digest)
+            if self.subject.opener is None and nbytes_of_weights(model) + bytes_per_stream(model) <= VERIFIED:
+                self.verify(users=lambda: session, batches=1)
         return self._session
 
     def row_axes(self) -> dict[str, int] | None:
@@ -213,34 +225,34 @@ class Explainer:
         """Write the compiled graph; any onnxruntime runs it."""
         save(self.compiled.model, Path(path), self.subject.source.path)
 
-    def verify(self, path: str | Path | None = None) -> None:
-        """Run the compiled graph (or the file at `path`) on the sample of normalisation: it must answer as the model.
+    def verify(
+        self, path: str | Path | None = None, users: Callable[[], Runs] | None = None, batches: int = 2
+    ) -> list[str]:
+        """Compare what users run with the source and with the graph as written, forward and backward.
 
-        Raises ConversionChanged.
+        Users run the file at `path`, else what `users` opens, else this explainer's session. batches: 2 tries another
+        batch size too, where the batch is open. Returns notes on relevances that are not finite. Raises
+        ConversionChanged with the output that differs.
         """
-        expected = self.subject.normalised.reference
-        session = runtime(self.compiled.model) if path is None else Runtime(Path(path))  # unoptimised: starts faster
-        names = [str(v.name) for v in self.subject.source.model.graph.outputs]
-        seeds = {}
-        for name, source in self.compiled.seeds.items():
-            y = expected.outputs[source] if source in expected.outputs else expected.feeds[source]
-            shape = (*y.shape[:1], y.ndim - 1) if name.endswith(".target") and y.ndim > 2 else y.shape[:1]
-            index = name.endswith(".target")
-            seeds[name] = (
-                np.zeros(shape, np.int64) if index else np.zeros(y.shape, np.promote_types(y.dtype, np.float32))
-            )
-        found = session.run({**expected.feeds, **seeds}, names)
-        problem = expected.mismatch(found, names)
-        if problem is not None:
-            raise ConversionChanged(
-                f"the compiled graph answers differently from the model: {problem}. Please report this model."
-            )
+        references, model = [self.subject.normalised.reference], self.compiled.model
+        if batches > 1 and (other := second(self.subject.source, references[0])) is not None:
+            references.append(other)
+        asked = verification.questions(self.compiled, references)
+        names = [str(value.name) for value in self.subject.source.model.graph.outputs]
+        if path is None:
+            opened = users or (lambda: self.session)
+            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model))
+        file = Path(path)
+        return verification.verify(
+            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file)
+        )
 
     def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the compiled graph by name.
 
         inputs: (N, …), one array or by name. seed: (S, …), one array or by explained tensor; S = N, or N = 1, or S = 1
-        (the same for every row). More rows than fit in memory are run in chunks.
+        (the same for every row). More rows than fit in memory are run in chunks. Raises NotFinite where a score or a
+        relevance is NaN or infinite; `session.run` returns those as they are.
         """
         feeds = self._feeds(inputs)
         names = list(self.compiled.seeds)
@@ -260,7 +272,7 @@ class Explainer:
         """Explain a batch for one or several targets.
 
         inputs: (N, …) in model units. target: `predicted`, `top3`, a class name, an index, "A vs B", a function
-        (scores, labels, kind) -> targets, or several.
+        (scores, labels, kind) -> targets, or several. Raises NotFinite, as `run` does.
         """
         if len(self.explained) != 1:
             raise UsageError("several tensors are explained: use run(inputs, seed) with a seed for each.")
@@ -268,6 +280,9 @@ class Explainer:
         forward = self.subject.forward(feeds)
         name = self.explained[0]
         scores = forward[name] if name in forward else feeds[name]
+        if (error := score_error(self.subject.normalised.model, feeds, name, scores, self._searches > 0)) is not None:
+            self._searches -= 1
+            raise error
         asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
         targets = [t for ask in asked for t in self._resolve(ask, scores)]
         rows = scores.shape[0] if scores.ndim else 1
@@ -277,6 +292,7 @@ class Explainer:
                 "explain() makes float seeds; an explainer compiled with seed='index' is run by run(inputs, target)."
             )
         outputs = self._targets(feeds, name, targets, scores)
+        self._compare(forward, outputs)
         relevance = {source: outputs[out] for out, source in self.compiled.relevances.items()}
         kept = {n: forward[n] for n in self.subject.request.keep if n in forward}
         return Explanation(
@@ -298,6 +314,14 @@ class Explainer:
             seconds=time.perf_counter() - begun,
         )
 
+    def _compare(self, forward: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """The compiled graph's forward answers on the user's own input must be the model's."""
+        alike = [n for n in outputs if n in forward and np.shape(outputs[n]) == np.shape(forward[n])]
+        bounded = self.subject.normalised.reference.bounded
+        problem = mismatch({n: forward[n] for n in alike}, {n: outputs[n] for n in alike}, bounded, ROUNDING)
+        if problem is not None:
+            raise ConversionChanged(f"the compiled graph answers this input differently from the model: {problem}.")
+
     def _resolve(self, ask: Ask, scores: Array) -> list[Target]:
         if callable(ask):
             return ask(scores, self.labels, self.kind)
@@ -317,6 +341,20 @@ class Explainer:
         return sessions.concatenate(parts, self._row_axes())
 
     def _run(self, feeds: dict[str, Array], seeds: dict[str, Array]) -> dict[str, Array]:
+        found = self._compute(feeds, seeds)
+        self.require_finite({**feeds, **seeds}, found)
+        return found
+
+    def require_finite(self, feeds: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+        """Raise NotFinite for a score or relevance that is NaN or infinite, with the first tensor that is.
+
+        feeds: seeds among them. found: outputs of the compiled graph.
+        """
+        if (error := answer_error(self.compiled, feeds, found, self._searches > 0)) is not None:
+            self._searches -= 1
+            raise error
+
+    def _compute(self, feeds: dict[str, Array], seeds: dict[str, Array]) -> dict[str, Array]:
         if not self.compiled.streams and self._exact(feeds, seeds):
             return self.session.run({**feeds, **seeds})
         rows = _rows(feeds)
@@ -385,6 +423,11 @@ def open_session(model: ir.Model, provider: str = "auto", threads: int = 0) -> S
         return Session(serialised(model), provider, threads)
     content, weights = in_parts(model)
     return Session(content, provider, threads, weights)
+
+
+def nbytes_of_weights(model: ir.Model) -> int:
+    """Bytes of a model's initializers."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def serialised(model: ir.Model) -> bytes:

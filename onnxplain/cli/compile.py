@@ -54,9 +54,9 @@ def compile_command(
     explainer.save(path)
     seconds: dict[str, Any] = {**subject.seconds, "backward": explainer.compiled.seconds}
     checked = time.perf_counter()
-    explainer.verify(path)
+    found = explainer.verify(path)
     seconds |= {"write": checked - written, "verify": time.perf_counter() - checked}
-    for note in (*explainer.notes, *cuda.notes(subject.normalised.model.graph)):
+    for note in (*explainer.notes, *found, *cuda.notes(subject.normalised.model.graph)):
         click.echo(f"note: {note}", err=True)
     size = path.stat().st_size / 1e6
     graph = explainer.compiled.model.graph

@@ -24,7 +24,7 @@ from onnxplain.cli.output import Run, write_run
 from onnxplain.cli.told import progress_line, tell
 from onnxplain.compile import Request
 from onnxplain.coverage import coverage
-from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
+from onnxplain.errors import NotFinite, OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.explainer import Subject
 from onnxplain.inputs import Loaded, Pictures, load, random_inputs
 from onnxplain.recipes import Recipe
@@ -153,7 +153,7 @@ def _explain(
             raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
         explanation = explainer.explain(done.loaded.feeds, targets)
     except OnnxplainError as error:
-        if strict:
+        if strict or isinstance(error, NotFinite):
             raise
         done.failed[recipe.method] = str(error)
         return

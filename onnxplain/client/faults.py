@@ -13,6 +13,7 @@ from onnxplain.errors import (
     Denied,
     Expired,
     InputError,
+    NotFinite,
     NotFound,
     OnnxplainError,
     OutOfMemory,
@@ -48,7 +49,7 @@ class NotNow(Unavailable):
 
 CLASSES: dict[str, type[OnnxplainError]] = {
     "INVALID_ARGUMENT": InputError,
-    "OUT_OF_RANGE": InputError,
+    "OUT_OF_RANGE": NotFinite,
     "FAILED_PRECONDITION": UnsupportedModel,
     "NOT_FOUND": NotFound,
     "RESOURCE_EXHAUSTED": OutOfMemory,

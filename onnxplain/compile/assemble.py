@@ -130,6 +130,7 @@ class _Job:
             poison += [] if invalid is None else [invalid]
             first_seed = first_seed or seed
             for start, r in zip(starts, self.recipe.start.initial(op, seed, y), strict=True):
+                op.reshaped(r.value, op.stream_shape(y))  # inference cannot tell streams from the batch
                 start[y] = r
         assert first_seed is not None
         if self.recipe.start.spreads:

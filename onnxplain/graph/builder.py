@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import uninferred
+from onnxplain.graph.forms import places_of_pads
 from onnxplain.graph.inference import LONGEST, infer_node
-from onnxplain.graph.node import FLOATS, Node, dims, rank, static
+from onnxplain.graph.node import FLOATS, Node, dims, ints, rank, static
 
 Values = Sequence[ir.Value]
 Operand = ir.Value | float | int | np.ndarray | Sequence[int] | None
@@ -60,6 +61,8 @@ class Builder:
         if dtype is None:
             dtype = next((v.dtype for v in inputs if isinstance(v, ir.Value) and v.dtype is not None), None)
         values = [self._value(operand, dtype) for operand in inputs]
+        if op_type == "Pad":
+            values = self._full_rank(values)
         while values and values[-1] is None:
             values.pop()
         kept = {name: value for name, value in (attributes or {}).items() if value is not None}
@@ -78,6 +81,21 @@ class Builder:
         self.emitted.add(node)
         self.infer(node)
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def _full_rank(self, values: list[ir.Value | None]) -> list[ir.Value | None]:
+        """The inputs of a Pad without `axes`: its pads name every axis (`graph.forms` says why)."""
+        x, pads, axes = values[0], values[1], values[3] if len(values) > 3 else None
+        if x is None or pads is None or axes is None:
+            return values
+        known, sizes = ints(axes), ints(pads)
+        if known is None:
+            raise UnsupportedModel(f"{self._scope}: a Pad whose axes ({axes.name}) are not known at compile time.")
+        places = places_of_pads(known, rank(x))
+        if sizes is not None:
+            return [x, self.ints([0 if place is None else sizes[place] for place in places]), *values[2:3]]
+        behind_zero = self.Concat(self.ints([0]), pads, axis=0)
+        order = self.ints([0 if place is None else place + 1 for place in places])
+        return [x, self.Gather(behind_zero, order), *values[2:3]]
 
     def again(self, node: Node, *inputs: ir.Value | None) -> ir.Value:
         """The forward step once more, on other inputs; a MatMul's third input is its bias."""

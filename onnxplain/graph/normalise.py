@@ -19,6 +19,7 @@ from onnxplain.graph import observed
 from onnxplain.graph.affine import fold_affine
 from onnxplain.graph.convert import raise_opset
 from onnxplain.graph.fold import fold_constants, inline_functions, tidy
+from onnxplain.graph.forms import settle_forms
 from onnxplain.graph.gemm import fuse_bias
 from onnxplain.graph.load import Source
 from onnxplain.graph.plumbing import settle
@@ -160,10 +161,16 @@ def _shapes(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str
     return model
 
 
+def _forms(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+    changes += settle_forms(model, may)
+    return model
+
+
 STEPS: dict[str, Step] = {
     "inline functions": _inline,
     "raise the opset": _raise,
     "infer shapes": _shapes,
+    "settle forms": _forms,
     "fold constants": _fold,
     "settle windows": _windows,
     "fold affine chains": _affine,

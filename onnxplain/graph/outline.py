@@ -63,10 +63,10 @@ def apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return proto, arrays
 
 
-def runtime(model: ir.Model) -> Runtime:
+def runtime(model: ir.Model, *, optimise: bool = False) -> Runtime:
     """The model in onnxruntime, its weights read where they lie."""
     content, weights = in_parts(model)
-    return Runtime(content, weights=weights)
+    return Runtime(content, weights=weights, optimise=optimise)
 
 
 def as_inputs(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]) -> onnx.ModelProto:

@@ -216,10 +216,11 @@ def gemm(node: Node, axes: Sequence[Axis]) -> Axis:
 
 
 def expand(node: Node, axes: Sequence[Axis]) -> Axis:
-    """The data's axis counted from the back."""
+    """The data's axis counted from the back, unless it may be stretched: one row would become many."""
     if axes[0] < 0:
         return CONSTANT
-    return axes[0] + rank(node.y) - rank(node.x)
+    after = axes[0] + rank(node.y) - rank(node.x)
+    return after if dims(node.y)[after] == dims(node.x)[axes[0]] else UNPROVEN
 
 
 def across(touched: Callable[[Node], Sequence[int] | None], *alike: int) -> AxisRule:

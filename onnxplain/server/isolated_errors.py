@@ -14,6 +14,7 @@ from onnxplain.errors import (
     Denied,
     Expired,
     InputError,
+    NotFinite,
     NotFound,
     OnnxplainError,
     Unauthenticated,
@@ -26,6 +27,7 @@ from onnxplain.server.faults import DETAILS
 CODES: dict[str, type[OnnxplainError]] = {
     "INVALID_ARGUMENT": InputError,
     "NOT_FOUND": NotFound,
+    "OUT_OF_RANGE": NotFinite,
     "UNAVAILABLE": Unavailable,
     "DEADLINE_EXCEEDED": Expired,
     "CANCELLED": Cancelled,

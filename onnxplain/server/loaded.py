@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxplain.compile import Request
 from onnxplain.coverage import Coverage, coverage
 from onnxplain.errors import ConversionChanged, OnnxplainError, UnsupportedModel
-from onnxplain.explainer import Ask, Explainer, Subject, bytes_per_stream, open_session, serialised
+from onnxplain.explainer import Ask, Explainer, Subject, bytes_per_stream, nbytes_of_weights, open_session, serialised
 from onnxplain.explanation import Explanation
 from onnxplain.exports.batching import counted
 from onnxplain.inputs import Pictures
@@ -248,14 +248,11 @@ class LoadedModel:
             notes.append("rows answer differently in a batch than alone: requests are not put together")
 
     def _verify(self, variant: Variant) -> None:
-        """Run the compiled graph once: it must answer as the model did when it was normalised."""
-        reference = variant.explainer.subject.normalised.reference
-        seeds = self._probe_seeds(variant.explainer, variant.forward, reference.feeds)
-        found = variant.lane.session().run({**reference.feeds, **seeds})
-        names = [str(value.name) for value in variant.explainer.subject.source.model.graph.outputs]
-        problem = reference.mismatch(found, names)
-        if problem is not None:
-            raise ConversionChanged(f"{self.name}: the compiled graph answers differently from the model: {problem}.")
+        """The graph in its lane must answer as the model did when it was normalised, and as without optimisation."""
+        try:
+            variant.notes += variant.explainer.verify(users=variant.lane.session)
+        except ConversionChanged as error:
+            raise ConversionChanged(f"{self.name}: {error}") from error
 
     def _probe_rows(self) -> dict[str, Array]:
         """Some rows that differ, from the sample of normalisation."""
@@ -326,14 +323,16 @@ class LoadedModel:
     def _open(self, model: ir.Model, role: str) -> Lane:
         names = [str(value.name) for value in model.graph.outputs]
         options = self.house.options
-        held = weights(model) + self.max_rows * (bytes_per_stream(model) if role != "forward" else 0)
+        held = nbytes_of_weights(model) + self.max_rows * (bytes_per_stream(model) if role != "forward" else 0)
         return self._lane(lambda: open_session(model, options.provider, options.threads_per_run), names, held)
 
     def _forward_lane(self) -> Lane:
         """The model as its file says, not its normal form: answers are those of plain onnxruntime."""
         model, options = self.subject.source.model, self.house.options
         names = [str(value.name) for value in model.graph.outputs]
-        return self._lane(lambda: open_session(model, options.provider, options.threads_per_run), names, weights(model))
+        return self._lane(
+            lambda: open_session(model, options.provider, options.threads_per_run), names, nbytes_of_weights(model)
+        )
 
     def _lane(self, open_it: Callable[[], Session], outputs: list[str], nbytes: int) -> Lane:
         house = self.house
@@ -358,8 +357,3 @@ class LoadedModel:
                 lock, users = self._busy.pop(key)
                 if users > 1:
                     self._busy[key] = (lock, users - 1)
-
-
-def weights(model: ir.Model) -> int:
-    """Bytes of a model's initializers."""
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from onnxplain.compile.nonfinite import finite
 from onnxplain.errors import InputError, NotFound, OnnxplainError, UnknownName
 from onnxplain.explainer import serialised
 from onnxplain.recipes import named, recipe_names
@@ -84,14 +85,24 @@ class LocalModel:
         if len(given) == len(seeds):
             if parameters:
                 raise InputError("give a seed or a target, not both.").at("parameters")
-            return await asyncio.wrap_future(variant.lane.submit(checked(arrays, inputs), names))
+            feeds = checked(arrays, inputs)
+            found = await asyncio.wrap_future(variant.lane.submit(feeds, names))
+            if not finite(variant.explainer.compiled, found):
+                await self._think(lambda: variant.explainer.require_finite(feeds, found))
+            return found
         if given or len(seeds) > 1:
             missing = ", ".join(port.name for port in seeds if port.name not in arrays)
             raise InputError(f"several tensors are explained: give every seed; {missing} is missing.").at("inputs")
         feeds = checked(arrays, [port for port in inputs if port not in seeds])
         word = str(parameters.get("target", parameters.get("target_index", "predicted")))
 
-        return await self._think(lambda: variant.lane.run({**feeds, **seeded(variant, feeds, word)}, names))
+        def explain() -> dict[str, Array]:
+            asked = {**feeds, **seeded(variant, feeds, word)}
+            found = variant.lane.run(asked, names)
+            variant.explainer.require_finite(asked, found)
+            return found
+
+        return await self._think(explain)
 
     async def metadata(self, name: str) -> Any:
         """Name, version, inputs, outputs."""

@@ -85,12 +85,16 @@ def clip_sign(node: Node, known: Sequence[bool]) -> bool:
         case(x=(2, 5), low=None, high=np.array(0.6)),
         case(x=(2, 5), low=()),
         case(x=(2, 5), low=None, high=()),
+        case(x=(2, 5), low=(), high=()),
+        case(x=(2, 5), low=(), high=np.array(0.6), sample="above"),  # min > max: everything is max
+        case(x=(2, 5), low=np.array(4.0), high=(), sample="above"),
         case(x=(2, 5)),
     ],
 )
 def clip(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """g strictly between the bounds (torch's relu6), outside it goes to a bound the model computes.
 
+    y is min(max(x, low), high): where low reaches high, all of it is high's.
     The gate is read from y, as in Relu: reading x costs onnxruntime its Conv+Clip fusion.
     """
     low, high = bounds(node)
@@ -101,10 +105,12 @@ def clip(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     if not gates:
         return [g, None, None][: len(node.inputs)]
     inside = gates[0] if len(gates) == 1 else op.once(("inside", y), lambda: op.And(*gates))
-    to_low, to_high = (
-        None if gate is None or isinstance(bound, float) or op.is_constant(bound) else op.Where(gate, 0.0, g)
-        for gate, bound in ((above, low), (below, high))
-    )
+    to_low = to_high = None
+    if above is not None and isinstance(low, ir.Value) and not op.is_constant(low):
+        wins = op.Not(above) if below is None else op.And(below, op.Not(above))
+        to_low = op.Where(wins, g, 0.0)
+    if below is not None and isinstance(high, ir.Value) and not op.is_constant(high):
+        to_high = op.Where(below, 0.0, g)
     return [gated(op, node, g, inside), to_low, to_high][: len(node.inputs)]
 
 

@@ -271,6 +271,8 @@ def subtract(op: Backward, length: ir.Value, less: int) -> ir.Value:
         case(x=(2, 1, 4), shape=np.array([2, 3, 4])),
         case(x=(2, 1), shape=np.array([3, 1, 5])),
         case(x=(2, 3), shape=np.array([1, 1])),
+        case(x=(1, 4), shape=np.array([3, 4])),
+        case(x=(1, 4), shape=np.array([2, 3, 1])),
         case(x=(), shape=np.array([2, 2])),
     ],
 )
