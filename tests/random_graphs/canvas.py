@@ -128,7 +128,7 @@ class Canvas:
         given = [t for t in inputs if t is not None] + [self.by_name[n] for n in captured(node) if n in self.by_name]
         made = self._evaluated(node, given)
         self.nodes.append(node)
-        varies = any(t.varies for t in given)
+        varies = op_type != "Shape" and any(t.varies for t in given)
         found = tuple(Tensor(n, values, varies, op_type) for n, values in zip(names, made, strict=True))
         for tensor in found:
             self._check(tensor)

@@ -221,7 +221,7 @@ def named_node(drawn: Drawn, message: str) -> bool:
     nodes = _nodes(drawn.model.graph)
     words = set(re.findall(r"[\w/.]+", message))
     places = {x for n in nodes for x in (n.name, *n.output)} | (
-        {w for w in words if w.startswith("node_")} if any(not n.name for n in nodes) else set()
+        {w for w in words if w == "node" or w.startswith("node_")} if any(not n.name for n in nodes) else set()
     )
     return bool(words & {n.op_type for n in nodes} and words & places)
 
