@@ -13,7 +13,7 @@ from typing import Any
 from onnxplain.errors import UnknownName, UnsupportedOp, UsageError
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.bounds import steps_from_input
-from onnxplain.graph.node import Node
+from onnxplain.graph.node import Node, is_float
 from onnxplain.graph.walk import Rule
 from onnxplain.registry import Registry
 from onnxplain.rules import RULES, RuleCall, parse_rule
@@ -137,6 +137,8 @@ def kind_of(op: Backward, node: Node) -> Kind:
     exporter fused it into a normalisation. A MatMul or Conv without constant weights is a product.
     """
     kind = lookup(node).kind
+    if kind != "flat" and not any(is_float(y) or y.dtype is None for y in node.outputs):
+        return "routing"  # integers on their way to a look-up: which token it is stays what it was
     if kind == "linear" and weight_and_bias(op, node) is None:
         return "product"
     if kind == "routing" and not lookup(node).routes(node):

@@ -19,6 +19,7 @@ import onnxruntime as ort
 from onnxplain.errors import Expired, UnsupportedModel
 
 SECONDS = 60.0  # of one run, on two rows of small input; a loop that never ends must not hold its caller for ever
+MANY = 4000  # nodes, above which planning buffers takes longer than the run: 8 s for 8000
 SILENT = 4  # onnxruntime's "fatal": what goes wrong arrives as an exception
 
 
@@ -36,7 +37,7 @@ class Runtime:
 
     model: a path (preferred: weights are not copied) or bytes. weights: the numbers of initializers that `model` only
     declares as external data; onnxruntime reads them where they lie. optimise: False runs the graph as written, which
-    starts faster.
+    starts faster. nodes: how many there are, if that is known.
     """
 
     def __init__(
@@ -46,11 +47,14 @@ class Runtime:
         threads: int = 0,
         optimise: bool = False,
         weights: Mapping[str, np.ndarray] | None = None,
+        nodes: int = 0,
     ):
         options = ort.SessionOptions()
         options.log_severity_level = SILENT
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1
+        options.enable_mem_reuse = nodes < MANY  # onnxruntime looks for a buffer to reuse through all that are free
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a run or two: idle threads may sleep
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}

@@ -59,3 +59,28 @@ def test_what_a_model_computes_its_parameters_of_gets_its_share(name, tmp_path):
     # float32: 1e-7 of y over eps; the third derivative times eps squared
     assert found == pytest.approx(expected, rel=5e-3, abs=2e-4 * float(np.abs(seed * middle).sum()))
     assert file.about["streams"] == "exact"  # a parameter of all rows mixes them
+
+
+OPEN = {
+    "Conv": "<strides = [2, 1], pads = [1, 0, 2, 1], dilations = [1, 2]>",
+    "Conv grouped": "<group = 2>",
+    "ConvTranspose": "<strides = [2, 3], pads = [0, 1, 1, 0]>",
+    "ConvTranspose grouped": "<group = 2, output_padding = [1, 0], strides = [2, 1]>",
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_a_kernel_whose_size_only_the_run_knows_gets_its_gradient(name, tmp_path):
+    into = "4, 2" if "grouped" in name else "4, 4"
+    node = f"{name.split()[0]} {OPEN[name]} (x, k)"
+    text = f"g (float[N, 4, H, W] x, float[{into}, K, L] k) => (float[N, M, A, B] y) {{ y = {node} }}"
+    file = compiled(net(text), tmp_path)
+    for kernel in ((1, 1), (3, 2), (2, 4)):
+        x, k = normal(2, 4, 8, 9), normal(4, int(into[-1]), *kernel, seed=1)
+        y = file.explainer.subject.forward({"x": x, "k": k}, ["y"])["y"].astype(float)
+        seed = normal(*y.shape, seed=2)
+        found = file.run(x=x, k=k, seed=seed)
+        for key, value in (("x", x), ("k", k)):  # linear in each
+            ours, scale = found[f"{key}.relevance"].astype(float), float(np.abs(seed * y).sum())
+            assert ours.shape == value.shape
+            assert float((ours * value).sum()) == pytest.approx(float((seed * y).sum()), abs=1e-5 * scale)  # float32

@@ -318,8 +318,8 @@ def test_of_many_folds_only_the_one_that_changes_the_answer_is_undone(monkeypatc
     """Two Convolutions with BatchNormalization; the second fold goes wrong."""
     scaled = affine._scaled
 
-    def wrong(node, weight, scale):
-        return scaled(node, weight, scale * (2 if weight.name == "v" else 1))
+    def wrong(node, weight, scale, names):
+        return scaled(node, weight, scale * (2 if weight.name == "v" else 1), names)
 
     monkeypatch.setattr(affine, "_scaled", wrong)
     body = f"{CONV} n = {BN} r = Relu (n) d = Conv (r, v) y = {BN.replace('(c,', '(d,')}"
@@ -350,7 +350,7 @@ def test_random_numbers_do_not_refuse_a_model():
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (1, 1), (3, 2)])
 def test_an_initializer_has_the_shape_of_its_array(shape):
     result = from_proto(model(graph("y = Relu (x)", "float[N, 3] x", "float[N, 3] y"))).model
-    value = affine.initializer(result.graph, "new", np.ones(shape[::-1]).T, ir.DataType.FLOAT)
+    value = affine.initializer(affine.Names(result.graph), "new", np.ones(shape[::-1]).T, ir.DataType.FLOAT)
     assert value.const_value.numpy().shape == shape == tuple(value.const_value.shape) == tuple(value.shape)
 
 

@@ -18,7 +18,11 @@ def test_open_sizes_give_the_same_relevance(op_type, index, case):
     closed = one_node(op_type, case, np.float32, domain=domain)
     try:
         opened = one_node(op_type, case, np.float32, domain=domain, open_axes=True)
-    except (UnsupportedOp, ValueError) as error:  # ValueError: not even the rank is known
+    except UnsupportedOp as error:
+        pytest.skip(f"refused while compiling: {error}")
+    except ValueError as error:
+        if "y0: the rank is not known" not in str(error):  # onnx infers nothing of the forward node
+            raise
         pytest.skip(f"refused while compiling: {error}")
     feeds = sample(case, np.random.default_rng(0), np.float32)
     feeds = {name: array for name, array in feeds.items() if isinstance(case.inputs[name], tuple)}

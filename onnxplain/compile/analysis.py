@@ -51,6 +51,7 @@ class Analysis:
         free = [value for value in self.inputs if value.dtype is not None and value.dtype != ir.DataType.BOOL]
         receptive = active_values(self.nodes, [*free, *self.wanted], self.passes)
         facts.receptive = receptive
+        self._leave_out_mixed()
         self.active = active_values(self.nodes, self.wanted, self.passes)
         self.path = needed_nodes(self.nodes, self.explained, self.active, self.passes)
         self._check_reached()
@@ -95,6 +96,18 @@ class Analysis:
                     raise UsageError(f"--attribute-to {name}: it is {value.dtype}, and relevance needs a float tensor.")
             return named
         return {value: str(value.name) for value in self.inputs if value.dtype not in (None, ir.DataType.BOOL)}
+
+    def _leave_out_mixed(self) -> None:
+        """By default, integers that cannot be followed to the end get no relevance rather than a part of it."""
+        if self.request.attribute_to:
+            return
+        for value in [value for value in self.wanted if not is_float(value)]:
+            active = active_values(self.nodes, [value], self.passes)
+            path = needed_nodes(self.nodes, self.explained, active, self.passes)
+            reasons = [r for node in path if _has_derivative(node) and (r := tokens.problem(self.op, node, active))]
+            if reasons:
+                del self.wanted[value]
+                self.notes.append(f"no relevance for {value.name}: {reasons[-1]}")
 
     def _check_reached(self) -> None:
         """Tensors no relevance reaches are no longer wanted; say why, refuse where none is left or one was named."""

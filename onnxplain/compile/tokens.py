@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
+from onnxplain.graph import streams
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, axes_of, constant, dims, is_float, rank
 from onnxplain.graph.relevance import Portion, Relevance
@@ -65,36 +66,63 @@ def _is_code(value: ir.Value, others: ir.Value | None) -> bool:
     return all(length == 1 or have == 1 for length, have in zip(shape, own, strict=True))
 
 
+def carrying(op: Backward, node: Node, active: Collection[ir.Value]) -> list[int]:
+    """The integer inputs of a node that relevance arrives at."""
+    return [
+        i
+        for i, value in enumerate(node.inputs)
+        if value in active and value is not None and not is_float(value) and passes(op, node, i)
+    ]
+
+
+def problem(op: Backward, node: Node, active: Collection[ir.Value]) -> str | None:
+    """Why relevance cannot be followed through the integers of a node; None where it can, or where there are none.
+
+    An index that is computed from several integers (positions counted from a mask) is no token of one of them.
+    """
+    given = carrying(op, node, active)
+    if not given or node.captured or any(is_float(y) or y.dtype is None for y in node.outputs):
+        return None
+    entry = lookup(node)
+    names = ", ".join(str(node.inputs[i].name) for i in given)  # type: ignore[union-attr]
+    if entry.kind == "routing" or _turns(op, node, given[0]):
+        return None
+    if entry.streams is not streams.elementwise:
+        return f"the integers {names} are mixed at {node}, and what part of the result is whose is not known"
+    if len(given) > 1:
+        return f"the integers {names} are combined at {node}, and what part of the result is whose is not known"
+    return None
+
+
 def token_rule(op: Backward, node: Node, active: Collection[ir.Value], finish: Finish) -> Rule | None:
     """The rule of a node where integers carry relevance; None where all is float, and its own rule holds.
 
     finish: what the method makes of the relevance of an embedding; several steps of one token add up.
     """
-    carrying = [
-        i
-        for i, v in enumerate(node.inputs)
-        if v in active and v is not None and not is_float(v) and passes(op, node, i)
-    ]
-    if not carrying or node.captured or any(value is not None and value.dtype is None for value in node.inputs):
+    given = carrying(op, node, active)
+    if not given or node.captured or any(value is not None and value.dtype is None for value in node.inputs):
         return None
-    if not is_float(node.y) and node.op_type != "Cast" and lookup(node).kind == "routing":
-        return None
-    if len(carrying) > 1:
-        names = ", ".join(str(node.inputs[i].name) for i in carrying)  # type: ignore[union-attr]
-        raise UnsupportedOp(
-            f"{node}: the integers {names} are both computed from what is attributed, and how they share relevance is "
-            f"not known. Attribute to a tensor above this node (--attribute-to)."
-        )
-    (index,) = carrying
-    if node.op_type in ("Gather", "OneHot") and _turns(op, node, index) and is_float(node.y):
+    if (reason := problem(op, node, active)) is not None:
+        raise UnsupportedOp(f"{reason}. Attribute to a tensor above this node (--attribute-to).")
+    index = given[0]
+    if _turns(op, node, index) and is_float(node.y):
         return lambda op, n, r: _only(n, index, _summed(op, n, index, r.value, finish))
     if not is_float(node.y):
-        return lambda op, n, r: _only(n, index, r.value)
+        moves = lookup(node).kind == "routing" and node.op_type != "Cast" and not _turns(op, node, index)
+        return None if moves else lambda op, n, r: _only(n, index, r.value)
+    if node.x.dtype == ir.DataType.BOOL:
+        return lambda op, n, r: _only(n, index, _each(op, n, r.value, finish))
     return lambda op, n, r: _only(n, index, finish.combine(op, [r.value], n.y))
 
 
 def _only(node: Node, index: int, value: ir.Value) -> Sequence[Portion]:
     return [Relevance(value) if i == index else None for i in range(len(node.inputs))]
+
+
+def _each(op: Backward, node: Node, r: ir.Value, finish: Finish) -> ir.Value:
+    """Relevance per entry of a one-hot code, which Equal sums: the finish of an embedding with one feature."""
+    r, y = (op.Unsqueeze(value, [-1]) for value in (r, op.real(node.y)))
+    return op.reshaped(finish.token(op, [r], y), op.stream_shape(node.x))
 
 
 def _summed(op: Backward, node: Node, index: int, r: ir.Value, finish: Finish) -> ir.Value:

@@ -43,7 +43,7 @@ def fold_affine(
     may: asked before each fold, by the line that says it.
     """
     graph, changes = model.graph, []
-    live = depends_on_input(graph)
+    live, names = depends_on_input(graph), Names(graph)
     for node in list(graph):
         if node.graph is None or node.domain != "" or node.op_type not in LINEAR:
             continue
@@ -53,10 +53,10 @@ def fold_affine(
         chain = _follow(node, layer, keep, notes)
         if not chain.nodes:
             continue
-        names = ", ".join(f"{n.name or n.outputs[0].name} ({n.op_type})" for n in chain.nodes)
-        fold = f"{names} into {node.name or node.outputs[0].name} ({node.op_type})"
+        said = ", ".join(f"{n.name or n.outputs[0].name} ({n.op_type})" for n in chain.nodes)
+        fold = f"{said} into {node.name or node.outputs[0].name} ({node.op_type})"
         if may(fold):
-            layer.apply(chain)
+            layer.apply(chain, names)
             changes.append(f"folded {fold}")
     return changes
 
@@ -81,19 +81,19 @@ class Layer:
     bias: np.ndarray  # (channels,) float64
     can_shift: bool = True
 
-    def apply(self, chain: Chain) -> None:
+    def apply(self, chain: Chain, names: Names) -> None:
         """Give the node scaled weights and bias, and take the chain out of the graph."""
         node = self.node
         weight = node.inputs[1]
         assert weight is not None
         if chain.multiplies:
-            node.replace_input_with(1, _scaled(node, weight, chain.scale))
+            node.replace_input_with(1, _scaled(node, weight, chain.scale, names))
         bias = self.bias * chain.scale + chain.shift
-        _take_out(node, chain.nodes)
+        _take_out(node, chain.nodes, names)
         dtype = weight.dtype or ir.DataType.FLOAT
         if not self.can_shift:
             if np.any(bias):
-                _add_after(node, bias, dtype)
+                _add_after(node, bias, dtype, names)
             return
         beta = node.attributes.get("beta")
         if node.op_type == "Gemm" and beta is not None and beta.as_float() != 1.0:
@@ -103,7 +103,7 @@ class Layer:
             name = f"{weight.name}.bias" if given is None else f"{given.name}"
             if len(node.inputs) < 3:
                 node.resize_inputs(3)
-            node.replace_input_with(2, initializer(node.graph, name, bias, dtype))
+            node.replace_input_with(2, initializer(names, name, bias, dtype))
 
 
 def _layer(node: ir.Node, live: Collection[ir.Value]) -> Layer | None:
@@ -229,7 +229,7 @@ def _transposed(node: ir.Node, axis: int) -> int | None:
     return list(perm.as_ints()).index(axis)
 
 
-def _scaled(node: ir.Node, weight: ir.Value, scale: np.ndarray) -> ir.Value:
+def _scaled(node: ir.Node, weight: ir.Value, scale: np.ndarray, names: Names) -> ir.Value:
     """The weights times the scale along the output channels."""
     assert weight.shape is not None and node.graph is not None
     sizes = [int(dim) for dim in weight.shape if isinstance(dim, int)]
@@ -253,16 +253,16 @@ def _scaled(node: ir.Node, weight: ir.Value, scale: np.ndarray) -> ir.Value:
         if len(weight.uses()) == 1 and not weight.is_graph_output():
             weight.const_value = ir.tensor(product, dtype=dtype, name=weight.name)
             return weight
-        return initializer(node.graph, f"{weight.name}", product, dtype)
-    multiplier = initializer(node.graph, f"{weight.name}.scale", factor, dtype)
-    times = ir.node("Mul", [weight, multiplier], name=_free(node.graph, f"{weight.name}.scaled"))
+        return initializer(names, f"{weight.name}", product, dtype)
+    multiplier = initializer(names, f"{weight.name}.scale", factor, dtype)
+    times = ir.node("Mul", [weight, multiplier], name=names.free(f"{weight.name}.scaled"))
     result = times.outputs[0]
     result.name, result.shape, result.type = times.name, weight.shape, weight.type
     node.graph.insert_before(node, times)
     return result
 
 
-def _take_out(layer: ir.Node, nodes: list[ir.Node]) -> None:
+def _take_out(layer: ir.Node, nodes: list[ir.Node], names: Names) -> None:
     """Remove the affine nodes of a chain. The last tensor keeps its name; those before are other tensors now."""
     graph = layer.graph
     assert graph is not None
@@ -270,7 +270,7 @@ def _take_out(layer: ir.Node, nodes: list[ir.Node]) -> None:
     name, shape, type_ = last.name, last.shape, last.type
     for node in nodes:
         if node.op_type == "Transpose":
-            value.name = _free(graph, f"{value.name}.folded")
+            value.name = names.free(f"{value.name}.folded")
             value = node.outputs[0]
         else:
             ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
@@ -278,12 +278,12 @@ def _take_out(layer: ir.Node, nodes: list[ir.Node]) -> None:
     value.name, value.shape, value.type = name, shape or value.shape, type_ or value.type
 
 
-def _add_after(node: ir.Node, bias: np.ndarray, dtype: ir.DataType) -> None:
+def _add_after(node: ir.Node, bias: np.ndarray, dtype: ir.DataType, names: Names) -> None:
     """A MatMul has no bias: add it behind."""
     graph, value = node.graph, node.outputs[0]
     assert graph is not None
     name = value.name or ""
-    add = ir.node("Add", [value, initializer(graph, f"{name}.bias", bias, dtype)])
+    add = ir.node("Add", [value, initializer(names, f"{name}.bias", bias, dtype)])
     out = add.outputs[0]
     uses = [(user, i) for user, i in value.uses() if user is not add]
     for user, i in uses:
@@ -291,28 +291,34 @@ def _add_after(node: ir.Node, bias: np.ndarray, dtype: ir.DataType) -> None:
     for i, output in enumerate(graph.outputs):
         if output is value:
             graph.outputs[i] = out
-    value.name = _free(graph, f"{name}.product")
-    out.name, out.shape, out.type, add.name = name, value.shape, value.type, _free(graph, f"{name}.Add")
+    value.name = names.free(f"{name}.product")
+    out.name, out.shape, out.type, add.name = name, value.shape, value.type, names.free(f"{name}.Add")
     graph.insert_after(node, add)
 
 
-def initializer(graph: ir.Graph | ir.Function | None, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
+class Names:
+    """The names of a graph, gone through once; those given since are taken too."""
+
+    def __init__(self, graph: ir.Graph):
+        self.graph = graph
+        self._taken = {value.name for node in graph for value in node.outputs} | set(graph.initializers)
+        self._taken |= {value.name for value in graph.inputs}
+
+    def free(self, name: str) -> str:
+        """`name`, or with a number where it is taken."""
+        n, free = 0, name
+        while free in self._taken:
+            n += 1
+            free = f"{name}_{n}"
+        self._taken.add(free)
+        return free
+
+
+def initializer(names: Names, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
     """A new weight of the graph under a free name like `name`."""
-    assert isinstance(graph, ir.Graph)
-    name = _free(graph, name)
+    name = names.free(name)
     numbers = np.asarray(array, dtype=dtype.numpy(), order="C")  # not ascontiguousarray: it makes vectors of scalars
     tensor = ir.tensor(numbers, dtype=dtype, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor)
-    graph.register_initializer(value)
+    names.graph.register_initializer(value)
     return value
-
-
-def _free(graph: ir.Graph | ir.Function, name: str) -> str:
-    """`name`, or with a number where it is taken."""
-    taken = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
-    taken |= set(graph.initializers) if isinstance(graph, ir.Graph) else set()
-    n, free = 0, name
-    while free in taken:
-        n += 1
-        free = f"{name}_{n}"
-    return free

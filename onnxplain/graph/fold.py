@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
 import onnxscript.rewriter
+from onnxscript.rewriter.pattern import RewriteRuleSet
 from onnxscript.rewriter.rules import common as rules
 
 from onnxplain.graph.node import ints
@@ -20,31 +22,56 @@ OUTPUT_LIMIT = 65536
 ROUNDS = 3
 LOGGERS = ("onnxscript", "onnx_ir")
 
-SIMPLIFICATIONS = [
-    rules.cast_cast_rule,
-    rules.no_op_cast_rule,
-    rules.no_op_transpose_rule,
-    rules.no_op_expand_rule,
-    rules.transpose_transpose_rule,
-    rules.reshape_reshape_rule,
-    rules.unsqueeze_unsqueeze_rule,
-    rules.squeeze_reshape_1d_rule,
-    rules.collapse_slice_rule,
-    rules.collapse_slice2_rule,
-    rules.materialize_reshape_shape_rule,
-    rules.mul_by_1_rule,
-    rules.add_0_rule,
-    rules.sub_0_rule,
-    rules.div_by_1_rule,
-    rules.dropout_zero_rule,
-    rules.dropout_inference_rule,
-    rules.min_min_rule,
-    rules.max_max_rule,
-    rules.min_max_rule,
-    rules.max_min_rule,
-    rules.normalize_pad_format_conv_rule,
-    rules.fuse_pad_into_conv_rule,
-]
+SIMPLIFICATIONS = {  # name -> (op that the rule's pattern ends in, rule)
+    "cast of a cast": ("Cast", rules.cast_cast_rule),
+    "cast to the same": ("Cast", rules.no_op_cast_rule),
+    "transpose that moves nothing": ("Transpose", rules.no_op_transpose_rule),
+    "expand to the same": ("Expand", rules.no_op_expand_rule),
+    "transpose of a transpose": ("Transpose", rules.transpose_transpose_rule),
+    "reshape of a reshape": ("Reshape", rules.reshape_reshape_rule),
+    "unsqueeze of an unsqueeze": ("Unsqueeze", rules.unsqueeze_unsqueeze_rule),
+    "reshape of a squeeze": ("Reshape", rules.squeeze_reshape_1d_rule),
+    "slice of everything": ("Slice", rules.collapse_slice_rule),
+    "slice of everything, by shape": ("Slice", rules.collapse_slice2_rule),
+    "reshape to a known shape": ("Reshape", rules.materialize_reshape_shape_rule),
+    "times 1": ("Mul", rules.mul_by_1_rule),
+    "plus 0": ("Add", rules.add_0_rule),
+    "minus 0": ("Sub", rules.sub_0_rule),
+    "divided by 1": ("Div", rules.div_by_1_rule),
+    "dropout of nothing": ("Dropout", rules.dropout_zero_rule),
+    "dropout outside training": ("Dropout", rules.dropout_inference_rule),
+    "min of a min": ("Min", rules.min_min_rule),
+    "max of a max": ("Max", rules.max_max_rule),
+    "max of a min": ("Max", rules.min_max_rule),
+    "min of a max": ("Min", rules.max_min_rule),
+    "pads of a convolution in numbers": ("Conv", rules.normalize_pad_format_conv_rule),
+    "pad before a convolution": ("Conv", rules.fuse_pad_into_conv_rule),
+}
+
+
+class ByOp:
+    """Rules as one, each tried only on nodes of the op its pattern ends in: onnxscript builds a match for every node.
+
+    Any other question is answered by the rule that matched last.
+    """
+
+    def __init__(self, allowed: Sequence[str]):
+        self._rules: dict[str, list[Any]] = {}
+        for op_type, rule in map(SIMPLIFICATIONS.__getitem__, allowed):
+            self._rules.setdefault(op_type, []).append(rule)
+            self._last = rule
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._last, name)
+
+    def try_rewrite(self, model: ir.Model, owner: Any, node: ir.Node, **more: Any) -> Any:
+        """What the first rule that matches makes of a node, None where none does."""
+        for rule in self._rules.get(node.op_type, ()):
+            found = rule.try_rewrite(model, owner, node, **more)
+            if found is not None:
+                self._last = rule
+                return found
+        return None
 
 
 def inline_functions(model: ir.Model) -> None:
@@ -58,7 +85,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
 
     may: asked by name before each kind of rewrite.
     """
-    allowed = [rule for rule in SIMPLIFICATIONS if may(f"rule {rule.name}")]
+    allowed = [name for name in SIMPLIFICATIONS if may(name)]
     with silence():
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         for _ in range(ROUNDS):
@@ -66,14 +93,14 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
             if may("constants computed"):
                 folded = onnxscript.optimizer.fold_constants_ir(
                     model,
-                    onnx_shape_inference=True,
+                    onnx_shape_inference=False,
                     input_size_limit=INPUT_LIMIT,
                     output_size_limit=OUTPUT_LIMIT,
                     should_fold=lambda node: _small_fill(node) if may(f"{node.op_type} of constants") else False,
                 )
                 modified = folded.modified
             if allowed:
-                onnxscript.rewriter.rewrite(model, allowed)
+                onnxscript.rewriter.rewrite(model, RewriteRuleSet([ByOp(allowed)]))  # type: ignore[list-item]
             if may("Identity removed"):
                 remove_identities(model.graph)
             passes.RemoveUnusedNodesPass()(model)

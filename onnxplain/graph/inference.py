@@ -49,7 +49,7 @@ def infer_node(
         if (numbers := data_of(value)) is not None:
             data[name] = numbers
     proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
-    proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
+    proto.attribute.extend(ir.serde.serialize_attribute(attribute) for attribute in node.attributes.values())
     imports = [onnx.helper.make_opsetid(node.domain, version)]
     inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
     return [_known(inferred[name]) if name in inferred else (None, None) for name in proto.output]
@@ -76,12 +76,15 @@ def _take(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
             info = infos.get(value.name or "")
             if info is None or info.WhichOneof("value") is None:
                 continue
-            kind, shape = _known(info)
-            if kind is not None and (value.type is None or value.dtype != kind.dtype):
-                value.type = kind
-            if shape is not None:
-                value.shape = shape
+            if value.type is None or value.dtype != info.tensor_type.elem_type:
+                value.type = _known(info)[0] or value.type
+            if info.tensor_type.HasField("shape"):
+                value.shape = ir.Shape([_dim(dim) for dim in info.tensor_type.shape.dim])
         bodies = {attribute.name: attribute for attribute in proto.attribute}
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.GRAPH:
                 _take(attribute.as_graph(), bodies[name].g)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None

@@ -6,6 +6,7 @@ model is undone and named; a model that onnxruntime runs is never refused for it
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,7 +70,16 @@ def normalise(
     input to verify on, by name; shapes: sizes of random input. One run of the source and one of the result, unless a
     rewrite has to be undone. Raises ConversionChanged where a rewrite that nothing can do without is to blame.
     """
-    keep = _known(source, keep)
+    with _no_collection():
+        return _normalise(source, _known(source, keep), sample, shapes)
+
+
+def _normalise(
+    source: Source,
+    keep: Sequence[str],
+    sample: Mapping[str, np.ndarray] | None,
+    shapes: Mapping[str, Sequence[int]] | None,
+) -> Normalised:
     result = Normalised(source.model.clone(), source)
     with result.timed("run the source"):
         watched = [*keep, *before_squashing(source.model).values()]
@@ -90,6 +100,18 @@ def normalise(
         observed.correct(result.model, session, expected.feeds, seen, result.notes)
     _finish(result.model, exposed)
     return result
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's collector waits: it goes through the whole graph for every few thousand objects, a fifth of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _all_steps(result: Normalised, keep: Sequence[str]) -> str | None:

@@ -66,7 +66,7 @@ def apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
 def runtime(model: ir.Model, *, optimise: bool = False) -> Runtime:
     """The model in onnxruntime, its weights read where they lie."""
     content, weights = in_parts(model)
-    return Runtime(content, weights=weights, optimise=optimise)
+    return Runtime(content, weights=weights, optimise=optimise, nodes=len(model.graph))
 
 
 def as_inputs(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.graph.affine import initializer
+from onnxplain.graph.affine import Names, initializer
 from onnxplain.graph.shapes import Entry, Product, refine
 
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
@@ -17,17 +17,17 @@ INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 def settle(model: ir.Model) -> bool:
     """Replace known shape arithmetic by constants; returns whether anything changed. Shapes must be inferred."""
-    contents, changed = refine(model), False
+    contents, changed, names = refine(model), False, Names(model.graph)
     for node in list(model.graph):
         if node.op_type == "Reshape" and node.domain == "":
-            changed = _target(node, contents.get(node.inputs[1])) or changed  # type: ignore[arg-type]
+            changed = _target(node, contents.get(node.inputs[1]), names) or changed  # type: ignore[arg-type]
         y = node.outputs[0]
         if y in contents and len(node.outputs) == 1 and not y.is_graph_output() and y.uses():
-            changed = _replace(node, contents[y]) or changed
+            changed = _replace(node, contents[y], names) or changed
     return changed
 
 
-def _replace(node: ir.Node, content: list[Entry]) -> bool:
+def _replace(node: ir.Node, content: list[Entry], names: Names) -> bool:
     """The node's result as a constant, where every number is known."""
     y = node.outputs[0]
     numbers = [entry.number for entry in content if entry is not None and not entry.symbols]
@@ -36,12 +36,12 @@ def _replace(node: ir.Node, content: list[Entry]) -> bool:
     array = np.asarray(numbers).reshape(() if len(y.shape) == 0 else (-1,))
     if len(y.shape) == 0 and len(numbers) != 1:
         return False
-    constant = initializer(node.graph, f"{y.name}.known", array, y.dtype)
+    constant = initializer(names, f"{y.name}.known", array, y.dtype)
     y.replace_all_uses_with(constant)
     return True
 
 
-def _target(node: ir.Node, content: list[Entry] | None) -> bool:
+def _target(node: ir.Node, content: list[Entry] | None, names: Names) -> bool:
     """A computed target as numbers: 0 copies the input's length, -1 is the one axis that is left."""
     x = node.inputs[0]
     if content is None or x is None or x.shape is None or any(entry is None for entry in content):
@@ -60,7 +60,7 @@ def _target(node: ir.Node, content: list[Entry] | None) -> bool:
     if target.count(-1) > 1 or zeros or all(entry is not None and not entry.symbols for entry in content):
         return False
     node.replace_input_with(
-        1, initializer(node.graph, f"{node.outputs[0].name}.shape", np.asarray(target), ir.DataType.INT64)
+        1, initializer(names, f"{node.outputs[0].name}.shape", np.asarray(target), ir.DataType.INT64)
     )
     if "allowzero" in node.attributes:
         node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)

@@ -73,6 +73,7 @@ class _Sizes:
         self.label = label
         self.opsets = {entry.domain: entry.version for entry in proto.opset_import}
         self.functions = {key_of(function): function for function in proto.functions}
+        self._known: dict[tuple[object, ...], list[_Tensor]] = {}
 
     def graph(self, graph: onnx.GraphProto, outer: dict[str, _Tensor], inputs: Sequence[_Tensor] = ()) -> list[_Tensor]:
         """The outputs. outer: what a body sees. inputs: of a body; the main graph's come from their declarations."""
@@ -189,24 +190,47 @@ class _Sizes:
         version = self.opsets.get(domain, 0)
         if not onnx.defs.has(node.op_type, version, domain):
             return []
-        schema = onnx.defs.get_schema(node.op_type, version, domain)
-        proto = onnx.NodeProto(op_type=node.op_type, domain=domain, attribute=node.attribute)
-        types, data = {}, {}
-        try:
-            for i, (name, tensor) in enumerate(zip(node.input, inputs, strict=True)):
-                proto.input.append(f"i{i}" if name else "")
-                if name and not tensor.kind:
-                    return []
-                if name:
-                    types[f"i{i}"] = onnx.helper.make_tensor_type_proto(tensor.kind, tensor.shape)
-                if name and tensor.numbers is not None and tensor.elements <= LONGEST:
-                    data[f"i{i}"] = onnx.numpy_helper.from_array(tensor.numbers)
-            proto.output.extend(f"o{i}" for i in range(len(node.output)))
-            imports = [onnx.helper.make_opsetid(domain, version)]
-            found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
-        except Exception:  # what cannot be inferred stays unknown; the run has the last word
+        if any(name and not tensor.kind for name, tensor in zip(node.input, inputs, strict=True)):
             return []
-        return [_typed(found[f"o{i}"]) if f"o{i}" in found else _Tensor() for i in range(len(node.output))]
+        given = tuple(
+            (
+                tensor.kind,
+                tensor.shape,
+                tensor.numbers.tobytes() if _told(tensor) and tensor.numbers is not None else b"",
+            )
+            if name
+            else None
+            for name, tensor in zip(node.input, inputs, strict=True)
+        )
+        attributes = b"".join(attribute.SerializeToString() for attribute in node.attribute)
+        key = (domain, node.op_type, version, attributes, len(node.output), given)
+        if key not in self._known:  # layers repeat: most nodes have been seen before
+            self._known[key] = _inferred(node, inputs, domain, version)
+        return self._known[key]
+
+
+def _told(tensor: _Tensor) -> bool:
+    """Whether inference is told the numbers."""
+    return tensor.numbers is not None and tensor.elements <= LONGEST
+
+
+def _inferred(node: onnx.NodeProto, inputs: Sequence[_Tensor], domain: str, version: int) -> list[_Tensor]:
+    schema = onnx.defs.get_schema(node.op_type, version, domain)
+    proto = onnx.NodeProto(op_type=node.op_type, domain=domain, attribute=node.attribute)
+    types, data = {}, {}
+    try:
+        for i, (name, tensor) in enumerate(zip(node.input, inputs, strict=True)):
+            proto.input.append(f"i{i}" if name else "")
+            if name:
+                types[f"i{i}"] = onnx.helper.make_tensor_type_proto(tensor.kind, tensor.shape)
+            if name and tensor.numbers is not None and _told(tensor):
+                data[f"i{i}"] = onnx.numpy_helper.from_array(tensor.numbers)
+        proto.output.extend(f"o{i}" for i in range(len(node.output)))
+        imports = [onnx.helper.make_opsetid(domain, version)]
+        found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
+    except Exception:  # what cannot be inferred stays unknown; the run has the last word
+        return []
+    return [_typed(found[f"o{i}"]) if f"o{i}" in found else _Tensor() for i in range(len(node.output))]
 
 
 def _of(tensor: onnx.TensorProto) -> _Tensor:

@@ -113,7 +113,7 @@ def second(source: Source, reference: Reference) -> Reference | None:
 
 def _session(source: Source, keep: Sequence[str]) -> Runtime:
     if source.path is not None and source.faithful and not keep:
-        return Runtime(source.path)
+        return Runtime(source.path, nodes=len(source.model.graph))
     model = source.model
     if keep:
         model = model.clone()

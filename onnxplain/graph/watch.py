@@ -36,7 +36,7 @@ class Watched:
             proto.graph.node.append(onnx.NodeProto(op_type="Shape", input=[name], output=[MARK + name]))
         names = [*(MARK + name for name in self._shaped), *self._untyped]
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-        self._session = Runtime(proto.SerializeToString(), weights=weights)
+        self._session = Runtime(proto.SerializeToString(), weights=weights, nodes=len(proto.graph.node))
         ports = {port.name: port.type for port in self._session.outputs}
         self.types = {name: kind for name in self._untyped if (kind := _type(ports[name])) is not None}
 

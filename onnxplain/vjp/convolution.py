@@ -60,18 +60,24 @@ def conv(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Transposed convolution. g (S, M, *out) -> (S, C, *in); w (M, C/group, *kernel); computed w and bias as well."""
     x, w = node.x, node.inputs[1]
     assert w is not None
-    window, group = Window.of(node, kernel_of(node, w)), node.attr("group", 1)
-    to_x = None if op.is_constant(x) else conv_input_gradient(op, g, op.real(w), window, group, dims(x)[2:], x)
+    kernel, group = kernel_of(node, w), node.attr("group", 1)
+    window = Window.of(node, kernel or [1] * (rank(w) - 2))
+    back = conv_input_gradient if kernel else _of_open_kernel
+    to_x = None if op.is_constant(x) else back(op, g, op.real(w), window, group, dims(x)[2:], x)
     to_w = None if op.is_constant(w) else kernel_gradient(op, op.real(x), g, w, window, group)
     return [to_x, to_w, bias_gradient(op, g, node.input(2))][: len(node.inputs)]
 
 
-def kernel_of(node: Node, w: ir.Value) -> list[int]:
-    """Lengths of the kernel, from its shape or the attribute."""
+def kernel_of(node: Node, w: ir.Value) -> list[int] | None:
+    """Lengths of the kernel, from its shape or the attribute; None where only the run knows."""
     lengths = [length for length in node.attr("kernel_shape") or dims(w)[2:] if isinstance(length, int)]
-    if len(lengths) != rank(w) - 2:
-        raise UnsupportedOp(f"{node}: the kernel's size must be known at compile time, not {dims(w)[2:]}.")
-    return lengths
+    if len(lengths) == rank(w) - 2:
+        return lengths
+    if node.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID") and node.attr("output_shape") is None:
+        return None
+    raise UnsupportedOp(
+        f"{node}: the kernel's size is open, {dims(w)[2:]}, and its padding follows from it. Write its pads out."
+    )
 
 
 def conv_input_gradient(
@@ -161,6 +167,14 @@ def _transposed(
     return _fit(op, full, window, sizes, x)
 
 
+def _of_open_kernel(
+    op: Backward, g: ir.Value, w: ir.Value, window: Window, group: int, sizes: Sequence[int | str | None], x: ir.Value
+) -> ir.Value:
+    """ConvTranspose, cut to size: needs of the window all but the kernel."""
+    full = op.ConvTranspose(g, w, group=group, strides=window.strides, dilations=window.dilations)
+    return _fit(op, op.reshaped(full, [dims(g)[0], dims(x)[1], *[None] * len(sizes)]), window, sizes, x)
+
+
 def _fit(op: Backward, full: ir.Value, window: Window, sizes: Sequence[int | str | None], x: ir.Value) -> ir.Value:
     """Cut the padding off, and add zero rows behind (stride - 1, more where a pad was wider than the window)."""
     axes = list(range(2, 2 + len(sizes)))
@@ -229,7 +243,8 @@ def conv_transpose(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """The plain convolution with the same kernel. g (S, M, *out) -> (S, C, *in); w (C, M/group, *kernel)."""
     x, w = node.x, node.inputs[1]
     assert w is not None
-    kernel, group, spatial = kernel_of(node, w), node.attr("group", 1), rank(w) - 2
+    group, spatial = node.attr("group", 1), rank(w) - 2
+    kernel = kernel_of(node, w) or [1] * spatial
     strides = list(node.attr("strides") or [1] * spatial)
     dilations = list(node.attr("dilations") or [1] * spatial)
     to_bias = bias_gradient(op, g, node.input(2))
@@ -250,6 +265,8 @@ def _gathered(op: Backward, g: ir.Value, w: ir.Value, window: Window, group: int
     spatial = rank(w) - 2
     g, begin, end = even_pads(op, g, window.begin, window.end)
     value = op.Conv(g, w, group=group, strides=window.strides, dilations=window.dilations, pads=[*begin, *end])
+    if value.shape is None:  # a kernel of open size
+        value = op.reshaped(value, [dims(g)[0], dims(x)[1], *[None] * spatial])
     sizes = [d for d in dims(x)[2:] if isinstance(d, int)]
     if len(sizes) == spatial and dims(value)[2:] != sizes:
         value = op.Slice(value, [0] * spatial, sizes, list(range(2, 2 + spatial)))
@@ -278,7 +295,9 @@ def _transpose_pads(
             raise UnsupportedOp(
                 f"{node}: output_shape or auto_pad needs the input's size, which this model leaves open."
             )
-        out = shape[-spatial:][i] if shape else size * strides[i]
+        out = dims(node.y)[2 + i]  # the run's: onnx's and onnxruntime's ideas of SAME with output_padding differ
+        if not isinstance(out, int):
+            out = shape[-spatial:][i] if shape else size * strides[i]
         total = max(0, strides[i] * (size - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - out)
         small, large = total // 2, total - total // 2
         begin.append(small if auto == "SAME_UPPER" else large)

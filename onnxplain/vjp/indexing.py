@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -162,6 +164,33 @@ def _one_axis(op: Backward, g: ir.Value, axis: int, count: int) -> ir.Value:
     behind = [op.size(g, i) for i in range(axis + count, rank(g))]
     value: ir.Value = op.Reshape(g, joined(op, [op.ints([0] * axis + [-1]), *behind]))
     return op.reshaped(value, [*dims(g)[:axis], dims(value)[axis], *dims(g)[axis + count :]])
+
+
+def one_hot_axis(node: Node, axes: Sequence[int]) -> int:
+    """The indices' axis, behind the new one where that stands before it."""
+    new = node.attr("axis", -1) % rank(node.y)
+    if axes[0] < 0 or any(axis != streams.CONSTANT for axis in axes[1:]):
+        return streams.UNPROVEN
+    return axes[0] if axes[0] < new else axes[0] + 1
+
+
+@vjp(
+    "OneHot",
+    kind="routing",
+    silent=(0, 1),
+    streams=one_hot_axis,
+    cases=[
+        case(index=np.array([1, 0, -1]), depth=np.array(3), values=(2,)),
+        case(index=np.array([[1, 5]]), depth=np.array(3), values=(2,), axis=1),
+    ],
+)
+def one_hot(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
+    """y is the second of two values where the index points and the first elsewhere: each gets the g of its places."""
+    dtype = g.dtype
+    assert dtype is not None
+    hot = op.OneHot(node.inputs[0], node.inputs[1], op.constant([0.0, 1.0], dtype), axis=node.attr("axis", -1))
+    on, all_ = (op.Reshape(op.ReduceSum(v, keepdims=0), [1]) for v in (g * hot, g))
+    return [None, None, op.Concat(all_ - on, on, axis=0)]
 
 
 @vjp(

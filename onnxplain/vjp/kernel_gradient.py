@@ -28,6 +28,8 @@ def kernel_gradient(
     kernel = op.Transpose(small, perm=[1, 0, *range(2, rank(small))])
     found = op.Conv(large, kernel, group=group, strides=window.dilations, dilations=window.strides, pads=[*begin, *end])
     spatial = list(range(2, rank(w)))
+    if found.shape is None:  # a kernel of open size
+        found = op.reshaped(found, [dims(large)[0], dims(kernel)[0], *[None] * len(spatial)])
     found = op.Transpose(found, perm=[1, 0, *spatial])  # (C/group, M, …) -> (M, C/group, …)
     # where the last stride stepped over rows, there are taps behind the last one
     sizes = joined(op, [op.size(w, axis) for axis in spatial])

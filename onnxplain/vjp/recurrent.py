@@ -19,7 +19,7 @@ from onnxplain.graph.builder import Builder
 from onnxplain.graph.node import Node, dims, ints
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.registry import case, vjp
-from onnxplain.vjp.shape import END
+from onnxplain.vjp.shape import END, joined
 
 Values = Sequence[ir.Value]
 Step = Callable[[Builder, ir.Value, Values, Values], tuple[Values, Values]]
@@ -186,7 +186,7 @@ def gradients(op: Backward, d: Direction, sent: Sent) -> dict[int, Callable[[], 
 
 def outer(op: Backward, gates: ir.Value, seen: ir.Value) -> ir.Value:
     """(T, S, G), (T, B, K) -> (G, K): summed over time and batch, which streams are where weights are computed."""
-    flat = [op.Reshape(value, [-1, int(dims(value)[-1])]) for value in (gates, seen)]  # type: ignore[arg-type]
+    flat = [op.Reshape(value, joined(op, [op.ints([-1]), op.size(value, 2)])) for value in (gates, seen)]
     return op.Gemm(flat[0], flat[1], transA=1)  # type: ignore[no-any-return]
 
 

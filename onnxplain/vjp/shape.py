@@ -185,6 +185,7 @@ def padded_axis(node: Node, axes: Sequence[streams.Axis]) -> streams.Axis | Sequ
         case(x=(2, 3, 4), pads=np.array([1, 2]), value=None, axes=np.array([-1])),
         case(x=(2, 3, 4), pads=np.array([0, 2, 0, 0, 1, 3]), mode="reflect"),
         case(x=(2, 3, 4), pads=np.array([0, 2, 1, 0, 1, 3]), mode="edge"),
+        case(x=(2, 3, 4), pads=np.array([0, 0, 1, 0, 0, 0]), value=(), mode="edge"),
         case(x=(2, 3, 4), pads=np.array([2, 1, 0, 3]), value=None, axes=np.array([1, 2]), mode="wrap", opset=19),
     ],
 )
@@ -193,8 +194,8 @@ def pad(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     mode = node.attr("mode", "constant")
     pads, axes = ints(node.input(1)), ints(node.input(3))
     others = rest(node)
-    if mode == "constant" and len(others) > 1 and not op.is_constant(node.input(2)):
-        others[1] = filled(op, node, g)
+    if len(others) > 1 and not op.is_constant(node.input(2)):
+        others[1] = filled(op, node, g) if mode == "constant" else op.expand(op.constant(0.0, g.dtype), node.inputs[2])  # type: ignore[arg-type]
     if mode == "constant" and (pads is None or min(pads, default=0) < 0 or (node.input(3) is not None and not axes)):
         back = op.Neg(node.input(1)) if pads is None else op.ints([-length for length in pads])
         return [op.Pad(g, back, None, node.input(3)), *others]

@@ -44,16 +44,23 @@ class Window:
 
 def _same(node: Node, kernel: list[int], strides: list[int], dilations: list[int], upper: bool) -> list[int]:
     begin, end = [], []
+    auto = "SAME_UPPER" if upper else "SAME_LOWER"
     for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
         size = dims(node.x)[2 + axis]
         span = d * (k - 1) + 1
         if isinstance(size, int):
-            total = max(0, (-(-size // s) - 1) * s + span - size)
+            total = (-(-size // s) - 1) * s + span - size
+            if total < -2:  # onnxruntime's Conv begins at the second row then, which ONNX's text does not say
+                raise UnsupportedOp(
+                    f"{node}: auto_pad={auto} with a stride of {s} that leaves {-total} rows of {size} out is read in "
+                    f"two ways. Write its pads out."
+                )
+            total = max(0, total)
         elif s == 1:
             total = span - 1
         else:
             raise UnsupportedOp(
-                f"{node}: auto_pad={'SAME_UPPER' if upper else 'SAME_LOWER'} with stride {s} needs the size of spatial "
+                f"{node}: auto_pad={auto} with stride {s} needs the size of spatial "
                 f"axis {axis}, which this model leaves open. Fix the input size (onnxruntime's tool "
                 f"make_dynamic_shape_fixed)."
             )
