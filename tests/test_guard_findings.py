@@ -93,3 +93,12 @@ def test_what_follows_a_tensor_of_unknown_type_is_explained(tmp_path):
     seed = normal(2, 3, seed=5)
     f = X @ onnx.numpy_helper.to_array(model.graph.initializer[0])
     np.testing.assert_allclose(file.run(x=X, seed=seed)["f.relevance"], 2 * f * seed, rtol=1e-5)
+
+
+def test_an_inner_tensor_that_is_asked_for_is_not_its_twin(tmp_path):
+    """Two equal nodes are made one; the tensor asked for then answers for both."""
+    model = dense("t = Tanh (x) u = Tanh (x) m = Mul (t, u) y = Gemm (m, w, b)")
+    file = compiled(model, tmp_path, attribute_to="t")
+    seed = normal(2, 3, seed=5)
+    weights = onnx.numpy_helper.to_array(next(w for w in model.graph.initializer if w.name == "w"))
+    np.testing.assert_allclose(file.run(x=X, seed=seed)["t.relevance"], seed @ weights.T * np.tanh(X), rtol=1e-5)

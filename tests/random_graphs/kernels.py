@@ -21,6 +21,16 @@ class FusedMatMul(OpRun):
         return (alpha * np.matmul(np.swapaxes(a, -1, -2) if transA else a, np.swapaxes(b, -1, -2) if transB else b),)
 
 
+class BatchNormalization(OpRun):
+    """onnx's evaluator has another one below opset 14, off by a tenth."""
+
+    op_domain = ""
+
+    def _run(self, x, scale, bias, mean, var, epsilon=1e-5, **attributes):  # type: ignore[override]
+        scale, bias, mean, var = (v.reshape(-1, *[1] * (x.ndim - 2)) for v in (scale, bias, mean, var))
+        return ((x - mean) / np.sqrt(var + epsilon) * scale + bias,)
+
+
 class Optional(OpRun):
     """onnx's evaluator makes a list of it, which OptionalGetElement does not undo."""
 
@@ -45,6 +55,7 @@ def elementwise(name: str, function):
 
 OWN = [
     *support.OWN_KERNELS,
+    BatchNormalization,
     FusedMatMul,
     Optional,
     elementwise("Softplus", lambda x: np.logaddexp(0, x)),
