@@ -56,6 +56,9 @@ def apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     arrays: dict[str, np.ndarray] = {}
     declared = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name, tensor in weights.items():
+        value = model.graph.initializers[name]
+        if not value.uses() and not value.is_graph_output():
+            continue  # onnxruntime drops it before it looks for the numbers
         array = tensor.numpy()
         if array.dtype.kind in NATIVE and tensor.dtype.bitwidth >= 8 and array.dtype.type.__module__ == "numpy":
             arrays[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
