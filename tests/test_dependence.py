@@ -184,3 +184,35 @@ def silent(op_type: str) -> set[int]:
 
 def test_a_step_has_no_derivative_of_its_own():
     assert not STEPS.keys() & OPS.keys()
+
+
+@pytest.mark.parametrize("method", ["gradient", "lrp"])
+def test_positions_carry_no_derivative_and_do_not_block(method, tmp_path):
+    """Which entries win is a step; the values that win have theirs."""
+    text = """g (float[N, 5] x) => (float[N, 2] y) {
+        v, i = TopK <axis = 1> (x, two)
+        f = Cast <to = 1> (i)
+        y = Add (v, f)
+    }"""
+    x = np.array([[0.1, 3.0, 0.3, 2.0, -1.0]], np.float32)
+    found = compiled(net(text, two=np.array([2])), tmp_path, method).run(x=x, seed=np.ones((1, 2), np.float32))
+    expected = [[0, 1, 0, 1, 0]] if method == "gradient" else [[0, found["y"][0, 0], 0, found["y"][0, 1], 0]]
+    np.testing.assert_allclose(found["x.relevance"], expected, rtol=1e-6)
+
+
+def test_a_constant_that_is_asked_for_is_called_one(tmp_path):
+    model = net(
+        "g (float[N, 3] x) => (float[N, 3] y) { h = Add (one, one) y = Mul (x, h) }", one=np.ones(3, np.float32)
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(OnnxplainError, match="'h' is a constant"):
+        Explainer(tmp_path / "m.onnx", "gradient", attribute_to="h")
+
+
+def test_a_node_without_a_name_is_called_by_its_output(tmp_path):
+    model = quantised()
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedOp, match=r"q \(QuantizeLinear\)"):
+        Explainer(tmp_path / "m.onnx", "gradient")

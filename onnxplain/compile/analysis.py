@@ -49,10 +49,10 @@ class Analysis:
         )
         self.op = Backward(self.graph, facts)
         free = [value for value in self.inputs if value.dtype is not None and value.dtype != ir.DataType.BOOL]
-        receptive = active_values(self.nodes, [*free, *self.wanted], self.passes)
+        receptive = active_values(self.nodes, [*free, *self.wanted], self.passes, tokens.moves)
         facts.receptive = receptive
         self._leave_out_mixed()
-        self.active = active_values(self.nodes, self.wanted, self.passes)
+        self.active = active_values(self.nodes, self.wanted, self.passes, tokens.moves)
         self.path = needed_nodes(self.nodes, self.explained, self.active, self.passes)
         self._check_reached()
         facts.free = self._streams_are_free()
@@ -70,6 +70,8 @@ class Analysis:
 
     def value(self, name: str) -> ir.Value:
         """A tensor by name."""
+        if name in self.graph.initializers:
+            raise UnsupportedModel(f"tensor {name!r} is a constant: it does not depend on the inputs of the model.")
         if name not in self.values:
             raise UnsupportedModel(f"tensor {name!r} did not survive normalisation.")
         return self.values[name]
@@ -102,7 +104,7 @@ class Analysis:
         if self.request.attribute_to:
             return
         for value in [value for value in self.wanted if not is_float(value)]:
-            active = active_values(self.nodes, [value], self.passes)
+            active = active_values(self.nodes, [value], self.passes, tokens.moves)
             path = needed_nodes(self.nodes, self.explained, active, self.passes)
             reasons = [r for node in path if _has_derivative(node) and (r := tokens.problem(self.op, node, active))]
             if reasons:
@@ -132,7 +134,7 @@ class Analysis:
         depending = dependent_values(self.nodes, [value])
         if not depending.intersection(self.explained):
             return f"{explained} does not depend on {value.name}."
-        carrying = active_values(self.nodes, [value], self.passes)
+        carrying = active_values(self.nodes, [value], self.passes, tokens.moves)
         path = needed_nodes(self.nodes, self.explained, depending)
         ends = [
             node

@@ -39,6 +39,13 @@ def passes(op: Backward, node: Node, index: int) -> bool:
     return not known or not any(is_float(y) for y in node.outputs) or node.op_type == "Cast"
 
 
+def moves(node: Node, value: ir.Value, output: ir.Value) -> bool:
+    """Whether an output has a derivative by an input at all: positions (the winners of a TopK) have none by floats."""
+    known = node.op_type in OPS and node.domain in ("", OPS[node.op_type].domain)
+    whole = output.dtype is not None and not is_float(output)
+    return not (known and is_float(value) and whole)
+
+
 def _turns(op: Backward, node: Node, index: int) -> bool:
     """Whether a token is read here: an index into a constant table, a one-hot code."""
     if node.domain != "":

@@ -101,6 +101,8 @@ def _source(proto: onnx.ModelProto, path: Path | None, digest: str) -> Source:
     folder = path.parent if path is not None else None
     _check_all_external(proto, folder, label)
     check_sizes(proto, label)
+    for node in proto.graph.node:  # messages name nodes; the first output's name is one that users can find
+        node.name = node.name or next(filter(None, node.output), "")
     _untype_maps(proto.graph, label)
     try:
         model = ir.from_proto(proto)

@@ -37,12 +37,18 @@ def dependent_values(nodes: Sequence[Node], on: Collection[ir.Value]) -> set[ir.
     return found
 
 
-def active_values(nodes: Sequence[Node], wanted: Collection[ir.Value], passes: Passes) -> set[ir.Value]:
-    """Tensors through which relevance can reach `wanted`."""
+def active_values(
+    nodes: Sequence[Node],
+    wanted: Collection[ir.Value],
+    passes: Passes,
+    moves: Callable[[Node, ir.Value, ir.Value], bool] = lambda node, value, output: True,
+) -> set[ir.Value]:
+    """Tensors through which relevance can reach `wanted`. moves: may an output change with an input's values?"""
     active = set(wanted)
     for node in nodes:
-        if any(value in active and passes(node, i) for i, value in inputs_of(node)):
-            active.update(node.outputs)
+        for i, value in inputs_of(node):
+            if value in active and passes(node, i):
+                active.update(output for output in node.outputs if moves(node, value, output))
     return active
 
 
