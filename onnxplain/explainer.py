@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain import session as sessions
-from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, resolve, verification
+from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, provenance, resolve, verification
 from onnxplain.compile.ledger import NAME as LEDGER
 from onnxplain.compile.nonfinite import answer_error, score_error
 from onnxplain.compile.save import INLINE_LIMIT, save
@@ -470,11 +470,13 @@ class Explainer:
 
 def bytes_per_stream(model: ir.Model) -> int:
     """Upper estimate of the memory one more stream of a compiled graph takes, in bytes."""
+    about = provenance.read(model)
+    added = list(model.graph)[about["forward_nodes"] :] if about is not None else []
     sizes = [
         sessions.nbytes([d if isinstance(d, int) else None for d in value.shape])
-        for node in model.graph
+        for node in added
         for value in node.outputs
-        if value.shape is not None and (node.name or "").startswith("backward/")
+        if value.shape is not None
     ]
     return sum(sizes) // 3 + 1  # onnxruntime reuses buffers; a third is what large networks were seen to take
 

@@ -160,6 +160,8 @@ def shares(op: Backward, node: Node, g: ir.Value) -> ir.Value:
     window, x = window_of(node), node.x
     include, ceil = node.attr("count_include_pad", 0), node.attr("ceil_mode", 0)
     framed = any(window.begin + window.end)
+    if any(s > 1 for s in window.strides) and not all(isinstance(size, int) for size in dims(x)[2:]):
+        framed = True  # onnxruntime cuts a window that is larger than its input, by less than a stride
     if not ceil and (include or not framed):
         return g * (1.0 / prod(window.kernel))  # type: ignore[no-any-return]
     assert g.dtype is not None
