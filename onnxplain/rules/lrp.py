@@ -333,7 +333,7 @@ def norm(epsilon: float = EPSILON) -> RuleFunction:
     """
 
     def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
-        z = op.real(node.y)
+        z = op.bounded(node.y)
         s = r.value / stabilised(op, z, epsilon, known=op.is_nonnegative(node.y))
         if op.absorbed is not None:
             op.absorb(
@@ -344,7 +344,7 @@ def norm(epsilon: float = EPSILON) -> RuleFunction:
             if value is None or part is None:
                 result.append(None)
                 continue
-            share = op.real(value) * part
+            share = op.bounded(value) * part
             if op.receives(value):
                 result.append(Relevance(share, frozenset([value])))
             else:
