@@ -191,3 +191,21 @@ def test_every_row_of_a_transformer_closes(mask, add, tmp_path):
     joined = found["onnxplain.ledger"][:, names.index("Concat_4")]
     np.testing.assert_allclose(joined[:, 1], found["t.relevance"].sum(1), rtol=1e-9)
     assert (joined[:, COLUMNS.index("bias")] != 0).all()
+
+
+@pytest.mark.parametrize("add", ["add_abs", "norm"])
+def test_a_row_closes_though_only_one_of_two_inputs_is_asked_for(add, tmp_path):
+    """What a rule gives to the other input is booked as passed on."""
+    model = net(
+        "g (float[N, 3] a, float[N, 3] b) => (float[N, 4] y) { s = Add (a, b) p = Mul (s, b) y = MatMul (p, w) }",
+        w=normal(3, 4),
+    )
+    file = compiled(
+        model, tmp_path, "lrp", composite="epsilon", ledger=True, attribute_to="a", rules=[f"type:Add={add}"]
+    )
+    feeds = {"a": normal(2, 3, seed=1, dtype=np.float64), "b": normal(2, 3, seed=2, dtype=np.float64), "y.seed": SEED}
+    found = evaluate(widened(file.proto), feeds)
+    closes(found["onnxplain.ledger"], file.about["ledger"]["rows"])
+    both = compiled(model, tmp_path, "lrp", composite="epsilon", rules=[f"type:Add={add}"])
+    whole = evaluate(widened(both.proto), feeds)
+    np.testing.assert_allclose(found["a.relevance"], whole["a.relevance"], rtol=1e-12)

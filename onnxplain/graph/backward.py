@@ -68,6 +68,10 @@ class Backward(Builder):
             return False
         return self.facts.receptive is None or value in self.facts.receptive
 
+    def books(self, value: ir.Value) -> bool:
+        """Whether the ledger books what goes to this tensor although nobody asked for its relevance."""
+        return self.absorbed is not None and self.receives(value)
+
     def infer(self, node: ir.Node) -> None:
         """Type and shape of a node's outputs; what depends on constants alone is constant too."""
         super().infer(node)

@@ -112,7 +112,8 @@ def backward(
             sent: list[Relevance | None] = [None] * len(portions)
             for i, value in inputs_of(node):
                 portion = portions[i]
-                if value not in active or not passes(node, i) or portion is NOTHING:
+                asked = value in active and passes(node, i)
+                if portion is NOTHING or not (asked or (isinstance(portion, Relevance) and op.books(value))):
                     continue
                 if not isinstance(portion, Relevance):
                     raise entry.forgets(node, i)
@@ -125,7 +126,8 @@ def backward(
                     portion.zero_with if r is portion.value else portion.zero_with & {value}
                 )  # others have other shapes now
                 sent[i] = Relevance(r, known)
-                arrived.setdefault(value, []).append(Relevance(r, known))
+                if asked:
+                    arrived.setdefault(value, []).append(Relevance(r, known))
             if done is not None:
                 done(node, rs, sent[: len(node.inputs)])
     for value in list(arrived):
