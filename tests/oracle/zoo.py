@@ -1,4 +1,7 @@
-"""The table of the zoo: python -m tests.oracle.zoo timm|transformers [--exporter …] [--out FILE] [names]."""
+"""The table of the zoo: python -m tests.oracle.zoo timm|transformers [names] [--exporter …] [--out FILE].
+
+Rows are kept as lines of JSON beside the table, so that a run may be ended and taken up again.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,45 @@ import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .specimens import CACHE, written
 from .verdicts import METHODS, Verdict, judged
 
 CACHED = bool(os.environ.get("ONNXPLAIN_ZOO_CACHE"))
-LIMIT = 240  # seconds for one architecture
+LIMIT = 90  # seconds to export one architecture, and again to judge it
+
+
+def specimens(kind: str) -> ModuleType:
+    """zoo_timm or zoo_transformers."""
+    return importlib.import_module(f".zoo_{kind}", __package__)
 
 
 def subjects(kind: str) -> list[tuple[str, bool]]:
     """(name, by the newer exporter) of every specimen of `timm` or `transformers`."""
-    module = importlib.import_module(f".zoo_{kind}", __package__)
+    module = specimens(kind)
     return [(name, False) for name in module.ARCHITECTURES] + [(name, True) for name in module.DYNAMO]
 
 
-def verdict(kind: str, name: str, dynamo: bool, cache: Path = CACHE) -> Verdict:
-    """Export what is not exported yet, and judge it."""
-    module = importlib.import_module(f".zoo_{kind}", __package__)
-    title = f"{name} (dynamo)" if dynamo else name
+def verdict(kind: str, name: str, dynamo: bool, cache: Path = CACHE, limit: int = 0) -> Verdict:
+    """Export what is not exported yet, and judge it. limit: seconds for either, after which this process ends."""
+    signal.alarm(limit)
     try:
-        folder = written(f"{kind}.{name}", lambda: module.build(name), dynamo=dynamo, cache=cache)
+        folder = written(f"{kind}.{name}", lambda: specimens(kind).build(name), dynamo=dynamo, cache=cache)
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return Verdict(title, verdicts=dict.fromkeys(METHODS, "export"), why=dict.fromkeys(METHODS, line))
-    return judged(folder, title)
+        found = Verdict.of(name, "export", " ".join(f"{type(error).__name__}: {error}".split())[:1000])
+    else:
+        signal.alarm(limit)
+        found = judged(folder, name)
+    signal.alarm(0)
+    found.exporter = exporter(dynamo)
+    return found
+
+
+def exporter(dynamo: bool) -> str:
+    """As in the table."""
+    return "dynamo" if dynamo else "torchscript"
 
 
 def apart(kind: str, name: str, dynamo: bool) -> Verdict:
@@ -44,9 +61,8 @@ def apart(kind: str, name: str, dynamo: bool) -> Verdict:
     child = os.fork()
     if not child:
         os.close(reading)
-        signal.alarm(LIMIT)
         with os.fdopen(writing, "w") as pipe:
-            pipe.write(verdict(kind, name, dynamo).line())
+            pipe.write(verdict(kind, name, dynamo, limit=LIMIT).line())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
@@ -54,55 +70,83 @@ def apart(kind: str, name: str, dynamo: bool) -> Verdict:
     _, status = os.waitpid(child, 0)
     if line:
         return Verdict(**json.loads(line))
-    title = f"{name} (dynamo)" if dynamo else name
-    return Verdict(title, verdicts={"process": "crash"}, why={"process": f"ended with status {status}"})
+    if status == signal.SIGALRM:
+        found = Verdict.of(name, "slow", f"more than {LIMIT} s")
+    else:
+        found = Verdict.of(name, "crash", f"ended with status {status}")
+    found.exporter = exporter(dynamo)
+    return found
+
+
+def surprise(kind: str, found: Verdict) -> str:
+    """How a verdict differs from the expected outcomes of its module; empty where it does not.
+
+    A refusal has to be on the list, for the reason on the list; one that is refused no longer has to leave it.
+    """
+    module = specimens(kind)
+    refused = module.REFUSED.get(found.name) or module.REFUSED_RELEVANCE.get(found.name) or ""
+    methods = METHODS if found.name in module.REFUSED else [m for m in METHODS if m != "gradient"] if refused else []
+    unexported = module.UNEXPORTED.get(found.name if found.exporter == "torchscript" else f"{found.name} (dynamo)", "")
+    lines = []
+    for method, word in found.verdicts.items():
+        why = found.why.get(method, "")
+        expected = ("export", unexported) if unexported else ("refused", refused) if method in methods else ("", "")
+        as_expected = (
+            word == expected[0] and expected[1] in why if expected[0] else word in ("equal", "finite", "overflow")
+        )
+        if not as_expected:
+            wanted = f"expected: {expected[0]} ({expected[1]})" if expected[0] else "expected: neither"
+            lines.append(f"{found.name} ({found.exporter}) {method}: {word} {why}; {wanted}")
+    return "\n".join(lines)
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
-    """Markdown: one row an architecture."""
-    rows = [
-        "| architecture | nodes | s | " + " | ".join(METHODS) + " |",
-        "| --- | ---: | ---: |" + " --- |" * len(METHODS),
-    ]
+    """Markdown: one row an architecture and exporter."""
+    heads = ("architecture", "exporter", "nodes", *METHODS, "seconds")
+    rows = [f"| {' | '.join(heads)} |", "| --- | --- | ---: |" + " --- |" * len(METHODS) + " ---: |"]
     for v in verdicts:
-        cells = [f"{v.verdicts.get(m, v.verdicts.get('process', ''))} {v.why.get(m, '')}".strip() for m in METHODS]
-        rows.append(
-            f"| {v.name} | {v.nodes} | {v.seconds:.0f} | " + " | ".join(c.replace("|", "/") for c in cells) + " |"
-        )
+        cells = [" ".join(f"{v.verdicts[m]} {v.why.get(m, '')}".split())[:200].replace("|", "/") for m in METHODS]
+        shape = f"{v.exporter}, batch {v.batch}" if v.batch else v.exporter
+        rows.append(f"| {v.name} | {shape} | {v.nodes} | {' | '.join(cells)} | {v.seconds:.0f} |")
     return "\n".join(rows)
 
 
 def counts(verdicts: Iterable[Verdict]) -> dict[str, dict[str, int]]:
-    """Method -> verdict -> how many."""
-    found: dict[str, Any] = {method: collections.Counter() for method in METHODS}
+    """Exporter and method -> verdict -> how many."""
+    found: dict[str, Any] = collections.defaultdict(collections.Counter)
     for v in verdicts:
         for method in METHODS:
-            found[method][v.verdicts.get(method, v.verdicts.get("process", ""))] += 1
-    return {method: dict(counter) for method, counter in found.items()}
+            found[f"{v.exporter} {method}"][v.verdicts[method]] += 1
+    return {key: dict(counter) for key, counter in found.items()}
 
 
 def main() -> None:
     """Judge a zoo, one architecture after another, and print the table."""
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     parser.add_argument("kind", choices=("timm", "transformers"))
-    parser.add_argument("names", nargs="*", help="all, if none is named")
-    parser.add_argument("--out", type=Path, help="write the table here, after every row")
-    parser.add_argument("--torchscript-only", action="store_true")
-    arguments = parser.parse_args()
+    parser.add_argument("names", nargs="*", help="these, in this order; all, if none is named")
+    parser.add_argument("--out", type=Path, help="write the table here after every row; what is there is kept")
+    parser.add_argument("--exporter", choices=("torchscript", "dynamo"))
+    arguments = parser.parse_intermixed_args()
     import torch
 
     torch.set_num_threads(1)
-    found: list[Verdict] = []
-    for name, dynamo in subjects(arguments.kind):
-        if (arguments.names and name not in arguments.names) or (dynamo and arguments.torchscript_only):
+    rows = arguments.out.with_suffix(".jsonl") if arguments.out else None
+    kept = [Verdict(**json.loads(line)) for line in rows.read_text().splitlines()] if rows and rows.exists() else []
+    found = {(v.name, v.exporter): v for v in kept}
+    pairs = subjects(arguments.kind)
+    if arguments.names:
+        pairs = [pair for name in arguments.names for pair in pairs if pair[0] == name]
+    for name, dynamo in pairs:
+        key = name, exporter(dynamo)
+        if arguments.exporter not in (None, key[1]) or (key in found and not arguments.names):
             continue
-        found.append(apart(arguments.kind, name, dynamo))
-        print(
-            json.dumps({found[-1].name: found[-1].verdicts, "s": found[-1].seconds, "why": found[-1].why}), flush=True
-        )
-        if arguments.out:
-            arguments.out.write_text(table(found) + "\n")
-    print(json.dumps(counts(found)))
+        found[key] = apart(arguments.kind, name, dynamo)
+        print(found[key].line(), surprise(arguments.kind, found[key]), flush=True)
+        if rows:
+            rows.write_text("".join(f"{v.line()}\n" for v in found.values()))
+            arguments.out.write_text(f"{table(found.values())}\n")
+    print(json.dumps(counts(found.values())))
 
 
 if __name__ == "__main__":

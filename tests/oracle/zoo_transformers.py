@@ -163,6 +163,23 @@ SDPA = [
 ARCHITECTURES = [*TEXT, *PIXELS, *SOUND, *(f"{name}.sdpa" for name in SDPA)]
 DYNAMO = [name for name in ARCHITECTURES if "." in name or name not in SDPA]  # each family once
 
+# Expected outcomes, name -> what the reason contains. Refused by every method:
+REFUSED = {"xlnet": "no derivative for Einsum", "funnel": "no derivative for Einsum"}
+# Refused by lrp and epsilon:
+REFUSED_RELEVANCE = {
+    "mamba": "no relevance rule for Exp",
+    "rwkv": "no relevance rule for Exp",
+    "ibert": "no relevance rule for Sqrt",
+    "convnextv2": "no relevance rule for ReduceL2",
+}
+# Not exported by torch, or not as it answers; with (dynamo), not by the newer exporter:
+UNEXPORTED: dict[str, str] = {
+    "fnet": "aten::fft_fftn",
+    "mixtral": "aten::histc",
+    "xglm": "value cannot be converted to type float without overflow",
+    "longformer": "answers otherwise than torch",
+}
+
 
 class Classifier(nn.Module):
     """A backbone, the mean over whatever is not a feature, a linear head."""
