@@ -268,10 +268,10 @@ class Explainer:
         release(self.subject.source.model, self.subject.normalised.model, model)
         if path is None:
             opened = users or (lambda: self.session)
-            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model, in_order=True))
+            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model))
         file = Path(path)
         return verification.verify(
-            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file, in_order=True)
+            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file)
         )
 
     def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:

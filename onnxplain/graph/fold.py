@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
@@ -108,8 +109,17 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
             if not modified and len(model.graph) == before:
                 break
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
+        _own_weights(model.graph)
         if may("equal nodes made one"):
             passes.CommonSubexpressionEliminationPass()(model)
+
+
+def _own_weights(graph: ir.Graph) -> None:
+    """A transposed weight is a view that keeps the other in memory, and is copied by all who want it in order."""
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.ndarray) and not tensor.raw.flags.c_contiguous:
+            value.const_value = ir.Tensor(np.asarray(tensor.raw, order="C"), dtype=tensor.dtype, name=value.name)
 
 
 def remove_identities(graph: ir.Graph) -> None:

@@ -43,7 +43,8 @@ class Source:
 
     path: None for a model that came as bytes. sha256: of the file (of the serialised bytes without one), in hex;
     weights in external files are not part of it. weight_inputs: initializers that an old model also lists among its
-    inputs; the graph here no longer does. faithful: whether `path` can be given to onnxruntime as it is.
+    inputs; the graph here no longer does. faithful: whether `path` can be given to onnxruntime as it is. outline: the
+    file's bytes without its larger weights, which `model` has; empty where other tensors lie outside too.
     """
 
     model: ir.Model
@@ -51,6 +52,7 @@ class Source:
     sha256: str
     weight_inputs: tuple[str, ...] = ()
     faithful: bool = True
+    outline: bytes = b""
 
 
 def load(path: str | os.PathLike[str]) -> Source:
@@ -71,7 +73,8 @@ def _source(store: Store, path: Path | None, label: str) -> Source:
     mark = f"onnxplain.{secrets.token_hex(16)}"  # not to be foreseen: a file cannot say that its weights lie there
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(weightless(store, mark))
+        outline = weightless(store, mark)
+        proto.ParseFromString(outline)
     except DecodeError as error:
         raise UnsupportedModel(f"{label}: {_what_is(store)}") from error
     if not proto.HasField("graph") or not proto.ir_version:
@@ -109,7 +112,10 @@ def _source(store: Store, path: Path | None, label: str) -> Source:
         model.graph.inputs.clear()
         model.graph.inputs.extend(kept)
     model.graph.sort()
-    return Source(model, path, digest, weight_inputs, faithful)
+    listed = {tensor.name for tensor in proto.graph.initializer}
+    if weight_inputs or any(tensor.name not in listed for tensor in external_tensors(proto)):
+        outline = b""
+    return Source(model, path, digest, weight_inputs, faithful, outline)
 
 
 def _store_weights(model: ir.Model, store: Store, mark: str) -> None:
