@@ -23,6 +23,7 @@ from onnxplain.graph.compare import mismatch
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
 from onnxplain.graph.outline import in_parts, release, runtime
+from onnxplain.graph.stored import on_disk
 from onnxplain.graph.verify import second
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
@@ -127,7 +128,7 @@ class Subject:
         for model in (self.source.model, self.normalised.model):
             for value in model.graph.initializers.values():
                 tensor = value.const_value
-                if isinstance(tensor, ir.ExternalTensor):
+                if tensor is not None and on_disk(tensor):
                     if id(tensor) not in taken:
                         taken[id(tensor)] = ir.Tensor(
                             np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name or value.name
@@ -267,10 +268,10 @@ class Explainer:
         release(self.subject.source.model, self.subject.normalised.model, model)
         if path is None:
             opened = users or (lambda: self.session)
-            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model, in_order=True))
+            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model))
         file = Path(path)
         return verification.verify(
-            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file, in_order=True)
+            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file)
         )
 
     def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
@@ -153,6 +154,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
             if not modified and len(model.graph) == before:
                 break
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
+        _own_weights(model.graph)
         if may("equal nodes made one"):
             with _apart(model.graph.outputs):
                 passes.CommonSubexpressionEliminationPass()(model)
@@ -169,6 +171,14 @@ def _apart(values: Iterable[ir.Value]) -> Iterator[None]:
     finally:
         for maker, _ in makers:
             maker.attributes.pop(MARK, None)
+
+
+def _own_weights(graph: ir.Graph) -> None:
+    """A transposed weight is a view that keeps the other in memory, and is copied by all who want it in order."""
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.ndarray) and not tensor.raw.flags.c_contiguous:
+            value.const_value = ir.Tensor(np.asarray(tensor.raw, order="C"), dtype=tensor.dtype, name=value.name)
 
 
 def remove_identities(graph: ir.Graph) -> None:
