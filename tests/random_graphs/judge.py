@@ -124,7 +124,7 @@ def streams(drawn: Drawn, compiled: onnx.ModelProto, seed_name: str, y: Array, a
     lengths = {
         v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim][:1] for v in drawn.model.graph.input
     }
-    if next(iter(lengths.values())) not in (["N"], [1]):
+    if any(length not in (["N"], [1]) for length in lengths.values()):  # of more rows there is a seed for each
         return ""
     dtype, rng = typed(drawn.model), np.random.default_rng(drawn.seed)
     row = {k: (v[:1] if lengths[k] == ["N"] else v).astype(dtype) for k, v in drawn.feeds.items()}
