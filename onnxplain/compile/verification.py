@@ -83,6 +83,7 @@ def verify(
     outputs: the model's own. open_users, open_plain: the sessions, of which one is held at a time. Raises
     ConversionChanged with the output, and with the node where one can be found.
     """
+    give_back()
     try:
         answers, noise = _answers(open_users, asked)
     except OutOfMemory:
