@@ -19,11 +19,11 @@ from onnxplain.compile.save import INLINE_LIMIT, save
 from onnxplain.composites import Bounds
 from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageError
 from onnxplain.explanation import Explanation
+from onnxplain.graph import stored
 from onnxplain.graph.compare import mismatch
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
 from onnxplain.graph.outline import in_parts, release, runtime
-from onnxplain.graph.stored import on_disk
 from onnxplain.graph.verify import second
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
@@ -128,7 +128,7 @@ class Subject:
         for model in (self.source.model, self.normalised.model):
             for value in model.graph.initializers.values():
                 tensor = value.const_value
-                if tensor is not None and on_disk(tensor):
+                if tensor is not None and stored.on_disk(tensor):
                     if id(tensor) not in taken:
                         taken[id(tensor)] = ir.Tensor(
                             np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name or value.name
@@ -247,9 +247,14 @@ class Explainer:
             LEDGER: 0,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the compiled graph; any onnxruntime runs it."""
-        save(self.compiled.model, Path(path), self.subject.source.path)
+    def save(self, path: str | Path, put_aside: bool = False) -> None:
+        """Write the compiled graph; any onnxruntime runs it.
+
+        put_aside: the larger weights are read from that file from now on, in place of memory; so it has to stay.
+        """
+        places = save(self.compiled.model, Path(path), self.subject.source.path)
+        if put_aside:
+            stored.put_aside([self.compiled.model, self.subject.normalised.model], stored.File(Path(path)), places)
 
     def verify(
         self, path: str | Path | None = None, users: Callable[[], Runs] | None = None, batches: int = 2

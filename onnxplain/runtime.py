@@ -5,10 +5,13 @@ With `session.py` the only importer of onnxruntime.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +123,13 @@ def _give(options: ort.SessionOptions, weights: Mapping[str, np.ndarray]) -> Non
 
 def _port(node: Any) -> Port:
     return Port(node.name, node.type, tuple(node.shape))
+
+
+def give_back() -> None:
+    """Return memory that is free to the system: glibc keeps what a session leaves, between what others still hold."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library, which has its own ways
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_cpus() -> int:

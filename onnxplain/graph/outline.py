@@ -16,13 +16,18 @@ EXTERNAL_IR = 4  # the first IR version whose weights need not be inputs too
 NATIVE = {"f", "i", "u", "b"}  # numpy kinds that onnxruntime takes as they are
 
 
-def outline(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
-    """The model with its larger weights only declared, and those weights by name. The model itself is left alone."""
+def outline(model: ir.Model, *, files: bool = True) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """The model with its larger weights only declared, and those weights by name. The model itself is left alone.
+
+    files: also those that lie in files beside the model; else these stay declared as they are.
+    """
     weights: dict[str, ir.TensorProtocol] = {}
     values = []
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        if not files and isinstance(tensor, ir.ExternalTensor):
             continue
         if tensor.nbytes > SMALL:
             weights[name] = tensor

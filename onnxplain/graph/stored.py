@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import InputError
+from onnxplain.runtime import give_back
 
 CHUNK = 1 << 20  # bytes read at once
 
@@ -93,6 +96,25 @@ class StoredTensor(ir.LazyTensor):
                 return ir.Tensor(array, dtype=dtype, name=name)
 
         super().__init__(read, dtype, shape, name=name)
+
+
+def put_aside(models: Iterable[ir.Model], store: Store, places: Mapping[str, int]) -> None:
+    """Read weights from a store instead of holding them. places: where each begins there, by its name in the first."""
+    stored: dict[int, StoredTensor] = {}
+    held = []  # while they are compared by identity
+    for i, model in enumerate(models):
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or on_disk(tensor):
+                continue
+            if not i and name in places:
+                held.append(tensor)
+                shape = ir.Shape(tensor.shape.numpy())
+                stored[id(tensor)] = StoredTensor(store, places[name], tensor.dtype, shape, name)
+            value.const_value = stored.get(id(tensor), tensor)
+    held.clear()
+    gc.collect()  # clones of the graphs hold the weights too, and are cycles
+    give_back()
 
 
 def sha256(store: Store) -> str:

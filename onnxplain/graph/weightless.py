@@ -114,7 +114,7 @@ def _message(data: Bytes, start: int, end: int, path: tuple[int, ...], mark: str
             if field.number == path[0] and field.kind == BYTES and field.end - field.body > LARGE:
                 inner = _message(data, field.body, field.end, path[1:], mark)
                 parts.append(data.take(copied, field.start))
-                parts += [_tag(field.number, BYTES), _number(sum(map(len, inner))), *inner]
+                parts += [opening(field.number, sum(map(len, inner))), *inner]
                 copied = field.end
     except Strange:
         pass
@@ -142,18 +142,19 @@ def _declared(data: Bytes, start: int, end: int, mark: str) -> bytes:
     place = {"location": mark, "offset": str(numbers.body), "length": str(numbers.end - numbers.body)}
     for key, value in place.items():
         entry = _text(1, key) + _text(2, value)
-        parts.append(_tag(EXTERNAL_DATA, BYTES) + _number(len(entry)) + entry)
-    parts.append(_tag(LOCATION, 0) + _number(1))
+        parts.append(opening(EXTERNAL_DATA, len(entry)) + entry)
+    parts.append(_number(LOCATION << 3) + _number(1))
     return b"".join(parts)
 
 
-def _tag(number: int, kind: int) -> bytes:
-    return _number(number << 3 | kind)
+def opening(number: int, length: int) -> bytes:
+    """What stands before the content of a field of bytes: its number, and how many there are."""
+    return _number(number << 3 | BYTES) + _number(length)
 
 
 def _text(number: int, text: str) -> bytes:
     content = text.encode()
-    return _tag(number, BYTES) + _number(len(content)) + content
+    return opening(number, len(content)) + content
 
 
 def _number(number: int) -> bytes:
