@@ -1,8 +1,8 @@
 """A torch model written once as ONNX, with what torch says about it in float64: a folder that is judged without torch.
 
-`model.onnx`, and `oracle.npz` with, for every try, inputs, a seed, the outputs, the gradient and directional
-derivatives by central differences. The differences decide where float32 and float64 take different branches at a kink,
-and where torch's own gradient is wrong.
+`model.onnx`, and `oracle.npz` with, for every try, inputs, a seed, the outputs, the gradient, how far torch's own
+float32 gradient is from it, and directional derivatives by central differences. The differences decide where float32
+and float64 take different branches at a kink, and where torch's own gradient is wrong.
 """
 
 from __future__ import annotations
@@ -167,20 +167,30 @@ def _oracle(subject: Subject) -> dict[str, np.ndarray]:
             key = f"{attempt}.{batch}"
             for name, x in rows.items():
                 found[f"{key}.input.{name}"] = x.numpy()
-            shift = torch.zeros(_shape(model, rows), dtype=torch.float64, requires_grad=True)
-            logits = _logits(model, rows, shift)
             rng = np.random.default_rng(attempt)
-            seed = rng.standard_normal((2, *logits.shape[1:])).astype(np.float32)[:batch]
-            score = (logits * torch.from_numpy(seed)).sum()
-            (gradient,) = torch.autograd.grad(score, shift)
+            classes = _logits(model, rows, torch.zeros(_shape(model, rows), dtype=torch.float64)).shape[1:]
+            seed = rng.standard_normal((2, *classes)).astype(np.float32)[:batch]
+            logits, gradient = _gradient(model, rows, seed, torch.float64)
+            _, rounded = _gradient(subject, rows, seed, torch.float32)
             found[f"{key}.seed"] = seed
-            found[f"{key}.logits"] = logits.detach().numpy()
-            found[f"{key}.gradient"] = gradient.numpy()
+            found[f"{key}.logits"] = logits
+            found[f"{key}.gradient"] = gradient
+            found[f"{key}.rounding"] = np.array(np.abs(rounded - gradient).max() / max(np.abs(gradient).max(), 1e-30))
             if batch == 2:
-                directions = rng.standard_normal((DIRECTIONS, *shift.shape))
+                directions = rng.standard_normal((DIRECTIONS, *gradient.shape))
                 found[f"{key}.directions"] = directions.astype(np.float32)
                 found[f"{key}.slopes"] = np.array([_slope(model, rows, seed, d) for d in directions])
     return found
+
+
+def _gradient(
+    subject: Subject, rows: Mapping[str, Tensor], seed: np.ndarray, dtype: torch.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs and gradient of the seeded outputs in a precision."""
+    shift = torch.zeros(_shape(subject, rows), dtype=dtype, requires_grad=True)
+    logits = _logits(subject, rows, shift)
+    (gradient,) = torch.autograd.grad((logits * torch.from_numpy(seed)).sum(), shift)
+    return logits.detach().numpy(), gradient.numpy()
 
 
 def _slope(subject: Subject, rows: Mapping[str, Tensor], seed: np.ndarray, direction: np.ndarray) -> float:
@@ -200,7 +210,7 @@ def _logits(subject: Subject, rows: Mapping[str, Tensor], shift: Tensor) -> Tens
 
     The derivative by the second, at 0, is gradient x embedding summed over the features.
     """
-    rows = {name: x.double() if x.is_floating_point() else x for name, x in rows.items()}
+    rows = {name: x.to(shift.dtype) if x.is_floating_point() else x for name, x in rows.items()}
     if subject.embedding is None:
         rows[subject.attributed] = rows[subject.attributed] + shift
         return subject.model(*rows.values())

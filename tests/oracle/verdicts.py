@@ -17,18 +17,20 @@ from onnxplain.errors import OnnxplainError
 from onnxplain.explainer import Subject
 
 TOLERANCE = 1e-3  # of the largest gradient: float32 against float64 through a hundred layers
+ROUNDING, CHAOS = 2, 1e-2  # times as far as torch's own float32 is from its float64, up to this much: random weights
+# make some networks chaotic
 FORWARD = 1e-3  # of the largest output, likewise
 METHODS = {"gradient": {}, "lrp": {}, "epsilon": {"composite": "epsilon"}}  # column -> options of an Explainer
 STRONG = 0.25  # epsilon that keeps any network within float32
-BAD = ("wrong", "does not run", "crash", "nan", "forward differs")
+GOOD = ("equal", "finite", "overflow")
 
 
 @dataclass
 class Verdict:
     """One row of the table.
 
-    verdicts: method -> one of equal, finite, overflow, refused, export (torch itself cannot), slow, or of BAD.
-    why: reasons. batch: the one that the exporter fixed, 0 if it is open.
+    verdicts: method -> one of GOOD; refused; export (torch itself cannot); slow; or what should never be: wrong, does
+    not run, crash, nan, forward differs. why: reasons. batch: the one that the exporter fixed, 0 if it is open.
     """
 
     name: str
@@ -38,11 +40,6 @@ class Verdict:
     seconds: float = 0.0
     verdicts: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def bad(self) -> dict[str, str]:
-        """The methods that fail, with reasons."""
-        return {method: f"{word}: {self.why.get(method, '')}" for method, word in self.verdicts.items() if word in BAD}
 
     @classmethod
     def of(cls, name: str, word: str, why: str) -> Verdict:
@@ -160,7 +157,8 @@ def _strong(subject: Subject, opened: onnxruntime.InferenceSession) -> tuple[str
 def _gradient(ours: dict[str, np.ndarray], oracle: dict[str, np.ndarray]) -> tuple[str, str]:
     """equal, if for either batch size some try agrees with torch, or with what decides where torch's own is wrong.
 
-    In a batch of 2 the slopes decide, of 1 torch's gradient of the same row beside another.
+    In a batch of 2 the slopes decide, of 1 torch's gradient of the same row beside another. As near as torch's own
+    float32 is near enough.
     """
     notes = []
     for batch in (2, 1):
@@ -168,9 +166,13 @@ def _gradient(ours: dict[str, np.ndarray], oracle: dict[str, np.ndarray]) -> tup
         if not keys:  # the exporter fixed the batch
             continue
         distances = [_distance(ours[key], oracle[f"{key}.gradient"]) for key in keys]
+        rounding = [float(oracle.get(f"{key}.rounding", 0)) for key in keys]
+        rounded = [pair for pair in zip(distances, rounding, strict=True) if pair[0] <= min(ROUNDING * pair[1], CHAOS)]
         if min(distances) < TOLERANCE:
             kinks = sum(distance >= TOLERANCE for distance in distances)
             notes += [f"batch {batch}: {kinks} of {len(keys)} tries at a kink"] if kinks else []
+        elif rounded:
+            notes.append(f"batch {batch}: {min(rounded)[0]:.1e} off, torch's float32 by {min(rounded)[1]:.1e}")
         elif batch == 2:
             slopes = min(_slopes(ours[key], oracle, key) for key in keys)
             theirs = min(_slopes(oracle[f"{key}.gradient"], oracle, key) for key in keys)

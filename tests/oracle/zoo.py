@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from .specimens import CACHE, written
-from .verdicts import METHODS, Verdict, judged
+from .verdicts import GOOD, METHODS, Verdict, judged
 
 CACHED = bool(os.environ.get("ONNXPLAIN_ZOO_CACHE"))
 LIMIT = 90  # seconds to export one architecture, and again to judge it
@@ -84,19 +84,22 @@ def surprise(kind: str, found: Verdict) -> str:
     A refusal has to be on the list, for the reason on the list; one that is refused no longer has to leave it.
     """
     module = specimens(kind)
-    refused = module.REFUSED.get(found.name) or module.REFUSED_RELEVANCE.get(found.name) or ""
-    methods = METHODS if found.name in module.REFUSED else [m for m in METHODS if m != "gradient"] if refused else []
-    unexported = module.UNEXPORTED.get(found.name if found.exporter == "torchscript" else f"{found.name} (dynamo)", "")
+    title = f"{found.name} (dynamo)" if found.exporter == "dynamo" else found.name
+    expected = dict.fromkeys(found.verdicts, ("", ""))
+    for name in (found.name, title):  # what both exporters share, then this one's
+        if name in module.REFUSED:
+            expected = dict.fromkeys(found.verdicts, ("refused", module.REFUSED[name]))
+        elif name in module.REFUSED_RELEVANCE:
+            refused = "refused", f"no relevance rule for {module.REFUSED_RELEVANCE[name]}"
+            expected = {method: ("", "") if method == "gradient" else refused for method in found.verdicts}
+    if title in module.UNEXPORTED:
+        expected = dict.fromkeys(found.verdicts, ("export", module.UNEXPORTED[title]))
     lines = []
     for method, word in found.verdicts.items():
+        wanted, reason = expected[method]
         why = found.why.get(method, "")
-        expected = ("export", unexported) if unexported else ("refused", refused) if method in methods else ("", "")
-        as_expected = (
-            word == expected[0] and expected[1] in why if expected[0] else word in ("equal", "finite", "overflow")
-        )
-        if not as_expected:
-            wanted = f"expected: {expected[0]} ({expected[1]})" if expected[0] else "expected: neither"
-            lines.append(f"{found.name} ({found.exporter}) {method}: {word} {why}; {wanted}")
+        if not (word == wanted and reason in why if wanted else word in GOOD):
+            lines.append(f"{title} {method}: {word} {why}; expected: {wanted or ' or '.join(GOOD)} {reason}")
     return "\n".join(lines)
 
 

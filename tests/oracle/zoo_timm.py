@@ -128,13 +128,33 @@ DYNAMO = """
     efficientvit_m0 fastvit_t8 botnet26t_256 halonet26t poolformerv2_s12 regnetz_005 eva02_tiny_patch14_224
 """.split()  # noqa: SIM905
 
-CALIBRATED = ("mixnet_s",)
-# Expected outcomes, name -> what the reason contains. Refused by every method:
-REFUSED: dict[str, str] = {}
-# Refused by lrp and epsilon:
-REFUSED_RELEVANCE: dict[str, str] = {}
-# Not exported by torch, or not as it answers; with (dynamo), not by the newer exporter:
-UNEXPORTED: dict[str, str] = {}
+CALIBRATED = ("mixnet_s", "tf_efficientnetv2_b0", "regnetz_005", "mnasnet_small", "ghostnetv3_050")
+# Expected outcomes; with (dynamo), by the newer exporter. Refused by every method, name -> what the reason contains:
+REFUSED = {
+    "mvitv2_tiny": "no derivative for Einsum",
+    "mvitv2_small_cls": "no derivative for Einsum",
+    "samvit_base_patch16_224": "no derivative for Einsum",
+}
+# Refused by lrp and epsilon, name -> the op without a rule:
+REFUSED_RELEVANCE = {
+    "convnext_zepto_rms": "Div",
+    "resnetv2_50d_frn": "Div",
+    "convnextv2_atto": "ReduceL2",
+    "poolformerv2_s12": "Pow",
+    "caformer_s18": "Pow",
+    "convformer_s18": "Pow",
+    "sequencer2d_s": "LSTM",
+}
+# Not exported by torch, or not as it answers:
+UNEXPORTED = {
+    "efficientnet_cc_b0_4e": "convolution for kernel of unknown shape",
+    "bat_resnext26ts": "AssertionError",
+    "halonet26t": "operator Unfold, input size not accessible",
+    "eca_halonext26ts": "operator Unfold, input size not accessible",
+    "volo_d1_224": "aten::col2im",
+    "csatv2": "adaptive_avg_pool2d",
+    "naflexvit_base_patch16_gap": "aten::_upsample_bicubic2d_aa",
+}
 
 
 def build(name: str) -> Subject:

@@ -163,21 +163,30 @@ SDPA = [
 ARCHITECTURES = [*TEXT, *PIXELS, *SOUND, *(f"{name}.sdpa" for name in SDPA)]
 DYNAMO = [name for name in ARCHITECTURES if "." in name or name not in SDPA]  # each family once
 
-# Expected outcomes, name -> what the reason contains. Refused by every method:
-REFUSED = {"xlnet": "no derivative for Einsum", "funnel": "no derivative for Einsum"}
-# Refused by lrp and epsilon:
-REFUSED_RELEVANCE = {
-    "mamba": "no relevance rule for Exp",
-    "rwkv": "no relevance rule for Exp",
-    "ibert": "no relevance rule for Sqrt",
-    "convnextv2": "no relevance rule for ReduceL2",
+# Expected outcomes; with (dynamo), by the newer exporter. Refused by every method, name -> what the reason contains:
+REFUSED = {
+    "xlnet": "no derivative for Einsum",
+    "funnel": "no derivative for Einsum",
+    "fnet (dynamo)": "no derivative for DFT",
 }
-# Not exported by torch, or not as it answers; with (dynamo), not by the newer exporter:
-UNEXPORTED: dict[str, str] = {
+# Refused by lrp and epsilon, name -> the op without a rule:
+REFUSED_RELEVANCE = {
+    "mamba": "Exp",
+    "rwkv": "Exp",
+    "rwkv (dynamo)": "Pow",
+    "ibert": "Sqrt",
+    "convnextv2": "ReduceL2",
+}
+# Not exported by torch, or not as it answers:
+UNEXPORTED = {
     "fnet": "aten::fft_fftn",
     "mixtral": "aten::histc",
+    "mixtral (dynamo)": "grouped_mm_fallback",
     "xglm": "value cannot be converted to type float without overflow",
+    "xglm (dynamo)": "value cannot be converted to type float without overflow",
     "longformer": "answers otherwise than torch",
+    "longformer (dynamo)": "modeling_longformer.py",
+    "xlnet (dynamo)": "aten::sub",
 }
 
 
