@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from onnxplain.graph.stored import CHUNK, Store
 
 LARGE = 1 << 14  # bytes; smaller weights stay inside, because checks and inference look at them
+MANY = 200_000  # fields of one message; what is behind them is left to protobuf, which is faster
 GRAPH, INITIALIZER = 7, 5  # fields of a model, of a graph
 DIMS, DATA_TYPE, FLOATS, NAME, RAW, DOUBLES, DOC, EXTERNAL_DATA, LOCATION, PROPERTIES = (
     1,
@@ -72,9 +73,12 @@ class Bytes:
         raise Strange
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
-        """The fields of a message. Raises Strange."""
-        place = start
+        """The fields of a message. Raises Strange, also for more of them than any model has that is not refused."""
+        place, count = start, 0
         while place < end:
+            count += 1
+            if count > MANY:
+                raise Strange
             tag, body = self.varint(place, end)
             number, kind = tag >> 3, tag & 7
             if kind == BYTES:
