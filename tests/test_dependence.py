@@ -200,13 +200,12 @@ def test_positions_carry_no_derivative_and_do_not_block(method, tmp_path):
     np.testing.assert_allclose(found["x.relevance"], expected, rtol=1e-6)
 
 
-def test_a_constant_that_is_asked_for_is_called_one(tmp_path):
-    model = net(
-        "g (float[N, 3] x) => (float[N, 3] y) { h = Add (one, one) y = Mul (x, h) }", one=np.ones(3, np.float32)
-    )
-    onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(OnnxplainError, match="'h' is a constant"):
-        Explainer(tmp_path / "m.onnx", "gradient", attribute_to="h")
+def test_a_constant_that_is_asked_for_has_its_derivative(tmp_path):
+    """Any tensor may be asked for; of the batch, every row adds to it."""
+    text = "g (float[N, 3] x) => (float[N, 3] y) { h = Add (one, one) y = Mul (x, h) }"
+    x, seed = normal(2, 3), normal(2, 3, seed=1)
+    found = compiled(net(text, one=np.ones(3, np.float32)), tmp_path, attribute_to="h").run(x=x, seed=seed)
+    np.testing.assert_allclose(found["h.relevance"], (seed * x).sum(0), rtol=1e-5)
 
 
 def test_a_node_without_a_name_is_called_by_its_output(tmp_path):

@@ -102,3 +102,22 @@ def test_an_inner_tensor_that_is_asked_for_is_not_its_twin(tmp_path):
     seed = normal(2, 3, seed=5)
     weights = onnx.numpy_helper.to_array(next(w for w in model.graph.initializer if w.name == "w"))
     np.testing.assert_allclose(file.run(x=X, seed=seed)["t.relevance"], seed @ weights.T * np.tanh(X), rtol=1e-5)
+
+
+ALIASES = {
+    "an Identity of the input": "t = Identity (x) m = Mul (x, t) y = Gemm (m, w, b)",
+    "an entry of a sequence": """s = Tanh (x) u = Relu (s) q = SequenceConstruct (s, u) t = SequenceAt (q, none)
+        m = Mul (s, t) y = Gemm (m, w, b)""",
+    "a Reshape that does nothing": "s = Tanh (x) t = Reshape (s, same) m = Mul (s, t) y = Gemm (m, w, b)",
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_inner_tensor_that_is_asked_for_answers_for_its_own_readers_only(alias, tmp_path):
+    """It equals another tensor, which the rewrites read in its place; the other's readers are not its own."""
+    model = dense(ALIASES[alias], none=np.array(0), same=np.array([2, 4]))
+    file = compiled(model, tmp_path, attribute_to="t")
+    seed = normal(2, 3, seed=5)
+    weights = onnx.numpy_helper.to_array(next(w for w in model.graph.initializer if w.name == "w"))
+    other = X if alias.startswith("an Identity") else np.tanh(X)
+    np.testing.assert_allclose(file.run(x=X, seed=seed)["t.relevance"], seed @ weights.T * other, rtol=1e-5)

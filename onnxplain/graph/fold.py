@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -64,7 +64,6 @@ COMPUTED |= {
     "Sqrt",
 }
 COMPUTED |= {"Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"}
-MARK = "onnxplain.asked"
 ROUNDS = 3
 LOGGERS = ("onnxscript", "onnx_ir")
 
@@ -156,21 +155,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
         _own_weights(model.graph)
         if may("equal nodes made one"):
-            with _apart(model.graph.outputs):
-                passes.CommonSubexpressionEliminationPass()(model)
-
-
-@contextmanager
-def _apart(values: Iterable[ir.Value]) -> Iterator[None]:
-    """Nodes that make these tensors are like no other: who asks for one of two equal tensors does not ask for both."""
-    makers = [(maker, value.name) for value in values if (maker := value.producer()) is not None]
-    for maker, name in makers:
-        maker.attributes[MARK] = ir.AttrString(MARK, str(name))
-    try:
-        yield
-    finally:
-        for maker, _ in makers:
-            maker.attributes.pop(MARK, None)
+            passes.CommonSubexpressionEliminationPass()(model)
 
 
 def _own_weights(graph: ir.Graph) -> None:

@@ -206,7 +206,7 @@ def _refused(drawn: Drawn, message: str, rng: np.random.Generator) -> Outcome:
             truths = differences(drawn, {name: rng.standard_normal(y.shape) for name, y in ys.items()}, rng)
         except Kink as error:
             return Outcome("kink", str(error))
-        blamed = [n for n in truths if re.search(rf"\b{re.escape(n)}\b", message)] or list(truths)
+        blamed = [n for n in truths if re.search(rf"(depend on|path from) {re.escape(n)}\b", message)] or list(truths)
         if "nothing to attribute" in message:
             blamed = list(truths)
         for name in blamed:
