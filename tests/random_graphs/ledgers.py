@@ -138,7 +138,9 @@ def _books(drawn: Drawn, composite: str, tensor: str | None) -> Outcome:
             return Outcome(
                 "wrong", f"{composite}: asked for {tensor}, {name} has {rule}, else {full.about['rules'].get(name)}"
             )
-    row = full.books[:, full.about["ledger"]["rows"].index(node.name)]  # type: ignore[index]
+    rows = full.about["ledger"]["rows"]
+    own = f"{tensor}.asked"  # where an equal tensor was found, this one has an Identity, and a row, of its own
+    row = full.books[:, rows.index(own if own in rows else node.name)]  # type: ignore[index]
     there, total = part.relevances[tensor], row[:, full.about["ledger"]["columns"].index("in")].sum()
     if abs(there.sum() - total) > SAME * max(1e-9, float(np.abs(there).sum())):
         return Outcome("wrong", f"{composite}: {tensor} receives {there.sum():.8g}, the books say {total:.8g}")
