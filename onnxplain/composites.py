@@ -145,7 +145,7 @@ def kind_of(op: Backward, node: Node) -> Kind:
     """The kind of a node where it stands.
 
     A sum or product of which one operand only can receive relevance is a shift or scaling (affine), as it is where an
-    exporter fused it into a normalisation. A MatMul or Conv without constant weights is a product.
+    exporter fused it into a normalisation; Max(x, 0) is a Relu. A MatMul or Conv without constant weights is a product.
     """
     kind = lookup(node).kind
     if kind != "flat" and not any(is_float(y) or y.dtype is None for y in node.outputs):
@@ -154,12 +154,9 @@ def kind_of(op: Backward, node: Node) -> Kind:
         return "product"
     if kind == "routing" and not lookup(node).routes(node):
         return "other"  # a scatter that adds is a sum, and its shares are not known here
-    if kind in ("sum", "product"):
-        given = [i for i, value in enumerate(node.inputs) if op.receives(value)]
-        if given == [1] and node.op_type == "Div":
-            return "other"
-        return "affine" if len(given) == 1 else kind
-    return kind
+    alone = lookup(node).alone
+    given = [i for i, value in enumerate(node.inputs) if op.receives(value)] if alone is not None else []
+    return alone(given[0]) if alone is not None and len(given) == 1 else kind
 
 
 def places(op: Backward, path: Collection[Node]) -> dict[Node, Place]:

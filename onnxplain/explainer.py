@@ -12,13 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain import session as sessions
-from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, resolve, verification
+from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, provenance, resolve, verification
 from onnxplain.compile.ledger import NAME as LEDGER
 from onnxplain.compile.nonfinite import answer_error, score_error
 from onnxplain.compile.save import INLINE_LIMIT, save
 from onnxplain.composites import Bounds
 from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageError
 from onnxplain.explanation import Explanation
+from onnxplain.graph import stored
 from onnxplain.graph.compare import mismatch
 from onnxplain.graph.load import Source, load
 from onnxplain.graph.normalise import Normalised, normalise
@@ -127,7 +128,7 @@ class Subject:
         for model in (self.source.model, self.normalised.model):
             for value in model.graph.initializers.values():
                 tensor = value.const_value
-                if isinstance(tensor, ir.ExternalTensor):
+                if tensor is not None and stored.on_disk(tensor):
                     if id(tensor) not in taken:
                         taken[id(tensor)] = ir.Tensor(
                             np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name or value.name
@@ -246,9 +247,14 @@ class Explainer:
             LEDGER: 0,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the compiled graph; any onnxruntime runs it."""
-        save(self.compiled.model, Path(path), self.subject.source.path)
+    def save(self, path: str | Path, put_aside: bool = False) -> None:
+        """Write the compiled graph; any onnxruntime runs it.
+
+        put_aside: the larger weights are read from that file from now on, in place of memory; so it has to stay.
+        """
+        places = save(self.compiled.model, Path(path), self.subject.source.path)
+        if put_aside:
+            stored.put_aside([self.compiled.model, self.subject.normalised.model], stored.File(Path(path)), places)
 
     def verify(
         self, path: str | Path | None = None, users: Callable[[], Runs] | None = None, batches: int = 2
@@ -267,10 +273,10 @@ class Explainer:
         release(self.subject.source.model, self.subject.normalised.model, model)
         if path is None:
             opened = users or (lambda: self.session)
-            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model, in_order=True))
+            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model))
         file = Path(path)
         return verification.verify(
-            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file, in_order=True)
+            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file)
         )
 
     def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:
@@ -470,11 +476,13 @@ class Explainer:
 
 def bytes_per_stream(model: ir.Model) -> int:
     """Upper estimate of the memory one more stream of a compiled graph takes, in bytes."""
+    about = provenance.read(model)
+    added = list(model.graph)[about["forward_nodes"] :] if about is not None else []
     sizes = [
         sessions.nbytes([d if isinstance(d, int) else None for d in value.shape])
-        for node in model.graph
+        for node in added
         for value in node.outputs
-        if value.shape is not None and (node.name or "").startswith("backward/")
+        if value.shape is not None
     ]
     return sum(sizes) // 3 + 1  # onnxruntime reuses buffers; a third is what large networks were seen to take
 

@@ -5,10 +5,13 @@ With `session.py` the only importer of onnxruntime.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import onnxruntime as ort
 from onnxplain.errors import Expired, UnsupportedModel
 
 SECONDS = 60.0  # of one run, on two rows of small input; a loop that never ends must not hold its caller for ever
-MANY = 4000  # nodes, above which planning buffers takes longer than the run: 8 s for 8000
+MANY = 1000  # nodes, above which planning buffers takes longer than the run: 0.1 s for 1000, 8 s for 8000
 SILENT = 4  # onnxruntime's "fatal": what goes wrong arrives as an exception
 
 
@@ -35,10 +38,10 @@ class Port:
 class Runtime:
     """One model on the CPU.
 
-    model: a path (preferred: weights are not copied) or bytes. weights: the numbers of initializers that `model` only
-    declares as external data; onnxruntime reads them where they lie. optimise: False runs the graph as written, which
-    starts faster and holds the weights once: no packed copies, no arena. nodes: how many there are, if that is known.
-    in_order: nodes run in the order of the file, so that a weight derived right before its use is gone right behind it.
+    model: a path or bytes. weights: the numbers of initializers that `model` only declares as external data, the i-th
+    of them in the file `place(i)`; they are not copied. optimise: False runs the graph as written, which starts faster
+    and holds the weights once: no packed copies, no arena for them, and nodes in the order of the file, so that a
+    weight derived right before its use is gone right behind it. nodes: how many there are, if that is known.
     """
 
     def __init__(
@@ -49,7 +52,6 @@ class Runtime:
         optimise: bool = False,
         weights: Mapping[str, np.ndarray] | None = None,
         nodes: int = 0,
-        in_order: bool = False,
     ):
         options = ort.SessionOptions()
         options.log_severity_level = SILENT
@@ -59,14 +61,15 @@ class Runtime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a run or two: idle threads may sleep
         if not optimise:
             options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_cpu_mem_arena = False
-        if in_order:
+            # tensors of a run are in an arena: without, those that outlive others leave glibc's heap full of holes
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+            options.enable_mem_pattern = False  # else a second run of a shape takes all its tensors in one piece
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
-        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
+        self._weights = dict(weights or {})  # onnxruntime reads them where they lie: they must live as long as it
         if self._weights:
-            options.add_external_initializers(list(self._weights), list(self._weights.values()))
+            _give(options, self._weights)
         try:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
@@ -101,8 +104,32 @@ class Runtime:
         return dict(zip(names, values, strict=True))
 
 
+def place(i: int) -> str:
+    """The file that a model names for the i-th weight that a Runtime is given. There is none of that name."""
+    return f"onnxplain.weights.{i}"
+
+
+def _give(options: ort.SessionOptions, weights: Mapping[str, np.ndarray]) -> None:
+    """Weights by the names of their files, which onnxruntime does not copy; by their own where it is too old for it."""
+    if hasattr(options, "add_external_initializers_from_files_in_memory"):
+        options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+        places, arrays = [place(i) for i in range(len(weights))], list(weights.values())
+        options.add_external_initializers_from_files_in_memory(places, arrays, [array.nbytes for array in arrays])
+        return
+    options.add_external_initializers(
+        list(weights), [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    )
+
+
 def _port(node: Any) -> Port:
     return Port(node.name, node.type, tuple(node.shape))
+
+
+def give_back() -> None:
+    """Return memory that is free to the system: glibc keeps what a session leaves, between what others still hold."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library, which has its own ways
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_cpus() -> int:

@@ -1,10 +1,10 @@
-"""Long forms run only where they are asked for: pytest -m soak, pytest -m zoo."""
+"""Long forms run only where they are asked for: pytest -m soak, zoo or guard."""
 
 from __future__ import annotations
 
 import pytest
 
-LONG = ("soak", "zoo")
+LONG = ("soak", "zoo", "guard")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -64,14 +64,14 @@ def samples(name: str) -> Path:
 def test_a_photograph_is_explained_by_three_methods_in_one_grid(onnxplain, tmp_path):
     found = onnxplain(
         "run", MODELS / "mobilenet_v2", samples("mobilenet_v2") / "chelsea.png", "--out", "o", "--json",
-        "--method", "gradient", "--method", "lrp", "--composite", "epsilon_plus_flat", "--method", "clrp1",
+        "--method", "gradient", "--method", "lrp", "--composite", "epsilon_plus_flat", "--method", "clrp2",
     )  # fmt: skip
     assert found.code == 0, found.err
     top = found.json["classes"][0][0]
     assert (top["index"], top["name"]) == (285, "Egyptian Mau")
-    assert [e["method"] for e in found.json["explanations"]] == ["gradient", "lrp", "clrp1"]
+    assert [e["method"] for e in found.json["explanations"]] == ["gradient", "lrp", "clrp2"]
     names = {p.name for p in (tmp_path / "o").iterdir()}
-    assert {"grid.png", "report.html", "manifest.json", "gradient.npz", "lrp.npz", "clrp1.npz"} <= names
+    assert {"grid.png", "report.html", "manifest.json", "gradient.npz", "lrp.npz", "clrp2.npz"} <= names
     assert sum(name.endswith(".overlay.png") for name in names) == 3
     assert np.load(tmp_path / "o" / "lrp.npz")["input.relevance"].shape == (1, 3, 224, 224)
     assert Image.open(tmp_path / "o" / "grid.png").size[0] > 400
@@ -146,7 +146,7 @@ def test_kept_layers_are_saved_and_drawn(onnxplain, tmp_path):
 def test_the_ledger_says_where_relevance_went(onnxplain):
     found = onnxplain("run", MODELS / "digits_cnn", samples("digits_cnn") / "digit_3.png", "--ledger", "--json")
     (one,) = found.json["explanations"]
-    assert set(one["where"]) == {"input", "bias", "stabiliser", "padding"}
+    assert set(one["where"]) == {"input", "bias", "stabiliser", "padding", "rule"}
     assert sum(one["where"].values()) == pytest.approx(one["score"], rel=1e-3)
 
 

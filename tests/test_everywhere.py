@@ -112,7 +112,12 @@ class Placed:
 @pytest.mark.parametrize("place", ["alone", "middle"])
 @pytest.mark.parametrize(("op_type", "index", "case"), CASES, ids=IDS)
 def test_an_op_anywhere_is_explained_alike_by_any_session_or_refused_by_name(op_type, index, case, place, tmp_path):
-    placed = Placed(op_type, case, place == "middle")
+    try:
+        placed = Placed(op_type, case, place == "middle")
+    except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
+        if "not supported" not in str(error):
+            raise
+        pytest.skip(f"onnxruntime has no kernel for the model itself: {error}")
     path = tmp_path / "m.onnx"
     onnx.save(placed.model, path)
     seed = np.random.default_rng(1).standard_normal(placed.shape)

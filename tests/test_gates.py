@@ -68,6 +68,6 @@ def test_a_row_that_is_masked_whole_has_no_relevance(tmp_path):
     x = np.array([[0.3, -0.2, 1.0], [0.1, 0.7, 0.4]], np.float32)
     mask = np.array([[False, False, False], [True, False, True]])
     for method in ("gradient", "lrp"):
-        file = compiled(model, tmp_path, method, head="keep", explain="y")
+        file = compiled(model, tmp_path, method, explain="y")
         relevance = file.run(x=x, mask=mask, seed=np.eye(3, dtype=np.float32)[[0, 0]])["x.relevance"]
         assert np.isfinite(relevance).all() and not relevance[~mask].any() and relevance[1].any()

@@ -27,10 +27,23 @@ from onnxplain.recipes import Recipe
 CNN, DIGIT = MODELS / "digits_cnn", MODELS / "digits_cnn/samples/digit_3.png"
 ARRAY = MODELS / "digits_cnn/samples/three.npy"
 ALWAYS = {  # options that can act whatever else is given
-    "run": {"target", "method", "attribute-to", "keep", "ledger", "provider", "threads", "out", "json", "input"},
+    "run": {
+        "target",
+        "method",
+        "attribute-to",
+        "keep",
+        "ledger",
+        "provider",
+        "threads",
+        "out",
+        "json",
+        "input",
+        "sample",
+        "shape",
+    },
     "explain": {"target", "method", "attribute-to", "keep", "ledger", "out", "palette", "timeout", "json"},
-    "compile": {"method", "output", "seed", "fold", "attribute-to", "keep", "ledger"},
-    "inspect": {"method", "nodes", "json", "attribute-to", "keep", "ledger"},
+    "compile": {"method", "output", "seed", "fold", "attribute-to", "keep", "ledger", "sample", "shape"},
+    "inspect": {"method", "nodes", "json", "attribute-to", "keep", "ledger", "sample", "shape"},
     "bench": {"method", "rounds", "batch", "targets", "json", "attribute-to", "keep", "ledger", "provider", "threads"},
     "export": {"triton", "kserve", "mlflow"},
     "methods": {"json"},

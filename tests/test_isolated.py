@@ -743,8 +743,9 @@ def test_a_child_cannot_fill_the_log(caplog):
             relay.take(b'{"level": "ERROR", "event": "bad", "trace": "line 1\\nline 2", "model": "other"}\n')
     finally:
         parent.propagate = before
-    assert len(caplog.records) == LINES + 2
-    last = caplog.records[-1]
+    records = list(dict.fromkeys(caplog.records))  # pytest also listens at loggers that did not propagate when it began
+    assert len(records) == LINES + 2
+    last = records[-1]
     assert last.levelname == "ERROR"
     assert last.fields["model"] == "m"
     assert "line 2" in str(last.exc_info[1])

@@ -126,3 +126,86 @@ def test_what_falls_on_padding_and_on_constants_is_booked(tmp_path):
     books = {name.split("_")[0]: rows.sum(0)[i] for i, name in enumerate(names)}
     assert books["Pad"][4] != 0 and books["Pad"][2] == 0  # padding
     assert books["Concat"][2] != 0 and books["Concat"][4] == 0  # a constant beside the data counts as bias
+
+
+def attention(mask: str) -> object:
+    """Tokens, a class token, attention with an additive mask, a gated product, a mean."""
+    return net(
+        f"""g (int64[N, 4] t, bool[N, 5] keep) => (float[N, 4] y) {{
+            e = Gather (words, t)
+            n = Shape <start = 0, end = 1> (t)
+            s = Concat <axis = 0> (n, oneone)
+            c = Expand (token, s)
+            h = Concat <axis = 1> (c, e)
+            p = Add (h, places)
+            q = MatMul (p, wq)
+            k = MatMul (p, wk)
+            v = MatMul (p, wv)
+            kt = Transpose <perm = [0, 2, 1]> (k)
+            a = MatMul (q, kt)
+            {mask}
+            w = Softmax <axis = -1> (m)
+            o = MatMul (w, v)
+            r = Add (o, p)
+            g1 = Sigmoid (r)
+            z = Mul (r, g1)
+            l = LayerNormalization <axis = -1> (z, scale, shift)
+            u = ReduceMean <keepdims = 0> (l, one)
+            y = MatMul (u, last)
+        }}""",
+        words=normal(6, 3, seed=1),
+        token=normal(1, 1, 3, seed=2),
+        places=normal(1, 5, 3, seed=3),
+        wq=normal(3, 3, seed=4),
+        wk=normal(3, 3, seed=5),
+        wv=normal(3, 3, seed=6),
+        scale=normal(3, seed=7),
+        shift=normal(3, seed=8),
+        last=normal(3, 4, seed=9),
+        one=np.array([1]),
+        oneone=np.array([1, 3]),
+        lowest=np.full((), -np.inf, np.float32),
+        zero=np.zeros((), np.float32),
+    )
+
+
+MASKS = {
+    "by Add": "b = Where (keep, zero, lowest) d = Unsqueeze (b, one) m = Add (a, d)",
+    "by Where": "d = Unsqueeze (keep, one) m = Where (d, a, lowest)",
+}
+
+
+@pytest.mark.parametrize("add", ["add_abs", "add_positive", "add_half", "norm"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_row_of_a_transformer_closes(mask, add, tmp_path):
+    """Softmax, tokens, a class token, products, -inf: what is lost is in a named column, and nothing is NaN."""
+    rules = [f"type:Add={add}"] if add != "add_abs" else []
+    file = compiled(attention(MASKS[mask]), tmp_path, "lrp", composite="epsilon", ledger=True, rules=rules)
+    names = file.about["ledger"]["rows"]
+    feeds = {"t": np.array([[1, 3, 0, 2], [4, 4, 1, 0]]), "keep": np.ones((2, 5), bool)}
+    feeds["keep"][:, 3] = False
+    found = evaluate(widened(file.proto), {**feeds, "y.seed": SEED})
+    assert np.isfinite(found["t.relevance"]).all() and np.isfinite(found["onnxplain.ledger"]).all()
+    closes(found["onnxplain.ledger"], names)
+    # of what reaches the tokens, the last row tells; the class token's part is booked as bias where it is joined
+    joined = found["onnxplain.ledger"][:, names.index("Concat_4")]
+    np.testing.assert_allclose(joined[:, 1], found["t.relevance"].sum(1), rtol=1e-9)
+    assert (joined[:, COLUMNS.index("bias")] != 0).all()
+
+
+@pytest.mark.parametrize("add", ["add_abs", "norm"])
+def test_a_row_closes_though_only_one_of_two_inputs_is_asked_for(add, tmp_path):
+    """What a rule gives to the other input is booked as passed on."""
+    model = net(
+        "g (float[N, 3] a, float[N, 3] b) => (float[N, 4] y) { s = Add (a, b) p = Mul (s, b) y = MatMul (p, w) }",
+        w=normal(3, 4),
+    )
+    file = compiled(
+        model, tmp_path, "lrp", composite="epsilon", ledger=True, attribute_to="a", rules=[f"type:Add={add}"]
+    )
+    feeds = {"a": normal(2, 3, seed=1, dtype=np.float64), "b": normal(2, 3, seed=2, dtype=np.float64), "y.seed": SEED}
+    found = evaluate(widened(file.proto), feeds)
+    closes(found["onnxplain.ledger"], file.about["ledger"]["rows"])
+    both = compiled(model, tmp_path, "lrp", composite="epsilon", rules=[f"type:Add={add}"])
+    whole = evaluate(widened(both.proto), feeds)
+    np.testing.assert_allclose(found["a.relevance"], whole["a.relevance"], rtol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from nets import compiled, net, normal, plain
 from support import WindowMaxPool, one_node, run
 
 from onnxplain.vjp.registry import case
@@ -35,3 +36,18 @@ def test_the_first_of_equal_maxima_wins(pool, open_axes):
     np.add.at(expected, index.reshape(-1), seed.reshape(-1).astype(float))
     found = run(built.proto, {"x": x, "seed": seed})["x.relevance"]
     np.testing.assert_allclose(found, expected.reshape(x.shape), atol=1e-5)  # float32 sums over overlapping windows
+
+
+@pytest.mark.parametrize(("kernel", "size", "stride"), [(9, 8, 2), (5, 3, 3), (2, 1, 2), (2, 6, 2)])
+def test_a_window_that_only_the_run_finds_too_large_is_cut(kernel, size, stride, tmp_path):
+    """Of open height and width: the average is over the entries there are."""
+    model = net(
+        f"""g (float[N, 1, H, W] x) => (float[N, 1, A, B] y) {{
+            y = AveragePool <kernel_shape = [{kernel}, {kernel}], strides = [{stride}, {stride}]> (x)
+        }}"""
+    )
+    x = normal(1, 1, size, size)
+    file = compiled(model, tmp_path)
+    y = plain(model, {"x": x})["y"]
+    relevance = file.run(x=x, seed=np.ones_like(y))["x.relevance"]
+    np.testing.assert_allclose((relevance * x).sum(), y.sum(), rtol=1e-4, atol=1e-5)  # linear: <g, y> = <vjp(g), x>

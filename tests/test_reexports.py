@@ -17,7 +17,8 @@ from onnxplain.explainer import Subject
 
 METHODS = ("gradient", "default", "epsilon", "epsilon_plus", "epsilon_gamma_box", "deep_taylor", "clrp")
 SAME = 1e-4  # of the largest relevance: float32 sums in another order, through epsilon's denominators
-FLOAT16 = 0.99  # correlation
+FLOAT16 = 0.99  # correlation; epsilon divides by sums near 0, which carry the rounding of their summands (1e-3)
+FLOAT16_EPSILON = 0.95
 
 CASES = [(name, form) for name, architecture in ARCHITECTURES.items() for form in architecture.forms]
 
@@ -62,7 +63,9 @@ def test_a_reexported_network_gets_the_same_map(relevance, name, form, method):
     assert np.isfinite(expected).all() and np.isfinite(found).all()
     assert np.abs(expected).max() > 0
     if forms.inside == "float16":
-        assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] >= FLOAT16
+        assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] >= (
+            FLOAT16_EPSILON if method == "epsilon" else FLOAT16
+        )
     else:
         assert np.abs(found - expected).max() <= SAME * np.abs(expected).max()
 

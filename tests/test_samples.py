@@ -166,7 +166,7 @@ def test_one_row_of_a_batch_that_cannot_be_followed_is_a_sample(tmp_path):
 def test_the_ledger_of_one_thing_has_a_row_for_each_target(tmp_path):
     one = explainer(attention(), tmp_path, "lrp", ledger=True)
     found = one.explain(normal(SPEECH, 4), ["0", "1"])
-    assert found.ledger.shape[0] == 2 and set(found.where(1)) == {"input", "bias", "stabiliser", "padding"}
+    assert found.ledger.shape[0] == 2 and set(found.where(1)) == {"input", "bias", "stabiliser", "padding", "rule"}
 
 
 def test_files_are_no_batch_where_axis_0_is_time(tmp_path, monkeypatch, capsys):

@@ -104,7 +104,7 @@ def test_saving_replaces_a_file_and_keeps_it_when_it_fails(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(saving.ir, "save", full)
+        patched.setattr(saving, "_write_whole", full)
         with pytest.raises(InputError, match="No space left on device"):
             explainer.save(path)
     assert path.read_text() == "before" and sorted(os.listdir(tmp_path)) == ["m.onnx", "out.onnx"]

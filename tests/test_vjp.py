@@ -24,30 +24,6 @@ def test_every_op_has_a_case(name):
     assert OPS[name].cases
 
 
-SILENT = {  # float inputs that no derivative reaches: Dropout's ratio acts in training only; sizes of a Resize
-    ("CastLike", 1),
-    ("Dropout", 1),
-    ("Resize", 1),
-    ("Resize", 2),
-}
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_every_float_input_is_differentiated_in_a_case(name):
-    """By ONNX's own list of inputs: a derivative that forgets one of them has no case to hide behind."""
-    entry = OPS[name]
-    versions = [s for s in onnx.defs.get_all_schemas_with_history() if (s.name, s.domain) == (name, entry.domain)]
-    formal = max(versions, key=lambda schema: schema.since_version).inputs
-    floats = {i for i, one in enumerate(formal) if "tensor(float)" in one.types and (name, i) not in SILENT}
-    tried = {
-        i
-        for case in entry.cases
-        for i, (label, given) in enumerate(case.inputs.items())
-        if isinstance(given, tuple) and label not in case.constant
-    }
-    assert floats <= tried
-
-
 @pytest.mark.parametrize(("op_type", "index", "case"), CASES, ids=IDS)
 def test_vjp_equals_the_central_difference(op_type, index, case):
     """<g, J d> by central difference in float64 along random directions, for each differentiable input.

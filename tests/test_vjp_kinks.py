@@ -11,8 +11,9 @@ from support import evaluate, run
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward import Backward, Facts
 from onnxplain.graph.node import Node
+from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.walk import backward
-from onnxplain.vjp import lookup
+from onnxplain.vjp import lookup, silent_inputs
 
 
 def gradient(op_type, x, *constants, execute=evaluate, dtype=np.float64, opset=18, outputs=1, g=1.0, **attributes):
@@ -37,8 +38,16 @@ def gradient(op_type, x, *constants, execute=evaluate, dtype=np.float64, opset=1
     precision = ir.DataType.DOUBLE if dtype is np.float64 else ir.DataType.FLOAT
     with op.arithmetic():
         start = op.constant(np.broadcast_to(g, tuple(y.shape)), precision)
-        found = backward(op, [Node.of(node, opset)], {y: start}, {value}, lambda n: lookup(n).vjp, lookup)
-        result = op.Identity(found[value])
+        found = backward(
+            op,
+            [Node.of(node, opset)],
+            {y: Relevance(start)},
+            {value},
+            lambda n: lookup(n).rule,
+            lookup,
+            lambda n, i: i not in silent_inputs(n),
+        )
+        result = op.Identity(found[value].value)
     result.name = "gradient"
     graph.outputs.append(result)
     proto: onnx.ModelProto = ir.to_proto(ir.Model(graph, ir_version=10))

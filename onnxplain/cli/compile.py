@@ -49,7 +49,7 @@ def compile_command(
     explainer = explainer_of(subject, recipe, bounds=bounds)
     path = output or Path(f"{resolved.name}.{recipe.method}.onnx")
     written = time.perf_counter()
-    explainer.save(path)
+    explainer.save(path, put_aside=True)
     seconds: dict[str, Any] = {**subject.seconds, "backward": explainer.compiled.seconds}
     checked = time.perf_counter()
     found = explainer.verify(path)

@@ -33,6 +33,7 @@ class Analysis:
     ) -> None:
         self.graph, self.resolved, self.request = model.graph, resolved, request
         self.notes: list[str] = list(resolved.notes)
+        self.mixed: list[str] = []  # why integers were left out
         self.values = tensors(self.graph)
         self.explained = [self.value(name) for name in resolved.explained]
         self.inputs = [value for value in self.graph.inputs if value.name not in self.graph.initializers]
@@ -48,11 +49,11 @@ class Analysis:
             axes, False, signs.nonnegative(single, sign_rules()), constants, masks=masks.masks(single, self.inputs)
         )
         self.op = Backward(self.graph, facts)
-        free = [value for value in self.inputs if value.dtype is not None and value.dtype != ir.DataType.BOOL]
-        receptive = active_values(self.nodes, [*free, *self.wanted], self.passes)
+        left_out = self._leave_out_mixed()
+        sources = [value for value in self.inputs if value not in left_out]
+        receptive = active_values(self.nodes, [*sources, *self.wanted], self.passes, tokens.moves)
         facts.receptive = receptive
-        self._leave_out_mixed()
-        self.active = active_values(self.nodes, self.wanted, self.passes)
+        self.active = active_values(self.nodes, self.wanted, self.passes, tokens.moves)
         self.path = needed_nodes(self.nodes, self.explained, self.active, self.passes)
         self._check_reached()
         facts.free = self._streams_are_free()
@@ -70,6 +71,8 @@ class Analysis:
 
     def value(self, name: str) -> ir.Value:
         """A tensor by name."""
+        if name in self.graph.initializers:
+            raise UnsupportedModel(f"tensor {name!r} is a constant: it does not depend on the inputs of the model.")
         if name not in self.values:
             raise UnsupportedModel(f"tensor {name!r} did not survive normalisation.")
         return self.values[name]
@@ -97,17 +100,23 @@ class Analysis:
             return named
         return {value: str(value.name) for value in self.inputs if value.dtype not in (None, ir.DataType.BOOL)}
 
-    def _leave_out_mixed(self) -> None:
-        """By default, integers that cannot be followed to the end get no relevance rather than a part of it."""
-        if self.request.attribute_to:
-            return
-        for value in [value for value in self.wanted if not is_float(value)]:
-            active = active_values(self.nodes, [value], self.passes)
+    def _leave_out_mixed(self) -> set[ir.Value]:
+        """Inputs that no relevance goes to: truth values, and integers that cannot be followed to the end.
+
+        By default these get none rather than a part of it, and a note says so.
+        """
+        left_out = {value for value in self.inputs if value.dtype in (None, ir.DataType.BOOL)}
+        for value in [value for value in self.inputs if value not in left_out and not is_float(value)]:
+            active = active_values(self.nodes, [value], self.passes, tokens.moves)
             path = needed_nodes(self.nodes, self.explained, active, self.passes)
-            reasons = [r for node in path if _has_derivative(node) and (r := tokens.problem(self.op, node, active))]
+            reasons = [reason for node in path if (reason := tokens.problem(self.op, node, active)) is not None]
             if reasons:
+                left_out.add(value)
+            if reasons and value in self.wanted and not self.request.attribute_to:
                 del self.wanted[value]
+                self.mixed.append(reasons[-1])
                 self.notes.append(f"no relevance for {value.name}: {reasons[-1]}")
+        return left_out
 
     def _check_reached(self) -> None:
         """Tensors no relevance reaches are no longer wanted; say why, refuse where none is left or one was named."""
@@ -122,7 +131,10 @@ class Analysis:
             raise UsageError(" ".join(reasons))
         if not self.wanted:
             near = ", ".join(candidates(self.graph))
-            said = " ".join(reasons or [f"no input reaches {', '.join(self.resolved.explained)}."])
+            said = " ".join(
+                [f"{reason}." for reason in self.mixed] + reasons
+                or [f"no input reaches {', '.join(self.resolved.explained)}."]
+            )
             raise UnsupportedModel(f"nothing to attribute to: {said} Name a tensor by --attribute-to: {near}.")
         self.notes += [f"no relevance for {value.name}: {reason}" for value, reason in missing.items()]
 
@@ -132,7 +144,7 @@ class Analysis:
         depending = dependent_values(self.nodes, [value])
         if not depending.intersection(self.explained):
             return f"{explained} does not depend on {value.name}."
-        carrying = active_values(self.nodes, [value], self.passes)
+        carrying = active_values(self.nodes, [value], self.passes, tokens.moves)
         path = needed_nodes(self.nodes, self.explained, depending)
         ends = [
             node

@@ -240,6 +240,7 @@ class _Job:
             },
             "rules": {step_name(node): rule_text(self.rules[node], node) for node in self.found.path},
             "changes": list(self.normalised.changes),
+            "forward_nodes": self.forward_count,
         }
         if self.request.ledger:
             content["ledger"] = {"rows": self.ledger_rows, "columns": list(COLUMNS)}

@@ -11,13 +11,17 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.errors import InputError
+from onnxplain.graph.outline import outline
+from onnxplain.graph.weightless import GRAPH, INITIALIZER, RAW, opening
 
 INLINE_LIMIT = 2**31 - 2**24  # bytes of weights that one protobuf file holds beside its nodes
 SMALL = 1024  # bytes; smaller weights stay in the model file
 
 
-def save(model: ir.Model, path: Path, source: Path | None = None) -> None:
-    """Write `model` to `path`, replacing what is there. source: the file it was made from, which must not be that.
+def save(model: ir.Model, path: Path, source: Path | None = None) -> dict[str, int]:
+    """Write `model` to `path`, replacing what is there; returns where in the file its larger weights begin, by name.
+
+    source: the file it was made from, which must not be that.
 
     Weights in external files stay there when these lie in the folder of `path`. Elsewhere, and above 2 GB, the weights
     go to `<path>.data`, because onnxruntime reads no weights outside a model's folder. Raises InputError.
@@ -32,10 +36,11 @@ def save(model: ir.Model, path: Path, source: Path | None = None) -> None:
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        _write(model, folder / path.name, path.parent.resolve())
+        places = _write(model, folder / path.name, path.parent.resolve())
         for written in sorted(folder.iterdir(), key=lambda p: p.name == path.name):  # the model file last
             _permit(written)
             os.replace(written, path.parent / written.name)
+        return places
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
@@ -43,7 +48,7 @@ def save(model: ir.Model, path: Path, source: Path | None = None) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(model: ir.Model, path: Path, home: Path) -> None:
+def _write(model: ir.Model, path: Path, home: Path) -> dict[str, int]:
     model = model.clone()
     outside, inline = False, 0
     for value in model.graph.initializers.values():
@@ -58,15 +63,55 @@ def _write(model: ir.Model, path: Path, home: Path) -> None:
         ir.save(model, path, external_data=data.name, size_threshold_bytes=SMALL)
         if not data.stat().st_size:  # every weight was small
             data.unlink()
-    else:
-        ir.save(model, path)
-    if any(value.type is None for value in model.graph.outputs):
         _declare_maps(path)
+        return {}
+    return _write_whole(model, path)
+
+
+def _write_whole(model: ir.Model, path: Path) -> dict[str, int]:
+    """One file; a weight is in memory only while it is written. Returns where the larger ones begin."""
+    proto, weights = outline(model, files=False)
+    _type_maps(proto)
+    names, heads = [], []  # of each weight: its name; what stands in front of its numbers, all of it where it is small
+    for tensor in proto.graph.initializer:
+        names.append(tensor.name)
+        size = weights[tensor.name].nbytes if tensor.name in weights else 0
+        head = _header(tensor) + opening(RAW, size) if size else tensor.SerializeToString()
+        heads.append(opening(INITIALIZER, len(head) + size) + head)
+    del proto.graph.initializer[:]
+    rest = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    places: dict[str, int] = {}
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString())
+        size = len(rest) + sum(map(len, heads)) + sum(tensor.nbytes for tensor in weights.values())
+        file.write(opening(GRAPH, size) + rest)
+        for name, head in zip(names, heads, strict=True):
+            file.write(head)
+            if name in weights:
+                places[name] = file.tell()
+                if file.write(weights[name].tobytes()) != weights[name].nbytes:
+                    raise InputError(f"cannot write {path}: the weight {name} has another size than its type says.")
+    return places
+
+
+def _header(tensor: onnx.TensorProto) -> bytes:
+    """A tensor without numbers."""
+    header = onnx.TensorProto()
+    header.CopyFrom(tensor)
+    header.ClearField("external_data")
+    header.ClearField("data_location")
+    return header.SerializeToString()
 
 
 def _declare_maps(path: Path) -> None:
-    """Give ZipMap's answers their type: onnx-ir has no word for maps, and the checker wants every output typed."""
     proto = onnx.load(path, load_external_data=False)
+    _type_maps(proto)
+    onnx.save(proto, path)
+
+
+def _type_maps(proto: onnx.ModelProto) -> None:
+    """Give ZipMap's answers their type: onnx-ir has no word for maps, and the checker wants every output typed."""
     makers = {name: node for node in proto.graph.node for name in node.output}
     for output in proto.graph.output:
         node = makers.get(output.name)
@@ -76,7 +121,6 @@ def _declare_maps(path: Path) -> None:
             entry.key_type = onnx.TensorProto.STRING if words else onnx.TensorProto.INT64
             entry.value_type.tensor_type.elem_type = onnx.TensorProto.FLOAT
             entry.value_type.tensor_type.shape.SetInParent()
-    onnx.save(proto, path)
 
 
 def _seen_from(home: Path, tensor: ir.ExternalTensor) -> ir.ExternalTensor:

@@ -39,6 +39,13 @@ def passes(op: Backward, node: Node, index: int) -> bool:
     return not known or not any(is_float(y) for y in node.outputs) or node.op_type == "Cast"
 
 
+def moves(node: Node, value: ir.Value, output: ir.Value) -> bool:
+    """Whether an output has a derivative by an input at all: positions (the winners of a TopK) have none by floats."""
+    known = node.op_type in OPS and node.domain in ("", OPS[node.op_type].domain)
+    whole = output.dtype is not None and not is_float(output)
+    return not (known and is_float(value) and whole)
+
+
 def _turns(op: Backward, node: Node, index: int) -> bool:
     """Whether a token is read here: an index into a constant table, a one-hot code."""
     if node.domain != "":
@@ -83,9 +90,13 @@ def problem(op: Backward, node: Node, active: Collection[ir.Value]) -> str | Non
     given = carrying(op, node, active)
     if not given or node.captured or any(is_float(y) or y.dtype is None for y in node.outputs):
         return None
-    entry = lookup(node)
     names = ", ".join(str(node.inputs[i].name) for i in given)  # type: ignore[union-attr]
-    if entry.kind == "routing" or _turns(op, node, given[0]):
+    if _turns(op, node, given[0]):
+        return None
+    if node.op_type not in OPS or node.domain not in ("", OPS[node.op_type].domain):
+        return f"the integers {names} go into {node}, of which nobody knows what becomes of them"
+    entry = lookup(node)
+    if entry.kind == "routing":
         return None
     if entry.streams is not streams.elementwise:
         return f"the integers {names} are mixed at {node}, and what part of the result is whose is not known"

@@ -18,6 +18,7 @@ from onnxplain.errors import ConversionChanged, InputError, OutOfMemory, Unsuppo
 from onnxplain.graph.compare import HALF_TOLERANCE
 from onnxplain.graph.finite import Holes, first_not_finite
 from onnxplain.graph.verify import Reference
+from onnxplain.runtime import give_back
 
 TOLERANCE = 1e-3  # of a relevance's length; rules divide by sums that nearly cancel, a wrong kernel is off by far more
 NOISE = 1e-6  # of each input value, some roundings of float32: what a graph makes of it is what rounding may do to it
@@ -82,6 +83,7 @@ def verify(
     outputs: the model's own. open_users, open_plain: the sessions, of which one is held at a time. Raises
     ConversionChanged with the output, and with the node where one can be found.
     """
+    give_back()
     try:
         answers, noise = _answers(open_users, asked)
     except OutOfMemory:
@@ -90,6 +92,7 @@ def verify(
         raise ConversionChanged(
             f"the compiled graph does not run in a session of onnxruntime's default options: {error}. {REPORT}"
         ) from error
+    give_back()
     plain = open_plain()
     for question, answer in zip(asked, answers, strict=True):
         Comparison(compiled, question, answer, plain, noise).judge(outputs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxplain.graph.builder import Builder
+from onnxplain.graph.masks import HUGE
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.relevance import Relevance, common
 from onnxplain.graph.streams import UNPROVEN
@@ -67,6 +68,10 @@ class Backward(Builder):
             return False
         return self.facts.receptive is None or value in self.facts.receptive
 
+    def books(self, value: ir.Value) -> bool:
+        """Whether the ledger books what goes to this tensor although nobody asked for its relevance."""
+        return self.absorbed is not None and self.receives(value)
+
     def infer(self, node: ir.Node) -> None:
         """Type and shape of a node's outputs; what depends on constants alone is constant too."""
         super().infer(node)
@@ -91,6 +96,12 @@ class Backward(Builder):
             axes = None if perm is None else list(perm.as_ints())
             return self.once(("real", value), lambda: self.Transpose(self.real(source), perm=axes))
         return self.once(("real", value), lambda: self.Cast(value, to=int(ir.DataType.FLOAT)))
+
+    def bounded(self, value: ir.Value) -> ir.Value:
+        """`real`, with the -inf of a mask as a huge number: divided by itself it is 1."""
+        if value not in self.facts.masks:
+            return self.real(value)
+        return self.once(("bounded", value), lambda: self.Max(self.Min(self.real(value), HUGE), -HUGE))
 
     def target_shape(self, x: ir.Value, streams: int = -1) -> ir.Value:
         """Shape of `x` as a Reshape (streams = -1) or Expand (streams = 1) wants it, free along the stream axis."""

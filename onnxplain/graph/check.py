@@ -35,8 +35,11 @@ Owner = onnx.GraphProto | onnx.FunctionProto
 UNSPECIFIED = {"SimplifiedLayerNormalization"}  # onnxruntime writes it into the default domain
 
 
-def check(proto: onnx.ModelProto, label: str) -> None:
-    """Raise UnsupportedModel with one line where a graph is not one we can read."""
+def check(proto: onnx.ModelProto, label: str, mark: str) -> None:
+    """Raise UnsupportedModel with one line where a graph is not one we can read.
+
+    mark: the location of weights that stay in the model's own file, see `weightless`.
+    """
     _counts(proto, label)
     _texts(proto, label)
     graph = proto.graph
@@ -52,7 +55,7 @@ def check(proto: onnx.ModelProto, label: str) -> None:
         raise UnsupportedModel(f"{label}: two functions have the same name")
     _calls(proto, label)
     for tensor in tensors(proto):
-        _weight(tensor, f"{label}: weights {quoted(tensor.name)}")
+        _weight(tensor, f"{label}: weights {quoted(tensor.name)}", stored_bytes(tensor, mark))
     _names(graph, set(), label)
     _ops(graph.node, opsets, set(functions), label)
     for function in proto.functions:
@@ -198,8 +201,14 @@ def _calls(proto: onnx.ModelProto, label: str) -> None:
         raise UnsupportedModel(f"{label}: {total:.4g} nodes with the functions inlined; {NODES} at most are read")
 
 
-def _weight(tensor: onnx.TensorProto, who: str) -> None:
-    """A tensor has as many numbers as its dims say."""
+def stored_bytes(tensor: onnx.TensorProto, mark: str) -> int | None:
+    """How many bytes the model's own file has of a tensor that stays there; None for any other."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    return int(place["length"]) if place.get("location") == mark else None
+
+
+def _weight(tensor: onnx.TensorProto, who: str, stored: int | None) -> None:
+    """A tensor has as many numbers as its dims say. stored: bytes in the model's file, where it stays there."""
     dims = list(tensor.dims)
     if len(dims) > RANK:
         raise UnsupportedModel(f"{who} have {len(dims)} dims; {RANK} at most are read")
@@ -210,11 +219,13 @@ def _weight(tensor: onnx.TensorProto, who: str) -> None:
         raise UnsupportedModel(f"{who} have the unknown type {tensor.data_type}") from error
     if any(dim < 0 for dim in dims):
         raise UnsupportedModel(f"{who} have negative dims: {dims}")
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+    if stored is None and tensor.data_location == onnx.TensorProto.EXTERNAL:
         return
     if tensor.HasField("segment"):
         raise UnsupportedModel(f"{who} come in segments, which are not read")
-    if tensor.HasField("raw_data"):
+    if stored is not None:
+        found, needed, unit = stored, prod(dims) * bits // 8, "bytes"
+    elif tensor.HasField("raw_data"):
         found, needed, unit = len(tensor.raw_data), (prod(dims) * bits + 7) // 8, "bytes"
     else:
         held, per = _numbers(tensor, kind)

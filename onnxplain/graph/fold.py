@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
@@ -19,6 +20,50 @@ from onnxplain.graph.node import ints
 
 INPUT_LIMIT = 8192  # elements; larger constants are left to onnxruntime, which folds them without a copy in the file
 OUTPUT_LIMIT = 65536
+COMPUTED = {"Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "Cos", "Div", "Equal", "Erf"}
+COMPUTED |= {"Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual"}
+COMPUTED |= {
+    "Identity",
+    "If",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "MatMul",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Neg",
+    "NonZero",
+}
+COMPUTED |= {
+    "Not",
+    "Or",
+    "Pow",
+    "Range",
+    "Reciprocal",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+}
+COMPUTED |= {
+    "Relu",
+    "Reshape",
+    "Round",
+    "ScatterND",
+    "Shape",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Size",
+    "Slice",
+    "Split",
+    "Sqrt",
+}
+COMPUTED |= {"Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"}
 ROUNDS = 3
 LOGGERS = ("onnxscript", "onnx_ir")
 
@@ -96,7 +141,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
                     onnx_shape_inference=False,
                     input_size_limit=INPUT_LIMIT,
                     output_size_limit=OUTPUT_LIMIT,
-                    should_fold=lambda node: _small_fill(node) if may(f"{node.op_type} of constants") else False,
+                    should_fold=lambda node: _may_compute(node) if may(f"{node.op_type} of constants") else False,
                 )
                 modified = folded.modified
             if allowed:
@@ -108,8 +153,17 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
             if not modified and len(model.graph) == before:
                 break
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
+        _own_weights(model.graph)
         if may("equal nodes made one"):
             passes.CommonSubexpressionEliminationPass()(model)
+
+
+def _own_weights(graph: ir.Graph) -> None:
+    """A transposed weight is a view that keeps the other in memory, and is copied by all who want it in order."""
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, np.ndarray) and not tensor.raw.flags.c_contiguous:
+            value.const_value = ir.Tensor(np.asarray(tensor.raw, order="C"), dtype=tensor.dtype, name=value.name)
 
 
 def remove_identities(graph: ir.Graph) -> None:
@@ -155,10 +209,15 @@ def tidy(model: ir.Model) -> None:
         passes.NameFixPass()(model)
 
 
-def _small_fill(node: ir.Node) -> bool | None:
-    """Fold ConstantOfShape where it makes a vector; weights made by it (up to 100 MB) stay one node."""
+def _may_compute(node: ir.Node) -> bool | None:
+    """Whether a node on constants is computed here.
+
+    By onnx's evaluator, which is trusted with arithmetic and layout only: its LRN and others differ from onnxruntime's,
+    which computes what is left when it loads the model. ConstantOfShape is folded where it makes a vector; weights made
+    by it (up to 100 MB) stay one node.
+    """
     if node.op_type != "ConstantOfShape":
-        return None
+        return None if node.op_type in COMPUTED and node.domain == "" else False
     shape = ints(node.inputs[0])
     return shape is not None and prod(shape) <= INPUT_LIMIT
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +15,11 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxplain.errors import InputError, UnsupportedModel
-from onnxplain.graph.check import check, tensors
+from onnxplain.graph.check import check, stored_bytes, tensors
 from onnxplain.graph.inference import has_map
 from onnxplain.graph.sizes import check_sizes
+from onnxplain.graph.stored import Content, File, Store, StoredTensor, sha256
+from onnxplain.graph.weightless import weightless
 
 MAX_OPSET = 26  # the newest that onnxruntime 1.31 runs
 MAX_IR = 13  # likewise
@@ -41,7 +43,8 @@ class Source:
 
     path: None for a model that came as bytes. sha256: of the file (of the serialised bytes without one), in hex;
     weights in external files are not part of it. weight_inputs: initializers that an old model also lists among its
-    inputs; the graph here no longer does. faithful: whether `path` can be given to onnxruntime as it is.
+    inputs; the graph here no longer does. faithful: whether `path` can be given to onnxruntime as it is. outline: the
+    file's bytes without its larger weights, which `model` has; empty where other tensors lie outside too.
     """
 
     model: ir.Model
@@ -49,43 +52,34 @@ class Source:
     sha256: str
     weight_inputs: tuple[str, ...] = ()
     faithful: bool = True
+    outline: bytes = b""
 
 
 def load(path: str | os.PathLike[str]) -> Source:
     """Read, check and fingerprint a model file; weights stay on disk until somebody looks at them."""
     path = Path(path)
-    content = _content(path)
-    if not content:
-        raise UnsupportedModel(f"{path}: the file is empty")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(content)
-    except DecodeError as error:
-        raise UnsupportedModel(f"{path}: {_what_is(content)}") from error
-    if not proto.HasField("graph") or not proto.ir_version:
-        raise UnsupportedModel(f"{path}: {_what_is(content)}")
-    digest = hashlib.sha256(content).hexdigest()
-    del content
-    return _source(proto, path, digest)
+    return _source(_opened(path), path, str(path))
 
 
 def from_proto(model: onnx.ModelProto | bytes) -> Source:
     """The same for a model in memory. It may not refer to external files."""
-    if isinstance(model, bytes):
-        content, proto = model, onnx.ModelProto()
-        try:
-            proto.ParseFromString(content)
-        except DecodeError as error:
-            raise UnsupportedModel(f"model: {_what_is(content)}") from error
-    else:
-        proto = onnx.ModelProto()
-        proto.CopyFrom(model)
-        content = model.SerializeToString(deterministic=True)
-    return _source(proto, None, hashlib.sha256(content).hexdigest())
+    content = model if isinstance(model, bytes) else model.SerializeToString(deterministic=True)
+    return _source(Content(content), None, "model")
 
 
-def _source(proto: onnx.ModelProto, path: Path | None, digest: str) -> Source:
-    label = str(path) if path is not None else "model"
+def _source(store: Store, path: Path | None, label: str) -> Source:
+    if not store.size:
+        raise UnsupportedModel(f"{label}: the file is empty")
+    mark = f"onnxplain.{secrets.token_hex(16)}"  # not to be foreseen: a file cannot say that its weights lie there
+    proto = onnx.ModelProto()
+    try:
+        outline = weightless(store, mark)
+        proto.ParseFromString(outline)
+    except DecodeError as error:
+        raise UnsupportedModel(f"{label}: {_what_is(store)}") from error
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise UnsupportedModel(f"{label}: {_what_is(store)}")
+    digest = sha256(store)
     for entry in proto.opset_import:
         if entry.domain == "ai.onnx":
             entry.domain = ""
@@ -97,10 +91,12 @@ def _source(proto: onnx.ModelProto, path: Path | None, digest: str) -> Source:
             )
     faithful = path is not None and proto.ir_version <= MAX_IR
     proto.ir_version = min(proto.ir_version, MAX_IR)
-    check(proto, label)
+    check(proto, label, mark)
     folder = path.parent if path is not None else None
-    _check_all_external(proto, folder, label)
+    _check_all_external(proto, folder, label, mark)
     check_sizes(proto, label)
+    for node in proto.graph.node:  # messages name nodes; the first output's name is one that users can find
+        node.name = node.name or next(filter(None, node.output), "")
     _untype_maps(proto.graph, label)
     try:
         model = ir.from_proto(proto)
@@ -109,6 +105,7 @@ def _source(proto: onnx.ModelProto, path: Path | None, digest: str) -> Source:
         while cause.__cause__ is not None:
             cause = cause.__cause__  # type: ignore[assignment]
         raise UnsupportedModel(f"{label}: not a valid ONNX model: {' '.join(str(cause).split())}") from error
+    _store_weights(model, store, mark)
     if path is not None:
         ir.external_data.set_base_dir(model.graph, path.parent.resolve())
     weight_inputs = tuple(value.name or "" for value in model.graph.inputs if value.name in model.graph.initializers)
@@ -117,7 +114,18 @@ def _source(proto: onnx.ModelProto, path: Path | None, digest: str) -> Source:
         model.graph.inputs.clear()
         model.graph.inputs.extend(kept)
     model.graph.sort()
-    return Source(model, path, digest, weight_inputs, faithful)
+    listed = {tensor.name for tensor in proto.graph.initializer}
+    if weight_inputs or any(tensor.name not in listed for tensor in external_tensors(proto)):
+        outline = b""
+    return Source(model, path, digest, weight_inputs, faithful, outline)
+
+
+def _store_weights(model: ir.Model, store: Store, mark: str) -> None:
+    """The weights declared at `mark` are read from the store."""
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.location == mark:
+            value.const_value = StoredTensor(store, tensor.offset or 0, tensor.dtype, tensor.shape, name)
 
 
 def _untype_maps(graph: onnx.GraphProto, label: str) -> None:
@@ -130,7 +138,7 @@ def _untype_maps(graph: onnx.GraphProto, label: str) -> None:
             value.ClearField("type")
 
 
-def _content(path: Path) -> bytes:
+def _opened(path: Path) -> File:
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a directory, not a model file")
@@ -139,21 +147,21 @@ def _content(path: Path) -> bytes:
             raise InputError(f"{path}: is a pipe, a device or a socket, not a model file")
         if found.st_size > MAX_BYTES:
             raise UnsupportedModel(f"{path}: has {found.st_size} bytes; an ONNX file has {MAX_BYTES} at most")
-        return path.read_bytes()
+        return File(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _what_is(content: bytes) -> str:
+def _what_is(store: Store) -> str:
     """What a file that is no model seems to be."""
+    head = store.take(0, min(4096, store.size))
     for magic, what in FORMATS.items():
-        if content.startswith(magic):
+        if head.startswith(magic):
             return f"not an ONNX model but {what}"
-    if content[4:8] == b"TFL3":
+    if head[4:8] == b"TFL3":
         return "not an ONNX model but a TensorFlow Lite one; convert it with tf2onnx"
-    head = content[:4096]
     try:
         text = head.decode("utf-8", errors="strict" if len(head) < 4096 else "ignore")
     except UnicodeDecodeError:
@@ -211,10 +219,12 @@ def check_external(tensor: onnx.TensorProto, folder: Path | None, label: str) ->
     return target, needed
 
 
-def _check_all_external(proto: onnx.ModelProto, folder: Path | None, label: str) -> None:
+def _check_all_external(proto: onnx.ModelProto, folder: Path | None, label: str, mark: str) -> None:
     """Each weight lies where it may; and no file is read as a thousand weights, each of its full size."""
     needed: dict[Path, int] = {}
     for tensor in external_tensors(proto):
+        if stored_bytes(tensor, mark) is not None:
+            continue
         path, size = check_external(tensor, folder, label)
         needed[path] = needed.get(path, 0) + size
     for path, total in needed.items():

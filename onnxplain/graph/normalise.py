@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxplain.errors import UnknownName, UnsupportedModel
 from onnxplain.graph import observed
 from onnxplain.graph.affine import fold_affine
+from onnxplain.graph.asked import kept_apart
 from onnxplain.graph.convert import raise_opset
 from onnxplain.graph.fold import fold_constants, inline_functions, tidy
 from onnxplain.graph.forms import settle_forms
@@ -150,14 +151,14 @@ def _windows(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[st
 
 def _fold(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
     before = sum(node.op_type != "Constant" for node in model.graph)
-    fold_constants(model, may)
-    after = len(model.graph)
-    while any(node.op_type == "Shape" for node in model.graph):  # a shape that is known now folds some more
-        infer_shapes(model)
-        if not may("shapes made numbers") or not settle(model):
-            break
+    with kept_apart(model, keep):
         fold_constants(model, may)
-        after = len(model.graph)
+        while any(node.op_type == "Shape" for node in model.graph):  # a shape that is known now folds some more
+            infer_shapes(model)
+            if not may("shapes made numbers") or not settle(model):
+                break
+            fold_constants(model, may)
+    after = len(model.graph)
     if before != after:
         changes.append(f"folded constants: {before} nodes became {after}")
     return model

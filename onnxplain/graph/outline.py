@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxplain.runtime import Runtime
+from onnxplain.runtime import Runtime, place
 
 SMALL = 1024  # bytes; smaller weights stay inside, because converters and shape inference look at them
-PLACE = "onnxplain.weights"  # a file that never exists: onnxruntime gets these weights in memory
+EXTERNAL_IR = 4  # the first IR version whose weights need not be inputs too
 NATIVE = {"f", "i", "u", "b"}  # numpy kinds that onnxruntime takes as they are
 
 
-def outline(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
-    """The model with its larger weights only declared, and those weights by name. The model itself is left alone."""
+def outline(model: ir.Model, *, files: bool = True) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """The model with its larger weights only declared, and those weights by name. The model itself is left alone.
+
+    files: also those that lie in files beside the model; else these stay declared as they are.
+    """
     weights: dict[str, ir.TensorProtocol] = {}
     values = []
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        if not files and isinstance(tensor, ir.ExternalTensor):
             continue
         if tensor.nbytes > SMALL:
             weights[name] = tensor
@@ -34,7 +40,7 @@ def outline(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtoc
                 value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
                 continue
             value.const_value = ir.ExternalTensor(
-                PLACE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
+                place(0), 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
             )
         proto = ir.to_proto(model)
     finally:
@@ -52,23 +58,35 @@ def in_parts(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
 def apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """The same, the model as protobuf."""
     proto, weights = outline(model)
-    proto.ir_version = max(proto.ir_version, 4)  # below, weights would have to be inputs
+    proto.ir_version = max(proto.ir_version, EXTERNAL_IR)
+    return proto, supply(proto, weights)
+
+
+def supply(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol]) -> dict[str, np.ndarray]:
+    """The numbers of weights that a model declares as external, as `Runtime` takes them.
+
+    Those of types that numpy has not are put into the model.
+    """
     arrays: dict[str, np.ndarray] = {}
-    declared = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for name, tensor in weights.items():
+    for declared in proto.graph.initializer:
+        if declared.name not in weights:
+            continue
+        tensor = weights[declared.name]
         array = tensor.numpy()
         if array.dtype.kind in NATIVE and tensor.dtype.bitwidth >= 8 and array.dtype.type.__module__ == "numpy":
-            arrays[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+            entries = {"location": place(len(arrays)), "offset": "0", "length": str(array.nbytes)}
+            del declared.external_data[:]
+            declared.external_data.extend(onnx.StringStringEntryProto(key=k, value=v) for k, v in entries.items())
+            arrays[declared.name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
         else:
-            embedded = ir.tensor(array, dtype=tensor.dtype, name=name)
-            declared[name].CopyFrom(ir.serde.serialize_tensor(embedded))
-    return proto, arrays
+            declared.CopyFrom(ir.serde.serialize_tensor(ir.tensor(array, dtype=tensor.dtype, name=declared.name)))
+    return arrays
 
 
-def runtime(model: ir.Model, *, optimise: bool = False, in_order: bool = False) -> Runtime:
-    """The model in onnxruntime, its weights read where they lie. optimise, in_order: as in `Runtime`."""
+def runtime(model: ir.Model, *, optimise: bool = False) -> Runtime:
+    """The model in onnxruntime, its weights read where they lie. optimise: as in `Runtime`."""
     content, weights = in_parts(model)
-    return Runtime(content, weights=weights, nodes=len(model.graph), optimise=optimise, in_order=in_order)
+    return Runtime(content, weights=weights, nodes=len(model.graph), optimise=optimise)
 
 
 def release(*models: ir.Model) -> None:

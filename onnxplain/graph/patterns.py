@@ -315,21 +315,21 @@ def _constant_operand(view: View, node: Node) -> tuple[ir.Value | None, ir.Value
 
 
 def biased_matmul(view: View, node: Node) -> Group | None:
-    """MatMul of rank above 2 and the Add of a constant vector along its last axis."""
+    """MatMul by a constant on either side, and the Add of a constant: the layer's bias, by columns, rows or both."""
     if node.op_type != "Add":
         return None
     product, bias = _constant_operand(view, node)
     matmul = view.made_by(product, "MatMul")
     if matmul is None or product is None or bias is None or bias.shape is None or product.shape is None:
         return None
-    weight = matmul.input(1)
-    if weight is None or not (weight.const_value is not None or weight in view.constants):
+    weights = [v for v in matmul.inputs if v is not None and (v.const_value is not None or v in view.constants)]
+    lengths = list(bias.shape)
+    behind = list(product.shape)[len(product.shape) - len(lengths) :]
+    if len(weights) != 1 or weights[0].shape is None or len(weights[0].shape) != 2 or len(lengths) > rank(product):
         return None
-    if len(bias.shape) > rank(product) or any(dim != 1 for dim in list(bias.shape)[:-1]) or len(bias.shape) == 0:
+    if any(have not in (1, want) for have, want in zip(lengths, behind, strict=True)):
         return None
-    if weight.shape is None or len(weight.shape) != 2 or bias.shape[-1] not in (1, weight.shape[1]):
-        return None
-    return Group("MatMul", (matmul.x, weight, bias), [matmul, node])
+    return Group("MatMul", (*matmul.inputs, bias), [matmul, node])
 
 
 def unit_length(view: View, node: Node) -> Group | None:

@@ -39,7 +39,9 @@ def _int(node: ir.Node, name: str, default: int) -> int:
 
 
 SHAPES: dict[str, Callable[[ir.Node, Shape], Shape]] = {
-    **dict.fromkeys(("Scaler", "Normalizer", "Imputer", "GroupNormalization", "MeanVarianceNormalization"), same),
+    **dict.fromkeys(
+        ("Asked", "Scaler", "Normalizer", "Imputer", "GroupNormalization", "MeanVarianceNormalization"), same
+    ),
     "LinearRegressor": targets,
     "FeatureVectorizer": vectors,
     "ArrayFeatureExtractor": picked,

@@ -37,12 +37,18 @@ def dependent_values(nodes: Sequence[Node], on: Collection[ir.Value]) -> set[ir.
     return found
 
 
-def active_values(nodes: Sequence[Node], wanted: Collection[ir.Value], passes: Passes) -> set[ir.Value]:
-    """Tensors through which relevance can reach `wanted`."""
+def active_values(
+    nodes: Sequence[Node],
+    wanted: Collection[ir.Value],
+    passes: Passes,
+    moves: Callable[[Node, ir.Value, ir.Value], bool] = lambda node, value, output: True,
+) -> set[ir.Value]:
+    """Tensors through which relevance can reach `wanted`. moves: may an output change with an input's values?"""
     active = set(wanted)
     for node in nodes:
-        if any(value in active and passes(node, i) for i, value in inputs_of(node)):
-            active.update(node.outputs)
+        for i, value in inputs_of(node):
+            if value in active and passes(node, i):
+                active.update(output for output in node.outputs if moves(node, value, output))
     return active
 
 
@@ -106,7 +112,8 @@ def backward(
             sent: list[Relevance | None] = [None] * len(portions)
             for i, value in inputs_of(node):
                 portion = portions[i]
-                if value not in active or not passes(node, i) or portion is NOTHING:
+                asked = value in active and passes(node, i)
+                if portion is NOTHING or not (asked or (isinstance(portion, Relevance) and op.books(value))):
                     continue
                 if not isinstance(portion, Relevance):
                     raise entry.forgets(node, i)
@@ -119,7 +126,8 @@ def backward(
                     portion.zero_with if r is portion.value else portion.zero_with & {value}
                 )  # others have other shapes now
                 sent[i] = Relevance(r, known)
-                arrived.setdefault(value, []).append(Relevance(r, known))
+                if asked:
+                    arrived.setdefault(value, []).append(Relevance(r, known))
             if done is not None:
                 done(node, rs, sent[: len(node.inputs)])
     for value in list(arrived):

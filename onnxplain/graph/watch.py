@@ -20,9 +20,9 @@ MARK = "onnxplain.shape/"  # in front of a tensor's name: the output that says i
 class Watched:
     """A model in onnxruntime, with the shape of every inner tensor among its outputs.
 
-    A Shape node a tensor, and not the tensor itself: eight bytes an axis, and no tensor lives longer than in a plain
-    run. (onnxruntime orders nodes from the last leaf on; Shape nodes stand in reverse, so each runs right behind its
-    tensor.) What has no type, so that nobody knows whether it has a shape, is returned as it is, and its type with it.
+    A Shape node a tensor, and not the tensor itself: eight bytes an axis. It stands right behind the node that makes
+    the tensor, so that no tensor lives longer than in a plain run. What has no type, so that nobody knows whether it
+    has a shape, is returned as it is, and its type with it.
     """
 
     def __init__(self, model: ir.Model):
@@ -32,8 +32,14 @@ class Watched:
         tensors = [value for node in model.graph for value in node.outputs if value.name and value.name not in outputs]
         self._shaped = [v.name or "" for v in tensors if isinstance(v.type, ir.TensorType)]
         self._untyped = [v.name or "" for v in tensors if v.type is None]
-        for name in reversed(self._shaped):
-            proto.graph.node.append(onnx.NodeProto(op_type="Shape", input=[name], output=[MARK + name]))
+        watched, nodes = set(self._shaped), []
+        for node in proto.graph.node:
+            nodes.append(node)
+            shaped = (name for name in node.output if name in watched)
+            nodes += [onnx.NodeProto(op_type="Shape", input=[name], output=[MARK + name]) for name in shaped]
+        graph = onnx.GraphProto(node=nodes)
+        del proto.graph.node[:]
+        proto.graph.MergeFrom(graph)
         names = [*(MARK + name for name in self._shaped), *self._untyped]
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         self._session = Runtime(proto.SerializeToString(), weights=weights, nodes=len(proto.graph.node))

@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward import Backward
-from onnxplain.graph.masks import HUGE
 from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 from onnxplain.rules.linear import EPSILON
@@ -26,9 +25,7 @@ def summand(op: Backward, node: Node, index: int) -> ir.Value:
     """A summand with the sign it has in the sum; -inf of a mask counts as a huge number, whose share is all."""
     value = node.inputs[index]
     assert value is not None
-    x = op.real(value)
-    if value in op.facts.masks:
-        x = op.once(("bounded", value), lambda: op.Max(op.Min(op.real(value), HUGE), -HUGE))
+    x = op.bounded(value)
     if node.op_type == "Sub" and index == 1:
         positive = x
         x = op.once(("negated", positive), lambda: op.Neg(positive))

@@ -306,10 +306,23 @@ def pass_through() -> RuleFunction:
             raise UnsupportedOp(
                 f"{node}: rule pass needs an output of the input's shape, here {dims(node.y)} from {dims(x)}."
             )
+        r = _where_it_counts(op, node, given[0], r)
         own = r.zero_also_with(x) if node.y in r.zero_with and keeps_zero(node) else r
         return [own if i == given[0] else NOTHING for i in range(len(node.inputs))]
 
     return apply
+
+
+def _where_it_counts(op: Backward, node: Node, index: int, r: Relevance) -> Relevance:
+    """What falls on entries that a mask multiplies by 0 is lost to the mask, as where a Where leaves them out."""
+    mask = node.inputs[1 - index] if node.op_type == "Mul" else None
+    numbers = constant(mask)
+    if mask is None or (numbers is not None and numbers.all()):
+        return r
+    out = op.once(("zero", mask), lambda: op.Equal(mask, op.constant(0, mask.dtype)))  # type: ignore[arg-type]
+    if op.absorbed is not None:
+        op.absorb("bias", op.Where(out, r.value, 0.0), node)
+    return r.but(op.Where(out, 0.0, r.value))
 
 
 @rule("norm", "mean", "sum", "affine", "linear", cite=ZENNIT + ", Norm", by_output=True)
@@ -320,7 +333,7 @@ def norm(epsilon: float = EPSILON) -> RuleFunction:
     """
 
     def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
-        z = op.real(node.y)
+        z = op.bounded(node.y)
         s = r.value / stabilised(op, z, epsilon, known=op.is_nonnegative(node.y))
         if op.absorbed is not None:
             op.absorb(
@@ -331,7 +344,7 @@ def norm(epsilon: float = EPSILON) -> RuleFunction:
             if value is None or part is None:
                 result.append(None)
                 continue
-            share = op.real(value) * part
+            share = op.bounded(value) * part
             if op.receives(value):
                 result.append(Relevance(share, frozenset([value])))
             else:

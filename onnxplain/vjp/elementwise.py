@@ -12,26 +12,31 @@ from onnxplain.graph import signs, streams
 from onnxplain.graph.backward import Backward
 from onnxplain.graph.node import Node, constant, is_float
 from onnxplain.graph.walk import Gradient
-from onnxplain.vjp.registry import case, vjp
+from onnxplain.vjp.registry import Kind, case, vjp
 
 PAIRS = [case(a=(2, 3, 4), b=(3, 1)), case(a=(2, 3), b=(2, 3)), case(a=(3,), b=(2, 1)), case(a=(), b=(2, 3))]
 SEVERAL = [case(a=(2, 3), b=(3,), c=(2, 1)), case(a=(2, 3))]
 
 
-@vjp("Add", kind="sum", broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=PAIRS)
-@vjp("Sum", kind="sum", broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
+def shifted(index: int) -> Kind:
+    """With constants a sum is a shift and a product a scaling."""
+    return "affine"
+
+
+@vjp("Add", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=PAIRS)
+@vjp("Sum", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
 def add(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Everyone gets g."""
     return [g] * len(node.inputs)
 
 
-@vjp("Sub", kind="sum", broadcasts=True, streams=streams.elementwise, cases=PAIRS)
+@vjp("Sub", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, cases=PAIRS)
 def sub(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """g to the first, -g to the second."""
     return [g, None if op.is_constant(node.inputs[1]) else -g]
 
 
-@vjp("Mean", kind="sum", broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
+@vjp("Mean", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
 def mean(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Everyone gets an equal part of g."""
     n = len(node.inputs)
@@ -43,7 +48,7 @@ def product_sign(node: Node, known: Sequence[bool]) -> bool:
     return all(known) or node.inputs[0] is node.inputs[1]
 
 
-@vjp("Mul", kind="product", broadcasts=True, streams=streams.elementwise, sign=product_sign, cases=PAIRS)
+@vjp("Mul", kind="product", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=product_sign, cases=PAIRS)
 def mul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Each gets g times the other."""
     a, b = node.x, node.inputs[1]
@@ -54,6 +59,7 @@ def mul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Div",
     kind="product",
+    alone=lambda index: "affine" if index == 0 else "other",
     unbounded=True,
     broadcasts=True,
     streams=streams.elementwise,
@@ -90,6 +96,7 @@ def mod(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Max",
     kind="routing",
+    alone=lambda index: "activation",
     broadcasts=True,
     streams=streams.elementwise,
     sign=signs.some,
@@ -103,6 +110,7 @@ def mod(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Min",
     kind="routing",
+    alone=lambda index: "activation",
     broadcasts=True,
     streams=streams.elementwise,
     sign=signs.every,

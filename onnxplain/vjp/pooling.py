@@ -136,6 +136,7 @@ def global_max_pool(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     sign=signs.first,
     cases=[
         case(x=(2, 3, 6, 4), kernel_shape=[2, 2], strides=[2, 2]),
+        case(x=(2, 3, 4, 4), kernel_shape=[2, 2], strides=[2, 2], pads=[1, 0, 0, 0], count_include_pad=1),  # cuts a row
         case(x=(2, 3, 7, 5), kernel_shape=[3, 2], strides=[2, 1]),
         case(x=(1, 18, 5, 5), kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         case(x=(2, 2, 7, 7), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 0, 1, 1]),
@@ -159,6 +160,8 @@ def shares(op: Backward, node: Node, g: ir.Value) -> ir.Value:
     window, x = window_of(node), node.x
     include, ceil = node.attr("count_include_pad", 0), node.attr("ceil_mode", 0)
     framed = any(window.begin + window.end)
+    if any(s > 1 for s in window.strides) and not all(isinstance(size, int) for size in dims(x)[2:]):
+        framed = True  # onnxruntime cuts a window that is larger than its input, by less than a stride
     if not ceil and (include or not framed):
         return g * (1.0 / prod(window.kernel))  # type: ignore[no-any-return]
     assert g.dtype is not None
@@ -207,7 +210,7 @@ def entries(op: Backward, node: Node, window: Window, dtype: ir.DataType) -> ir.
 def window_sum_gradient(op: Backward, node: Node, g: ir.Value, window: Window) -> ir.Value:
     """The adjoint of summing over windows: an entry collects from those it lies in. (S, C, *out) -> (S, C, *in)."""
     sizes, outs, channels = dims(node.x)[2:], dims(node.y)[2:], dims(node.x)[1]
-    apart = window.kernel == window.strides and all(d == 1 for d in window.dilations)
+    apart = window.kernel == window.strides and all(d == 1 for d in window.dilations) and not any(window.begin)
     if apart and [out * k if isinstance(out, int) else -1 for out, k in zip(outs, window.kernel, strict=True)] == sizes:
         return _repeated(op, node, g, window)
     if not isinstance(channels, int):

@@ -73,6 +73,7 @@ class Op:
     domain: str = ""
     silent: SilentRule = lambda node: ()
     unbounded: bool = False
+    alone: Callable[[int], Kind] | None = None
 
     def routes(self, node: Node) -> bool:
         """Whether every output is a copy of an input, so that relevance follows the value it belongs to."""
@@ -126,6 +127,7 @@ def vjp(
     domain: str = "",
     silent: Sequence[int] | SilentRule = (),
     unbounded: bool = False,
+    alone: Callable[[int], Kind] | None = None,
 ) -> Callable[[Derivative], Derivative]:
     """Register the derivative of one or several op types.
 
@@ -134,7 +136,8 @@ def vjp(
     the batch axis moves (`graph.streams`); None: not proven. sign: when the output cannot be negative (`graph.signs`).
     cases: tests; at least one per op type, used for each of them. silent: inputs that carry no derivative by nature.
     Every other input that depends on an attributed tensor must get a gradient. unbounded: the derivative may be
-    infinite where the output is not (a square root at 0).
+    infinite where the output is not (a square root at 0). alone: the kind where one input only (at that index) can
+    receive relevance, if that is another.
     """
     which: SilentRule = silent if callable(silent) else lambda node: silent
 
@@ -155,6 +158,7 @@ def vjp(
                 domain,
                 which,
                 unbounded,
+                alone,
             )
         return function
 

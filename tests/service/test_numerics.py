@@ -17,7 +17,7 @@ VALUES = {
     "largest": [np.finfo(F32).max, np.finfo(F32).min, 1, 2],
     "zero": [0, -0.0, 0, 0],
 }
-ERRORS = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "DATA_LOSS"}  # each in words of ours
+ERRORS = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "DATA_LOSS", "OUT_OF_RANGE"}  # each in words of ours
 
 
 @pytest.fixture
@@ -52,9 +52,7 @@ def test_an_explanation_is_of_its_input_or_an_error_of_ours(channel, kind, model
             relevance = np.frombuffer(reply.attributions[0].relevance.raw, F32)
         else:
             relevance = infer_arrays(reply)[f"{name}.relevance"]
-        assert relevance.size == x.size
-        if np.isfinite(x).all() and kind != "largest":  # whose products overflow
-            assert np.isfinite(relevance).all()
+        assert relevance.size == x.size and np.isfinite(relevance).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (1, 0), (0, 0)])

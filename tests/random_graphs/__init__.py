@@ -1,0 +1,1 @@
+"""Random ONNX graphs, drawn from a random seed, and what judges the explanations of them."""
