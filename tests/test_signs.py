@@ -11,7 +11,8 @@ from support import Misfit, evaluate, one_node, precision, registered_cases, run
 
 from onnxplain.graph.node import Node
 from onnxplain.graph.signs import nonnegative
-from onnxplain.vjp import OPS, sign_rules
+from onnxplain.graph.streams import track
+from onnxplain.vjp import OPS, axis_rules, sign_rules
 
 CASES = [c for c in registered_cases() if OPS[c[0]].sign is not None]
 
@@ -53,3 +54,12 @@ def claims(op_type, case, known, domain):
     view = Node.of(node, case.opset)
     given = [v for v in values if v is not None and v.name in known]
     return node.outputs[0] in nonnegative([view], sign_rules(), given)
+
+
+def test_an_op_of_another_domain_is_not_known_by_its_name():
+    x = ir.Value(name="x", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.FLOAT))
+    for domain, known in (("", True), ("org.example", False)):
+        node = ir.Node(domain, "Relu", [x])
+        node.outputs[0].shape = ir.Shape([2])
+        assert (node.outputs[0] in nonnegative([Node.of(node)], sign_rules())) == known
+        assert (track([Node.of(node)], [x], axis_rules())[node.outputs[0]] == 0) == known

@@ -17,7 +17,7 @@ from onnxplain.graph.node import Node, axes_of, constant, dims, is_float, rank
 from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.graph.walk import Rule
 from onnxplain.rules.endpoints import Finish
-from onnxplain.vjp import OPS, lookup, silent_inputs
+from onnxplain.vjp import known, lookup, silent_inputs
 
 
 def passes(op: Backward, node: Node, index: int) -> bool:
@@ -35,15 +35,13 @@ def passes(op: Backward, node: Node, index: int) -> bool:
         return False
     if value.dtype is None or is_float(value) or index >= len(node.inputs):
         return True
-    known = node.op_type in OPS and node.domain in ("", OPS[node.op_type].domain)
-    return not known or not any(is_float(y) for y in node.outputs) or node.op_type == "Cast"
+    return known(node) is None or not any(is_float(y) for y in node.outputs) or node.op_type == "Cast"
 
 
 def moves(node: Node, value: ir.Value, output: ir.Value) -> bool:
     """Whether an output has a derivative by an input at all: positions (the winners of a TopK) have none by floats."""
-    known = node.op_type in OPS and node.domain in ("", OPS[node.op_type].domain)
     whole = output.dtype is not None and not is_float(output)
-    return not (known and is_float(value) and whole)
+    return not (known(node) is not None and is_float(value) and whole)
 
 
 def _turns(op: Backward, node: Node, index: int) -> bool:
@@ -93,9 +91,9 @@ def problem(op: Backward, node: Node, active: Collection[ir.Value]) -> str | Non
     names = ", ".join(str(node.inputs[i].name) for i in given)  # type: ignore[union-attr]
     if _turns(op, node, given[0]):
         return None
-    if node.op_type not in OPS or node.domain not in ("", OPS[node.op_type].domain):
+    entry = known(node)
+    if entry is None:
         return f"the integers {names} go into {node}, of which nobody knows what becomes of them"
-    entry = lookup(node)
     if entry.kind == "routing":
         return None
     if entry.streams is not streams.elementwise:

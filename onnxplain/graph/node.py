@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+STANDARD = ("", "ai.onnx.ml")  # domains whose op types mean what is registered of them
 BIG = 1 << 20  # elements; larger constants are never read to look at their numbers
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxplain.graph.node import Node, constant
+from onnxplain.graph.node import STANDARD, Node, constant
 
 SignRule = Callable[[Node, Sequence[bool]], bool]
 
@@ -30,7 +30,7 @@ def nonnegative(nodes: Sequence[Node], rules: Mapping[str, SignRule], known: Seq
         return False
 
     for node in nodes:
-        rule = rules.get(node.op_type)
+        rule = rules.get(node.op_type) if node.domain in STANDARD else None
         if rule is not None and rule(node, [of(value) for value in node.inputs]):
             found.add(node.y)
     return found

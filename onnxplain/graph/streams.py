@@ -15,7 +15,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from onnxplain.graph.node import Node, axes_of, dims, ints, rank
+from onnxplain.graph.node import STANDARD, Node, axes_of, dims, ints, rank
 
 Axis = int
 CONSTANT: Axis = -1  # the tensor does not depend on the batch
@@ -38,7 +38,7 @@ def track(nodes: Sequence[Node], inputs: Sequence[ir.Value], rules: Mapping[str,
         ):
             found = UNPROVEN
         else:
-            rule = rules.get(node.op_type)
+            rule = rules.get(node.op_type) if node.domain in STANDARD else None
             found = UNPROVEN if rule is None else rule(node, before)
         for i, value in enumerate(node.outputs):
             axes[value] = found if isinstance(found, int) else found[i] if i < len(found) else UNPROVEN

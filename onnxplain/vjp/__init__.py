@@ -16,6 +16,32 @@ from onnxplain.vjp import (
     shape,
     steps,
 )
-from onnxplain.vjp.registry import OPS, STEPS, Case, Kind, Op, axis_rules, case, lookup, sign_rules, silent_inputs, vjp
+from onnxplain.vjp.registry import (
+    OPS,
+    STEPS,
+    Case,
+    Kind,
+    Op,
+    axis_rules,
+    case,
+    known,
+    lookup,
+    sign_rules,
+    silent_inputs,
+    vjp,
+)
 
-__all__ = ["OPS", "STEPS", "Case", "Kind", "Op", "axis_rules", "case", "lookup", "sign_rules", "silent_inputs", "vjp"]
+__all__ = [
+    "OPS",
+    "STEPS",
+    "Case",
+    "Kind",
+    "Op",
+    "axis_rules",
+    "case",
+    "known",
+    "lookup",
+    "sign_rules",
+    "silent_inputs",
+    "vjp",
+]

@@ -170,6 +170,12 @@ def steps(*op_types: str, streams: AxisRule | None = None) -> None:
     STEPS.update(dict.fromkeys(op_types, streams))
 
 
+def known(node: Node) -> Op | None:
+    """What is registered of a node's op; None for one that nobody knows, and for those of STEPS."""
+    entry = OPS.get(node.op_type)
+    return entry if entry is not None and node.domain in ("", entry.domain) else None
+
+
 STEP = Op((), lambda op, node, g: [None] * len(node.inputs), "flat", broadcasts=True)
 """What every op of STEPS is to the walk."""
 
@@ -179,8 +185,8 @@ def silent_inputs(node: Node) -> Collection[int]:
     everything = range(len(node.inputs) + len(node.captured))
     if node.domain == "" and node.op_type in STEPS:
         return everything
-    entry = OPS.get(node.op_type)
-    if entry is None or node.domain not in ("", entry.domain):
+    entry = known(node)
+    if entry is None:
         return ()
     return everything if entry.kind == "flat" else entry.silent(node)
 
@@ -189,14 +195,14 @@ def lookup(node: Node) -> Op:
     """The entry for a node, or an error that says what to do."""
     if node.domain == "" and node.op_type in STEPS:
         return STEP
-    entry = OPS.get(node.op_type)
     if node.op_type.startswith("TreeEnsemble"):
         raise UnsupportedOp(
             f"{node}: a tree ensemble is constant between its thresholds, so its derivative is zero everywhere and no "
             f"relevance rule applies. It needs a forward-only method (occlusion, LIME, KernelSHAP, permutation), which "
             f"this version does not have yet."
         )
-    if entry is None or node.domain not in ("", entry.domain):
+    entry = known(node)
+    if entry is None:
         domain = f"{node.domain}::" if node.domain else ""
         raise UnsupportedOp(
             f"{node}: no derivative for {domain}{node.op_type} (opset {node.version}), which lies between the "
@@ -208,8 +214,8 @@ def lookup(node: Node) -> Op:
 
 def axis_rules() -> dict[str, AxisRule]:
     """How the batch axis moves through every op type known."""
-    known = {**STEPS, **{name: entry.streams for name, entry in OPS.items()}}
-    return {name: rule for name, rule in known.items() if rule is not None}
+    rules = {**STEPS, **{name: entry.streams for name, entry in OPS.items()}}
+    return {name: rule for name, rule in rules.items() if rule is not None}
 
 
 def sign_rules() -> dict[str, SignRule]:

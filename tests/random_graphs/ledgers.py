@@ -24,7 +24,7 @@ from random_graphs.truth import tensor_values
 
 COMPOSITES = ("default", "epsilon", "epsilon_plus", "epsilon_alpha2_beta1", "deep_taylor", "clrp")
 CLOSES = 1e-6  # of what went through a node, in float64
-CLOSES_RESIZED = 1e-4  # onnx's evaluator interpolates in float32: 6e-7 of the terms of sums that may cancel
+CLOSES_RESIZED = 1e-5  # onnx's evaluator interpolates in float32: 6e-7 of the terms of sums that may cancel
 SAME = 1e-5  # of the largest relevance: forms differ in where stabilisers and folded weights round
 GRADIENT_RULES = tuple(
     [f"type:{t}=epsilon(epsilon=1e-9)" for t in ("Conv", "Gemm", "MatMul")]
