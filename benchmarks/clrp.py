@@ -21,7 +21,7 @@ from PIL import Image
 
 from onnxplain import Explainer
 from onnxplain.errors import OnnxplainError
-from onnxplain.explainer import Subject
+from onnxplain.subject import Subject
 
 Recipe = tuple[str, str | None, str | None]  # method, composite, form
 RECIPES: list[Recipe] = [

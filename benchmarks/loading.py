@@ -23,8 +23,8 @@ PEAK = 2.0  # times the weights
 MEASURE = """
 import json, resource, sys, time
 from onnxplain.explainer import Explainer
-from onnxplain.graph.load import load
-from onnxplain.graph.normalise import normalise
+from onnxplain.frontend.load import load
+from onnxplain.frontend.normalise import normalise
 grown = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before, begun = grown(), time.process_time()
 source = load(sys.argv[1])

@@ -34,7 +34,7 @@ from compare import processor
 
 from onnxplain.cli.bench_load import Job, Outcome, generate
 from onnxplain.cli.bench_server import alone, feeds, request
-from onnxplain.session import Session
+from onnxplain.runtime.session import Session
 from onnxplain.v1 import explainer_pb2, explainer_pb2_grpc
 
 HERE = Path(__file__).resolve().parent

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from onnxplain.cli.methods import catalogue
-from onnxplain.composites import BASE
+from onnxplain.composites.composite import BASE
 from onnxplain.graph.node import Node
 from onnxplain.vjp import OPS
 from onnxplain.vjp.registry import Op

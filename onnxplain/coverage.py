@@ -9,7 +9,7 @@ from typing import Any
 from onnxplain.compile import Request, Resolved, compile_graph
 from onnxplain.compile.assemble import survey
 from onnxplain.errors import OnnxplainError
-from onnxplain.graph.normalise import Normalised
+from onnxplain.frontend.normalise import Normalised
 from onnxplain.methods import METHODS
 from onnxplain.recipes import Recipe
 

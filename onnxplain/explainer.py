@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain import session as sessions
-from onnxplain.compile import Compiled, Request, batch_axes, compile_graph, provenance, resolve, verification
+from onnxplain.compile import Compiled, Request, compile_graph
 from onnxplain.compile.ledger import NAME as LEDGER
-from onnxplain.compile.nonfinite import answer_error, score_error
-from onnxplain.compile.save import INLINE_LIMIT, save
+from onnxplain.compile.save import save
 from onnxplain.composites import Bounds
+from onnxplain.cpu_session import CpuSession
 from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageError
 from onnxplain.explanation import Explanation
-from onnxplain.graph import stored
-from onnxplain.graph.compare import mismatch
-from onnxplain.graph.load import Source, load
-from onnxplain.graph.normalise import Normalised, normalise
-from onnxplain.graph.outline import in_parts, release, runtime
-from onnxplain.graph.verify import second
+from onnxplain.frontend.compare import mismatch
+from onnxplain.frontend.verify import second
+from onnxplain.graph import weight_files
+from onnxplain.graph.outline import release, runtime
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.naming import match
@@ -33,116 +29,18 @@ from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, from_table, is_table
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
 from onnxplain.recipes import Recipe
-from onnxplain.runtime import Runtime
-from onnxplain.session import Array, Runs, Session
+from onnxplain.runtime import chunking, verification
+from onnxplain.runtime.nonfinite import answer_error, score_error
+from onnxplain.runtime.open import bytes_per_stream, nbytes_of_weights
+from onnxplain.runtime.session import Array, Runs
+from onnxplain.subject import Subject
 
 VERIFIED = (
     1 << 25
 )  # bytes of weights and of one stream's tensors; below, a verification takes some hundredths of a second
 ROUNDING = 1e-2  # of the largest value: two forms of a model on any provider agree to that, a wrong kernel does not
 SEARCHES = 8  # of an explainer, for where a NaN begins: each is a session and a run
-Opener = Callable[[ir.Model, str], Runs]
 Ask = str | int | Callable[[Array, Sequence[str], str | None], list[Target]]
-
-
-@dataclass
-class Subject:
-    """A model made ready once and explained by any number of recipes: source, normal form, forward session."""
-
-    source: Source
-    normalised: Normalised
-    request: Request
-    resolved: Any
-    provider: str = "auto"
-    threads: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    opener: Opener | None = None
-    _forward: Runs | None = None
-
-    @classmethod
-    def of(
-        cls,
-        path: str | Path,
-        request: Request | None = None,
-        provider: str = "auto",
-        threads: int = 0,
-        opener: Opener | None = None,
-        sample: Array | Mapping[str, Array] | None = None,
-        shapes: Mapping[str, Sequence[int]] | None = None,
-    ) -> Subject:
-        """Load, normalise and verify a model file. opener: (model, role) -> what runs it; None: a Session.
-
-        sample: input to verify on, where random input cannot run; shapes: sizes of random input.
-        """
-        request = request or Request()
-        begun = time.perf_counter()
-        source = load(Path(path))
-        loaded = time.perf_counter()
-        resolved = resolve(source.model, request)
-        if isinstance(sample, np.ndarray):
-            names = [str(value.name) for value in source.model.graph.inputs]
-            if len(names) != 1:
-                raise InputError(f"the model has the inputs {', '.join(names)}: give the sample by name.")
-            sample = {names[0]: sample}
-        normalised = normalise(source, resolved.protected, sample, shapes)
-        seconds = {"load": loaded - begun, "normalise": time.perf_counter() - loaded, **normalised.timings}
-        return cls(source, normalised, request, resolved, provider, threads, seconds, opener)
-
-    def open(self, model: ir.Model, role: str) -> Runs:
-        """What runs a graph made from this model. role: "forward", or the recipe's digest."""
-        if self.opener is not None:
-            return self.opener(model, role)
-        return open_session(model, self.provider, self.threads)
-
-    @property
-    def inputs(self) -> list[InputSpec]:
-        """What the model asks for."""
-        graph = self.normalised.model.graph
-        return [
-            InputSpec(str(v.name), v.dtype.numpy().name if v.dtype else "float32", _shape(v))
-            for v in graph.inputs
-            if v.name not in graph.initializers
-        ]
-
-    @property
-    def session(self) -> Runs:
-        """What answers `forward`; created when first used."""
-        if self._forward is None:
-            self._forward = self.open(self._with_protected(), "forward")
-        return self._forward
-
-    def row_axes(self) -> dict[str, int] | None:
-        """The same for the model itself, its explained and its kept tensors; see `Explainer.row_axes`."""
-        return batch_axes(self._with_protected().graph)
-
-    def forward(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """The model's outputs, the explained tensors and the kept ones."""
-        session = self.session
-        names = [n for n in (outputs or session.outputs) if n not in feeds]
-        found = session.run(feeds, names)
-        return {**found, **{n: feeds[n] for n in outputs or () if n in feeds}}
-
-    def pin(self) -> None:
-        """Take weights that lie in files into memory, so that nobody can change them under the sessions."""
-        taken: dict[int, ir.Tensor[Any]] = {}
-        for model in (self.source.model, self.normalised.model):
-            for value in model.graph.initializers.values():
-                tensor = value.const_value
-                if tensor is not None and stored.on_disk(tensor):
-                    if id(tensor) not in taken:
-                        taken[id(tensor)] = ir.Tensor(
-                            np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name or value.name
-                        )
-                    value.const_value = taken[id(tensor)]
-
-    def _with_protected(self) -> ir.Model:
-        """The normalised model with the explained and the kept tensors as outputs too."""
-        model = self.normalised.model.clone()
-        values = ir.convenience.create_value_mapping(model.graph)
-        for name in self.resolved.protected:
-            if values[name] not in model.graph.outputs and not values[name].is_graph_input():
-                model.graph.outputs.append(values[name])
-        return model
 
 
 class Explainer:
@@ -254,7 +152,9 @@ class Explainer:
         """
         places = save(self.compiled.model, Path(path), self.subject.source.path)
         if put_aside:
-            stored.put_aside([self.compiled.model, self.subject.normalised.model], stored.File(Path(path)), places)
+            weight_files.put_aside(
+                [self.compiled.model, self.subject.normalised.model], weight_files.File(Path(path)), places
+            )
 
     def verify(
         self, path: str | Path | None = None, users: Callable[[], Runs] | None = None, batches: int = 2
@@ -276,7 +176,7 @@ class Explainer:
             return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model))
         file = Path(path)
         return verification.verify(
-            self.compiled, asked, names, lambda: Runtime(file, optimise=True), lambda: Runtime(file)
+            self.compiled, asked, names, lambda: CpuSession(file, optimise=True), lambda: CpuSession(file)
         )
 
     def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:
@@ -405,7 +305,7 @@ class Explainer:
         if rows == 1 and scores.ndim:
             return self._run(feeds, {key: np.concatenate(seeds)})
         parts = [self._run(feeds, {key: seed}) for seed in seeds]
-        return sessions.concatenate(parts, self._row_axes())
+        return chunking.concatenate(parts, self._row_axes())
 
     def _run(self, feeds: dict[str, Array], seeds: dict[str, Array]) -> dict[str, Array]:
         found = self._compute(feeds, seeds)
@@ -435,15 +335,15 @@ class Explainer:
         seeds = {k: np.repeat(seed, count, 0) if seed.ndim and len(seed) < count else seed for k, seed in seeds.items()}
         size = count
         if self.compiled.streams:
-            size = sessions.rows_per_run(bytes_per_stream(self.compiled.model), count)
+            size = chunking.rows_per_run(bytes_per_stream(self.compiled.model), count)
         elif rows < count:
             size = 1
         parts = []
-        for rows_of_chunk in sessions.chunks(count, size):
+        for rows_of_chunk in chunking.chunks(count, size):
             part = {k: seed[rows_of_chunk] if seed.ndim and count > 1 else seed for k, seed in seeds.items()}
             x = {k: v[rows_of_chunk] for k, v in feeds.items()} if rows > 1 and size < count else feeds
             parts.append(self.session.run({**x, **part}))
-        return sessions.concatenate(parts, self._row_axes())
+        return chunking.concatenate(parts, self._row_axes())
 
     def _exact(self, feeds: dict[str, Array], seeds: dict[str, Array]) -> bool:
         """Whether the seeds have the very shapes of the explained tensors, whatever axis 0 of these means."""
@@ -474,39 +374,6 @@ class Explainer:
         return bind({k: np.asarray(v) for k, v in inputs.items()}, specs)
 
 
-def bytes_per_stream(model: ir.Model) -> int:
-    """Upper estimate of the memory one more stream of a compiled graph takes, in bytes."""
-    about = provenance.read(model)
-    added = list(model.graph)[about["forward_nodes"] :] if about is not None else []
-    sizes = [
-        sessions.nbytes([d if isinstance(d, int) else None for d in value.shape])
-        for node in added
-        for value in node.outputs
-        if value.shape is not None
-    ]
-    return sum(sizes) // 3 + 1  # onnxruntime reuses buffers; a third is what large networks were seen to take
-
-
-def open_session(model: ir.Model, provider: str = "auto", threads: int = 0) -> Session:
-    """A model in onnxruntime; weights that are large or lie in other files go beside it."""
-    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
-    if sum(t.nbytes for t in tensors) < INLINE_LIMIT and not any(isinstance(t, ir.ExternalTensor) for t in tensors):
-        return Session(serialised(model), provider, threads)
-    content, weights = in_parts(model)
-    return Session(content, provider, threads, weights)
-
-
-def nbytes_of_weights(model: ir.Model) -> int:
-    """Bytes of a model's initializers."""
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-
-
-def serialised(model: ir.Model) -> bytes:
-    """A model as onnxruntime takes it in memory, up to 2 GB."""
-    content: bytes = ir.to_proto(model).SerializeToString()
-    return content
-
-
 def _columns(given: Sequence[str] | Columns, inputs: Sequence[InputSpec]) -> Columns:
     """By input. Raises UsageError for names of several inputs' columns in one list, or of no input."""
     if isinstance(given, Mapping):
@@ -535,10 +402,6 @@ def _refuse_others(subject: Subject, asked: Mapping[str, Any]) -> None:
             f"{name}={value!r}: the Subject was made {made}, and its explainers share that. "
             "Make another: Subject.of(path, Request(…), provider, threads, …)."
         )
-
-
-def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
-    return None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
 
 
 def _kind(heads: Mapping[str, str]) -> str | None:

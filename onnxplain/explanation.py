@@ -17,7 +17,7 @@ from onnxplain.inputs.loading import Loaded
 from onnxplain.inputs.targets import Target
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
-from onnxplain.session import Array
+from onnxplain.runtime.session import Array
 
 
 @dataclass

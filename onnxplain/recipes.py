@@ -15,7 +15,8 @@ from onnxplain.compile.provenance import digest
 from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_entries
 from onnxplain.errors import InputError, UnknownName, UsageError
 from onnxplain.methods.registry import METHODS, Method
-from onnxplain.rules.endpoints import FINISHES, STARTS
+from onnxplain.rules.finishes import FINISHES
+from onnxplain.rules.starts import STARTS
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""Long forms run only where they are asked for: pytest -m soak, zoo or guard."""
+"""Tests run side by side; long forms only where they are asked for, alone: pytest -m soak, zoo or guard."""
 
 from __future__ import annotations
+
+import os
+import re
 
 import pytest
 
@@ -13,3 +16,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in set(long)]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker a core, up to 8; one process for markers asked for by name: those runs fill the machine themselves."""
+    asked = re.sub(r"not \w+", "", config.option.markexpr)
+    alone = any(marker in asked for marker in (*LONG, "oracle", "clients"))
+    return 0 if alone else min(os.cpu_count() or 1, 8)

@@ -16,9 +16,9 @@ from google.rpc import error_details_pb2, status_pb2
 from onnxplain import errors
 from onnxplain.errors import OnnxplainError, UnknownName
 from onnxplain.server.call import CALL
-from onnxplain.server.interceptor import Guard
-from onnxplain.server.logs import set_up
-from onnxplain.server.metrics import Metrics
+from onnxplain.server.rpc.interceptor import Interceptor
+from onnxplain.server.telemetry.logs import set_up
+from onnxplain.server.telemetry.metrics import Metrics
 
 SERVICE = "onnxplain.v1.ExplainerService"  # whose methods have scopes
 EXPLAIN, STREAM, COMPILE = f"/{SERVICE}/Explain", f"/{SERVICE}/ExplainStream", f"/{SERVICE}/CompileGraph"
@@ -88,7 +88,7 @@ class Echo:
 
 @asynccontextmanager
 async def serving(
-    guard: Guard | None,
+    guard: Interceptor | None,
     handlers: list[grpc.GenericRpcHandler],
     credentials: grpc.ServerCredentials | None = None,
     concurrent: int | None = None,
@@ -136,11 +136,11 @@ def details(status: status_pb2.Status) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def guarded(guard: Guard | None = None, parse=None):
+async def guarded(guard: Interceptor | None = None, parse=None):
     """(echo, channel, metrics) of a server with our guard."""
     metrics = Metrics()
     echo = Echo()
-    guard = guard or Guard(metrics, roots=[ROOT])
+    guard = guard or Interceptor(metrics, roots=[ROOT])
     async with serving(guard, echo.handlers(parse)) as address, grpc.aio.insecure_channel(address) as channel:
         yield echo, channel, guard._metrics
 

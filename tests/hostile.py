@@ -898,13 +898,13 @@ def status(key: str) -> int:
 
 def judged(root: Path, names: list[str], seconds: float) -> Iterator[dict[str, object]]:
     """Load each case as the service does."""
-    from onnxplain import runtime
+    from onnxplain import cpu_session
     from onnxplain.errors import OnnxplainError
-    from onnxplain.explainer import Subject
     from onnxplain.inputs import load_labels
     from onnxplain.sources import DirectoryRepository
+    from onnxplain.subject import Subject
 
-    runtime.SECONDS = seconds
+    cpu_session.SECONDS = seconds
     for name in names:
         write(root, name)
     warm = root.parent / "good.onnx"
@@ -912,7 +912,7 @@ def judged(root: Path, names: list[str], seconds: float) -> Iterator[dict[str, o
     Subject.of(warm)  # what is imported later is imported now
     secret = outside(root / "x" / "1")
     watch = Watch(secret)
-    package = str(Path(runtime.__file__).parent)
+    package = str(Path(cpu_session.__file__).parent)
     known = (sys.prefix, sys.base_prefix, package, "/proc/self/status", "/sys/")  # modules, source lines, CPU counts
     opened: list[str] = []
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)

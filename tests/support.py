@@ -18,7 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, R
 
 from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import signs, streams
-from onnxplain.graph.backward import Backward, Facts
+from onnxplain.graph.backward_builder import Backward, Facts
 from onnxplain.graph.node import Node, is_float
 from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.walk import backward, prune

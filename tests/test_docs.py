@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from server import running_server
+from running import running_server
 
 from onnxplain.cli import COMMANDS, cli, main
 from onnxplain.composites import COMPOSITES

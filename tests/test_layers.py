@@ -1,9 +1,10 @@
-"""The layers of docs/architecture.md as laws: who may import whom."""
+"""The layers of docs/architecture.md as laws: who may import whom, between packages and inside them."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,20 @@ import onnxplain
 ROOT = Path(onnxplain.__file__).parent
 LAYERS = [
     {"errors", "__version__", "v1"},  # v1: generated from protos/
-    {"registry", "runtime", "wire"},
+    {"registry", "cpu_session", "wire"},
     {"graph"},
+    {"frontend"},
     {"vjp"},
     {"rules"},
     {"composites"},
     {"compile"},
-    {"session"},
+    {"runtime"},
     {"methods", "inputs", "render"},  # arrays and names: they know no graph
     {"recipes"},  # a method by name, made into a composite, a start and a finish
     {"coverage", "explanation"},
+    {"subject"},
     {"explainer"},
+    {"evaluate"},
     {"sources", "exports", "client"},
     {"mlflow"},
     {"server"},
@@ -66,8 +70,8 @@ def test_imports_point_down(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)
-def test_onnxruntime_is_imported_by_runtime_and_session_only(path):
-    if unit(path) not in ("runtime", "session"):
+def test_onnxruntime_is_imported_by_two_units_only(path):
+    if unit(path) not in ("cpu_session", "runtime"):
         assert not [line for line, name in imports(path) if name.split(".")[0] == "onnxruntime"]
 
 
@@ -78,3 +82,40 @@ def test_methods_and_pictures_know_arrays_only(path):
 
 def test_every_module_has_a_layer():
     assert {unit(path) for path in FILES} <= set(LEVEL)
+
+
+def module(path: Path) -> str:
+    """The dotted name of a file."""
+    return ".".join(("onnxplain", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module(path): path for path in FILES}
+
+
+def edges() -> Iterator[tuple[str, str]]:
+    """(module, module it imports); the package itself where a name comes from its __init__."""
+    for name, path in MODULES.items():
+        for _, imported in imports(path):
+            found = next((m for m in (imported, imported.rpartition(".")[0]) if m in MODULES), None)
+            if found is not None and found != name:
+                yield name, found
+
+
+@pytest.mark.parametrize("package", sorted({m for m, path in MODULES.items() if path.name == "__init__.py"}))
+def test_no_circle_inside_a_package(package):
+    """Its modules and folders can be put in an order in which every import points down."""
+    below: dict[str, set[str]] = {}
+    for importer, imported in edges():
+        inside = [
+            m.removeprefix(f"{package}.").split(".")[0] for m in (importer, imported) if m.startswith(f"{package}.")
+        ]
+        if len(inside) == 2 and inside[0] != inside[1]:
+            below.setdefault(inside[0], set()).add(inside[1])
+        elif importer.startswith(f"{package}.") and imported == package:
+            below.setdefault(inside[0], set()).add("__init__")
+        elif importer == package and imported.startswith(f"{package}."):
+            below.setdefault("__init__", set()).add(inside[0])
+    try:
+        list(TopologicalSorter(below).static_order())
+    except CycleError as circle:
+        pytest.fail(f"{package}: {' -> '.join(circle.args[1])}")

@@ -13,7 +13,7 @@ from nets import plain
 from reexports import ARCHITECTURES, CLASSES, MEAN, STD, Forms, feeds, written
 
 from onnxplain import Explainer
-from onnxplain.explainer import Subject
+from onnxplain.subject import Subject
 
 METHODS = ("gradient", "default", "epsilon", "epsilon_plus", "epsilon_gamma_box", "deep_taylor", "clrp")
 SAME = 1e-4  # of the largest relevance: float32 sums in another order, through epsilon's denominators

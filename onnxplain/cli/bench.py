@@ -15,8 +15,11 @@ from onnxplain.cli.command import Command
 from onnxplain.cli.options import explainer_of, machine_options, recipe_options, recipes, request_options, subject_of
 from onnxplain.compile import Request
 from onnxplain.errors import OnnxplainError, UnsupportedModel
-from onnxplain.explainer import Explainer, Subject, serialised
-from onnxplain.session import Array, Session, peak_memory
+from onnxplain.explainer import Explainer
+from onnxplain.runtime.chunking import peak_memory
+from onnxplain.runtime.open import serialised
+from onnxplain.runtime.session import Array, Session
+from onnxplain.subject import Subject
 
 WARM_UP = 2  # runs not counted
 

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from onnxplain.session import Array
+from onnxplain.runtime.session import Array
 from onnxplain.wire.inference import METHODS, SERVICE
 
 INFER, STATISTICS = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStatistics"

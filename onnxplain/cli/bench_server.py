@@ -20,7 +20,7 @@ import numpy as np
 from onnxplain.cli.bench_load import Job, Outcome, generate
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.errors import InputError, OnnxplainError, UsageError
-from onnxplain.session import Array, Session
+from onnxplain.runtime.session import Array, Session
 from onnxplain.wire.inference import METHODS, SERVICE
 from onnxplain.wire.inference import messages as oip
 from onnxplain.wire.tensors import DATATYPES, datatype_of, to_raw

@@ -18,7 +18,7 @@ from onnxplain.cli.options import (
     subject_of,
 )
 from onnxplain.compile import Request, cuda
-from onnxplain.inputs import Pictures
+from onnxplain.inputs import Preprocessing
 
 
 @click.command("compile", cls=Command)
@@ -45,7 +45,7 @@ def compile_command(
     request = Request(explain, head or "", seed, attribute_to, keep, ledger, fold)
     resolved, subject = subject_of(model, request, sample=sample, shapes=shapes)
     (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, [])
-    bounds = Pictures.of(resolved.settings).bounds(subject.inputs)
+    bounds = Preprocessing.of(resolved.settings).bounds(subject.inputs)
     explainer = explainer_of(subject, recipe, bounds=bounds)
     path = output or Path(f"{resolved.name}.{recipe.method}.onnx")
     written = time.perf_counter()

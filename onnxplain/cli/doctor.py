@@ -14,7 +14,8 @@ import onnx
 
 from onnxplain import __version__
 from onnxplain.cli.command import Command
-from onnxplain.session import Session, describe_providers, free_memory
+from onnxplain.runtime.chunking import free_memory
+from onnxplain.runtime.session import Session, describe_providers
 
 PACKAGES = (
     "onnx",

@@ -15,7 +15,7 @@ from onnxplain import render
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import recipe_options, shared
 from onnxplain.cli.output import Run, write_run
-from onnxplain.cli.told import progress_line, tell
+from onnxplain.cli.report import progress_line, tell
 from onnxplain.errors import UsageError
 from onnxplain.inputs.paths import read_text
 from onnxplain.recipes import Recipe
@@ -76,7 +76,7 @@ def explain(
         token = read_text(token_file).strip()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log would stand between our lines; before gRPC is imported
     from onnxplain.client import Client
-    from onnxplain.client.prepared import ModelInfo
+    from onnxplain.client.requests import ModelInfo
 
     with (
         progress_line(as_json) as progress,

@@ -21,10 +21,11 @@ from onnxplain.cli.options import (
 )
 from onnxplain.compile import Request, cuda
 from onnxplain.errors import Unavailable, UsageError
-from onnxplain.explainer import Explainer, bytes_per_stream
+from onnxplain.explainer import Explainer
 from onnxplain.exports import kserve as kserve_export
 from onnxplain.exports import triton as triton_export
-from onnxplain.inputs import Pictures
+from onnxplain.inputs import Preprocessing
+from onnxplain.runtime.open import bytes_per_stream
 from onnxplain.sources import Resolved
 from onnxplain.sources.directory import NAME
 
@@ -96,7 +97,7 @@ def export(
             "Rename the file, or put it into a folder NAME/1/model.onnx."
         )
     (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, [])
-    explainer = explainer_of(subject, recipe, bounds=Pictures.of(resolved.settings).bounds(subject.inputs))
+    explainer = explainer_of(subject, recipe, bounds=Preprocessing.of(resolved.settings).bounds(subject.inputs))
     for note in explainer.notes:
         click.echo(f"note: {note}", err=True)
     if triton is not None:

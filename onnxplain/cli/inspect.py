@@ -14,8 +14,9 @@ from onnxplain.cli.options import recipe_options, recipes, request_options, samp
 from onnxplain.compile import Request, compile_graph, cuda
 from onnxplain.coverage import coverage
 from onnxplain.errors import OnnxplainError, UsageError
-from onnxplain.explainer import Subject, bytes_per_stream
 from onnxplain.graph.node import dims
+from onnxplain.runtime.open import bytes_per_stream
+from onnxplain.subject import Subject
 
 
 @click.command("inspect", cls=Command)

@@ -13,12 +13,13 @@ import numpy as np
 
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, UsageError
-from onnxplain.explainer import Explainer, Subject
+from onnxplain.explainer import Explainer
 from onnxplain.inputs import ModelSettings
 from onnxplain.methods import METHODS
 from onnxplain.recipes import Recipe
 from onnxplain.sources import Resolved
 from onnxplain.sources import resolve as resolve_model
+from onnxplain.subject import Subject
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

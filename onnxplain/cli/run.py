@@ -22,14 +22,14 @@ from onnxplain.cli.options import (
     subject_of,
 )
 from onnxplain.cli.output import Run, write_run
-from onnxplain.cli.told import progress_line, tell
+from onnxplain.cli.report import progress_line, tell
 from onnxplain.compile import Request
 from onnxplain.coverage import coverage
 from onnxplain.errors import NotFinite, OnnxplainError, UnsupportedModel, UsageError
-from onnxplain.explainer import Subject
-from onnxplain.inputs import Loaded, Pictures, load, random_inputs
+from onnxplain.inputs import Loaded, Preprocessing, load, random_inputs
 from onnxplain.inputs.targets import labels_unfit
 from onnxplain.recipes import Recipe
+from onnxplain.subject import Subject
 
 PICTURE = ("preprocess", "layout", "mean", "std", "scale")
 
@@ -93,7 +93,7 @@ def run(
         )
         if len(subject.resolved.explained) != 1:
             raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
-        pictures = Pictures.of(resolved.settings, preprocess, layout, mean, std, scale, labels)
+        pictures = Preprocessing.of(resolved.settings, preprocess, layout, mean, std, scale, labels)
         fallback = [] if given else ["gradient", "lrp"]
         wanted = recipes(methods, composite, rules, form, recipe_file, resolved.settings, fallback)
         done = Run(
@@ -137,7 +137,9 @@ def run(
         raise unfinished
 
 
-def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_seed: int, sample: Path | None) -> Loaded:
+def _load(
+    subject: Subject, pictures: Preprocessing, given: Sequence[str], random_seed: int, sample: Path | None
+) -> Loaded:
     if given:
         return load(given, subject.inputs, pictures.of_input, pictures.columns(subject.inputs))
     if sample is not None:
@@ -158,7 +160,7 @@ def _load(subject: Subject, pictures: Pictures, given: Sequence[str], random_see
 
 
 def _explain(
-    done: Run, subject: Subject, recipe: Recipe, pictures: Pictures, names: Sequence[str], targets: Sequence[str],
+    done: Run, subject: Subject, recipe: Recipe, pictures: Preprocessing, names: Sequence[str], targets: Sequence[str],
     strict: bool,
 ) -> NotFinite | None:  # fmt: skip
     """Explain by one recipe. What failed is noted where `strict` is False; what was not finite is returned too."""

@@ -13,8 +13,8 @@ import click
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.errors import InputError
 from onnxplain.server.app import Server
-from onnxplain.server.logs import set_up
 from onnxplain.server.options import ServerOptions
+from onnxplain.server.telemetry.logs import set_up
 from onnxplain.sources import DirectorySource, FileSource, Source, default_repositories
 from onnxplain.sources.directory import VARIABLE
 from onnxplain.sources.mlflow import MlflowSource

@@ -5,7 +5,7 @@ One conversation (`talk.py`) says which calls are made; the two clients only dif
 
 from onnxplain.client.aio import AsyncClient
 from onnxplain.client.calls import ModelState
-from onnxplain.client.rebuilt import RemoteExplanation
+from onnxplain.client.responses import RemoteExplanation
 from onnxplain.client.sync import Client
 
 __all__ = ["AsyncClient", "Client", "ModelState", "RemoteExplanation"]

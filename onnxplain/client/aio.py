@@ -13,15 +13,15 @@ import grpc
 
 from onnxplain.client.calls import Call, ModelState, pauses, serialised, worth_another
 from onnxplain.client.connection import OPTIONS, Connection
-from onnxplain.client.faults import error_of
-from onnxplain.client.prepared import X
-from onnxplain.client.rebuilt import RemoteExplanation
+from onnxplain.client.dialogues import Ask, Talk
+from onnxplain.client.errors import error_of
+from onnxplain.client.requests import X
+from onnxplain.client.responses import RemoteExplanation
 from onnxplain.client.streams import Progress
-from onnxplain.client.talk import Ask, Talk
 from onnxplain.errors import OnnxplainError, UsageError
 from onnxplain.inputs import Loaded
 from onnxplain.recipes import Recipe
-from onnxplain.session import Array
+from onnxplain.runtime.session import Array
 from onnxplain.v1 import explainer_pb2 as v1
 
 T = TypeVar("T")

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from onnxplain.client.faults import stream_error
+from onnxplain.client.errors import stream_error
 from onnxplain.errors import InputError, Unavailable
-from onnxplain.session import Array
+from onnxplain.runtime.session import Array
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.chunks import INLINE, PIECE, Incoming, Outgoing
 

@@ -11,7 +11,7 @@ from onnxplain.compile.contract import Request, Resolved, candidates, tensors
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
-from onnxplain.graph.backward import Backward, Facts
+from onnxplain.graph.backward_builder import Backward, Facts
 from onnxplain.graph.node import Node, dims, is_float, rank
 from onnxplain.graph.patterns import recognise
 from onnxplain.graph.walk import Rule, active_values, dependent_values, inputs_of, needed_nodes

@@ -18,13 +18,14 @@ from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
 from onnxplain.composites import LAST_RULES, Composite
 from onnxplain.errors import UnsupportedModel, UsageError
-from onnxplain.graph.backward import STREAMS
+from onnxplain.frontend.normalise import Normalised
+from onnxplain.graph.backward_builder import STREAMS
 from onnxplain.graph.node import Node, is_float, rank
-from onnxplain.graph.normalise import Normalised
 from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.walk import Rule, backward, prune
 from onnxplain.rules import RULES, RuleCall
-from onnxplain.rules.endpoints import Finish, Start
+from onnxplain.rules.finishes import Finish
+from onnxplain.rules.starts import Start
 from onnxplain.vjp import lookup
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedModel, UsageError
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import dims, static
 
 

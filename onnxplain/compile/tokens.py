@@ -12,11 +12,11 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph import streams
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, constant, dims, is_float, rank
 from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.graph.walk import Rule
-from onnxplain.rules.endpoints import Finish
+from onnxplain.rules.finishes import Finish
 from onnxplain.vjp import known, lookup, silent_inputs
 
 

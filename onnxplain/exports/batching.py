@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxplain.cpu_session import CpuSession, Port
 from onnxplain.errors import UnsupportedModel
 from onnxplain.explainer import Explainer
 from onnxplain.graph import streams
 from onnxplain.graph.node import Node, axes_of, dims, ints
-from onnxplain.runtime import Port, Runtime
-from onnxplain.session import Array
+from onnxplain.runtime.session import Array
 from onnxplain.vjp import axis_rules
 
 ROWS = 3
@@ -87,7 +87,7 @@ def _picks_another(node: Node, lengths: Mapping[ir.Value, int]) -> bool:
     return all(index > lengths[node.x] for index in axes_of(picked, of))
 
 
-def leak(explainer: Explainer, graph: Runtime, seeded: bool) -> str:
+def leak(explainer: Explainer, graph: CpuSession, seeded: bool) -> str:
     """How a run of three rows differs from three runs of one; "" where it does not. seeded: the graph takes seeds."""
     reference = explainer.subject.normalised.reference
     feeds = {name: np.asarray(x)[[0, -1, 0]] for name, x in reference.feeds.items()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from onnxplain.cpu_session import Port
 from onnxplain.errors import UnsupportedModel
-from onnxplain.runtime import Port
 
 TYPES = {
     "float": "TYPE_FP32",

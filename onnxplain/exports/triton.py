@@ -11,13 +11,14 @@ import onnx_ir as ir
 
 from onnxplain import __version__
 from onnxplain.compile.save import save
-from onnxplain.explainer import Explainer, bytes_per_stream
+from onnxplain.cpu_session import CpuSession
+from onnxplain.explainer import Explainer
 from onnxplain.exports import batching
 from onnxplain.exports.entry import place, staging
 from onnxplain.exports.pbtxt import Config
-from onnxplain.graph.load import Source
+from onnxplain.frontend.load import Source
 from onnxplain.graph.outline import runtime
-from onnxplain.runtime import Runtime
+from onnxplain.runtime.open import bytes_per_stream
 
 VERSION = "1"
 FILE = "model.onnx"
@@ -53,7 +54,7 @@ def export(
             version.mkdir(parents=True)
             if config.name == name:
                 _copy(explainer.subject.source, version / FILE)
-                Runtime(version / FILE)  # it loads from its new place
+                CpuSession(version / FILE)  # it loads from its new place
             else:
                 explainer.save(version / FILE)
                 explainer.verify(version / FILE)
@@ -67,17 +68,17 @@ def config_of(explainer: Explainer, name: str) -> str:
     return _compiled(explainer, name, runtime(explainer.compiled.model)).text()
 
 
-def _compiled(explainer: Explainer, name: str, graph: Runtime) -> Config:
+def _compiled(explainer: Explainer, name: str, graph: CpuSession) -> Config:
     return _config(explainer, name, graph, explainer.row_axes(), seeded=True)
 
 
 def _forward(explainer: Explainer, name: str) -> Config:
     source = explainer.subject.source
-    graph = Runtime(source.path) if source.path is not None and source.faithful else runtime(source.model)
+    graph = CpuSession(source.path) if source.path is not None and source.faithful else runtime(source.model)
     return _config(explainer, name, graph, explainer.subject.row_axes(), seeded=False)
 
 
-def _config(explainer: Explainer, name: str, graph: Runtime, axes: Mapping[str, int] | None, seeded: bool) -> Config:
+def _config(explainer: Explainer, name: str, graph: CpuSession, axes: Mapping[str, int] | None, seeded: bool) -> Config:
     why = batching.obstacle(explainer, [*graph.inputs, *graph.outputs], axes) or batching.leak(explainer, graph, seeded)
     rows = 0 if why else _rows(bytes_per_stream(explainer.compiled.model))
     source, compiled = explainer.subject.source, explainer.compiled

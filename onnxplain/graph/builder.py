@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import uninferred
-from onnxplain.graph.forms import places_of_pads
 from onnxplain.graph.inference import LONGEST, infer_node
 from onnxplain.graph.node import FLOATS, Node, dims, ints, rank, static
+from onnxplain.graph.pads import places_of_pads
 
 Values = Sequence[ir.Value]
 Operand = ir.Value | float | int | np.ndarray | Sequence[int] | None

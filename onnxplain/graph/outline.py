@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxplain.runtime import Runtime, place
+from onnxplain.cpu_session import CpuSession, place
 
 SMALL = 1024  # bytes; smaller weights stay inside, because converters and shape inference look at them
 EXTERNAL_IR = 4  # the first IR version whose weights need not be inputs too
@@ -63,7 +63,7 @@ def apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
 
 
 def supply(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol]) -> dict[str, np.ndarray]:
-    """The numbers of weights that a model declares as external, as `Runtime` takes them.
+    """The numbers of weights that a model declares as external, as `CpuSession` takes them.
 
     Those of types that numpy has not are put into the model.
     """
@@ -83,10 +83,10 @@ def supply(proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol]) -> 
     return arrays
 
 
-def runtime(model: ir.Model, *, optimise: bool = False) -> Runtime:
-    """The model in onnxruntime, its weights read where they lie. optimise: as in `Runtime`."""
+def runtime(model: ir.Model, *, optimise: bool = False) -> CpuSession:
+    """The model in onnxruntime, its weights read where they lie. optimise: as in `CpuSession`."""
     content, weights = in_parts(model)
-    return Runtime(content, weights=weights, nodes=len(model.graph), optimise=optimise)
+    return CpuSession(content, weights=weights, nodes=len(model.graph), optimise=optimise)
 
 
 def release(*models: ir.Model) -> None:

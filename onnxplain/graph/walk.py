@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, is_float
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 

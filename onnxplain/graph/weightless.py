@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from onnxplain.graph.stored import CHUNK, Store
+from onnxplain.graph.weight_files import CHUNK, Store
 
 LARGE = 1 << 14  # bytes; smaller weights stay inside, because checks and inference look at them
 MANY = 200_000  # fields of one message; what is behind them is left to protobuf, which is faster

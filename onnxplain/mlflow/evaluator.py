@@ -18,11 +18,11 @@ from mlflow.models.evaluation import (  # type: ignore[import-not-found, unused-
 )
 
 from onnxplain.errors import InputError, UnknownName, UnsupportedModel, UsageError
+from onnxplain.evaluate.measures import Measured, measure
 from onnxplain.inputs import InputSpec
 from onnxplain.inputs.tables import Columns, from_table, is_table, shaped
 from onnxplain.mlflow.flavor import load_explainer
-from onnxplain.mlflow.measures import Measured, measure
-from onnxplain.session import Array
+from onnxplain.runtime.session import Array
 
 log = logging.getLogger(__name__)
 PREFIX = "onnxplain/"

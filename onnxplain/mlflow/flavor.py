@@ -21,14 +21,15 @@ import onnx_ir as ir
 from onnxplain import __version__
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, UsageError
-from onnxplain.explainer import Explainer, Subject
-from onnxplain.graph.load import external_tensors, load
-from onnxplain.inputs import Pictures, load_settings
+from onnxplain.explainer import Explainer
+from onnxplain.frontend.load import external_tensors, load
+from onnxplain.inputs import Preprocessing, load_settings
 from onnxplain.recipes import Recipe
 from onnxplain.sources.cache import BYTES, FILES, measured
 from onnxplain.sources.mlflow import opened
 from onnxplain.sources.mlflow_agent import MLMODEL, Refused, about, check_content
 from onnxplain.sources.resolved import Resolved
+from onnxplain.subject import Subject
 
 FLAVOR = "onnxplain"
 MODEL = "model.onnx"  # as mlflow.onnx calls it
@@ -149,7 +150,7 @@ def _explainer(
     """With the recipe that the settings hold. columns: of the signature; those of model.toml hold."""
     output, recipe = resolved.settings.output, Recipe.of(resolved.settings.defaults)
     subject = Subject.of(resolved.path, Request(explain=output.explain, ledger=ledger), provider, threads)
-    pictures = Pictures.of(resolved.settings)
+    pictures = Preprocessing.of(resolved.settings)
     return Explainer(
         subject,
         recipe.method,

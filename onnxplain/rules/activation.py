@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, constant
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 from onnxplain.rules.registry import RuleFunction, rule

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 from onnxplain.rules.linear import EPSILON

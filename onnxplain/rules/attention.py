@@ -6,7 +6,7 @@ Source of all: Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Releva
 from __future__ import annotations
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.masks import HUGE
 from onnxplain.graph.node import Node, rank
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import Portion, Relevance, common
 from onnxplain.rules.linear import negated

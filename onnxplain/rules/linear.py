@@ -15,7 +15,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.rules.registry import RuleFunction

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp, UsageError
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.bounds import bound, carried
 from onnxplain.graph.node import Node, constant, dims, rank
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance

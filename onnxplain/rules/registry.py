@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxplain.errors import UnknownName, UnsupportedOp, UsageError
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.graph.walk import Arrived

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, dims
 from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.rules.linear import Layer, Modifier, minus, plus

@@ -15,23 +15,23 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
-from onnxplain.server.catalogue import Catalogue, Loader
-from onnxplain.server.explainer_service import ExplainerService
-from onnxplain.server.inference_service import InferenceService
-from onnxplain.server.interceptor import Guard
-from onnxplain.server.isolated import IsolatedModel
-from onnxplain.server.isolated_nursery import Nursery
-from onnxplain.server.loaded import House, LoadedModel
-from onnxplain.server.local import LocalModel
-from onnxplain.server.logs import event
-from onnxplain.server.metrics import Metrics
+from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.isolation.pool import WorkerPool
+from onnxplain.server.isolation.proxy import IsolatedModel
+from onnxplain.server.models.loaded import LoadedModel, ServerContext
+from onnxplain.server.models.repository import Loader, ModelRepository
+from onnxplain.server.models.served import Served
 from onnxplain.server.options import ServerOptions
-from onnxplain.server.scheduler import Scheduler
-from onnxplain.server.served import Served
-from onnxplain.server.shelf import Shelf
-from onnxplain.server.tls import server_credentials
+from onnxplain.server.rpc.explainer_service import ExplainerService
+from onnxplain.server.rpc.inference_service import InferenceService
+from onnxplain.server.rpc.interceptor import Interceptor
+from onnxplain.server.rpc.tls import server_credentials
+from onnxplain.server.scheduling.scheduler import Scheduler
+from onnxplain.server.scheduling.session_cache import SessionCache
+from onnxplain.server.telemetry.logs import event
+from onnxplain.server.telemetry.metrics import Metrics
+from onnxplain.server.telemetry.tracing import tracing
 from onnxplain.server.tokens import Tokens
-from onnxplain.server.tracing import tracing
 from onnxplain.sources import DirectorySource, Release, Source
 from onnxplain.v1 import explainer_pb2, explainer_pb2_grpc
 from onnxplain.wire.inference import SERVICE as INFERENCE
@@ -57,18 +57,20 @@ class Server:
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
         self.scheduler = Scheduler(options.slots)
-        self.house = House(options, self.scheduler, Shelf(options.session_bytes, self.metrics.sessions), self.metrics)
-        self._nursery = Nursery(options, self.metrics) if options.isolate else None
+        self.house = ServerContext(
+            options, self.scheduler, SessionCache(options.session_bytes, self.metrics.sessions), self.metrics
+        )
+        self._nursery = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-think")
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="onnxplain-load")
-        self.catalogue = Catalogue(sources, loader or self._load, options.control, options.load, self._changed)
+        self.catalogue = ModelRepository(sources, loader or self._load, options.control, options.load, self._changed)
         self._sources = sources
         self._health = health.aio.HealthServicer()
         self._known: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_metrics: Callable[[], None] = lambda: None
         self._stopping: asyncio.Task[None] | None = None
-        self._guard = Guard(
+        self._guard = Interceptor(
             self.metrics,
             Tokens(options.token_file) if options.token_file else None,
             options.max_request_seconds,

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxplain.cpu_session import available_cpus
 from onnxplain.errors import UsageError
-from onnxplain.runtime import available_cpus
 
 MESSAGE_BYTES = 64 * 2**20
 MEMORY_SHARE = 0.4  # of the machine's memory, for sessions
@@ -77,7 +77,7 @@ class ServerOptions:
         """Rows put into one run at most: by default 8 on the CPU, 32 on a GPU."""
         if self.max_batch_rows:
             return self.max_batch_rows
-        from onnxplain.session import PROVIDERS, providers
+        from onnxplain.runtime.session import PROVIDERS, providers
 
         return 32 if PROVIDERS["cuda"] in providers(self.provider) else 8
 

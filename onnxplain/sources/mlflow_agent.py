@@ -157,7 +157,7 @@ def about(folder: Path) -> dict[str, Any]:
 def check_content(folder: Path, found: dict[str, Any]) -> None:
     """The hashes that `onnxplain.mlflow` wrote, and whether the model can be read with all its weights."""
     from onnxplain.errors import OnnxplainError
-    from onnxplain.graph.load import load
+    from onnxplain.frontend.load import load
 
     for name, sha in found["sha256"].items():
         file = member(folder, name)

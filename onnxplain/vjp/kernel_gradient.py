@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import dims, rank
 from onnxplain.vjp.shape import joined
 from onnxplain.vjp.window import Window, even_pads

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.graph import signs, streams
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, rank
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.registry import case, vjp

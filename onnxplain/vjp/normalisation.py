@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph import signs, streams
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, dims, rank
 from onnxplain.graph.streams import CONSTANT, UNPROVEN, Axis, AxisRule
 from onnxplain.graph.walk import Gradient

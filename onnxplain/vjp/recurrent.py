@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph import streams
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.builder import Builder
 from onnxplain.graph.node import Node, dims, ints
 from onnxplain.graph.walk import Gradient

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import Portion, Relevance, values
 from onnxplain.graph.signs import SignRule

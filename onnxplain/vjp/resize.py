@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.graph import streams
-from onnxplain.graph.backward import Backward
+from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, constant, dims, ints, rank
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.interpolation import FLOAT32, given_scales, matrix

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CLIENTS = Path(os.environ.get("ONNXPLAIN_CLIENTS") or ROOT / "build" / "clients")
 
-if (CLIENTS / "plain").is_dir():  # so that tests/test_protos.py, run along with these, makes the stubs as well
+if (CLIENTS / "plain").is_dir():  # so that tests/wire/test_protos.py, run along with these, makes the stubs as well
     os.environ.setdefault("ONNXPLAIN_PROTOGEN", str(CLIENTS / "plain" / "bin" / "python"))
 
 

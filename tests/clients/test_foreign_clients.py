@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from server import MODELS, running_server
+from running import MODELS, running_server
 
 from onnxplain.cli import main
 from onnxplain.inputs import load_settings, prepare
@@ -164,7 +164,7 @@ def test_reflection_lists_every_service(server):
 
 
 def test_the_committed_stubs_are_what_the_pinned_tools_make():
-    """tests/test_protos.py with a generator at hand: nothing of it is skipped."""
+    """tests/wire/test_protos.py with a generator at hand: nothing of it is skipped."""
     python = environment("plain") / "bin" / "python"
     env = {
         **os.environ,
@@ -172,7 +172,7 @@ def test_the_committed_stubs_are_what_the_pinned_tools_make():
         "PATH": f"{environment('buf') / 'bin'}:{os.environ['PATH']}",
     }
     found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", "tests/test_protos.py"],
+        [sys.executable, "-m", "pytest", "-q", "-rs", "tests/wire/test_protos.py"],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
     assert found.returncode == 0 and "skipped" not in found.stdout, found.stdout

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("mlflow.server", reason="pip install -r tests/clients/requirements-mlflow.txt")
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from server import running_server
+from running import running_server
 
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc

@@ -14,7 +14,7 @@ import onnxruntime
 
 from onnxplain import Explainer
 from onnxplain.errors import OnnxplainError
-from onnxplain.explainer import Subject
+from onnxplain.subject import Subject
 
 TOLERANCE = 1e-3  # of the largest gradient: float32 against float64 through a hundred layers
 ROUNDING, CHAOS = 2, 1e-2  # times as far as torch's own float32 is from its float64, up to this much: random weights

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server import Running, running_server
+from running import Running, running_server
 
 from .nets import repository
 

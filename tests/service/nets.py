@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from nets import net  # tests/nets.py
-from server import MODELS
+from running import MODELS
 
 SIDE = 256  # of the matrices in `work`: a product of two takes a quarter of a millisecond, and may be stopped after it
 

@@ -7,7 +7,7 @@ import asyncio
 import grpc
 import numpy as np
 import pytest
-from server import Running
+from running import Running
 
 from onnxplain.wire.inference import METHODS, SERVICE
 from onnxplain.wire.inference import messages as oip

@@ -10,7 +10,7 @@ import time
 import grpc
 import numpy as np
 import pytest
-from server import Running, in_process_server, running_server
+from running import Running, in_process_server, running_server
 
 from onnxplain.server.options import ServerOptions
 from onnxplain.sources import DirectorySource

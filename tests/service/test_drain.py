@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from server import running_server
+from running import running_server
 
 from .nets import SIDE, large, store, times, work
 from .process import eventually

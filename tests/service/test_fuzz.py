@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from server import running_server
+from running import running_server
 
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.inference import METHODS, SERVICE

@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 import onnx
 import pytest
-from server import MODELS, running_server
+from running import MODELS, running_server
 
 from onnxplain import Explainer
-from onnxplain.session import Session
+from onnxplain.runtime.session import Session
 
 from .nets import deep, store
 from .rpc import infer, infer_request

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import grpc
 import numpy as np
 import pytest
-from server import Running, running_server
+from running import Running, running_server
 
 from onnxplain.cli.bench_load import Job, Outcome, generate
 

@@ -10,7 +10,7 @@ import time
 import grpc
 import numpy as np
 import pytest
-from server import Running, running_server
+from running import Running, running_server
 
 from .nets import SIDE, repository, store, times
 from .process import files, resident, threads

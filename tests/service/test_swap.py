@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import onnx
 import pytest
-from server import in_process_server, running_server
+from running import in_process_server, running_server
 
 from onnxplain.server.app import Server
 from onnxplain.server.options import ServerOptions

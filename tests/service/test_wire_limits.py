@@ -9,7 +9,7 @@ import zlib
 import grpc
 import numpy as np
 import pytest
-from server import Running, running_server
+from running import Running, running_server
 
 from .http2 import PREFACE, Connection
 from .nets import any_length, store

@@ -5,8 +5,8 @@ Usage, from the root of the checkout, after tests/clients/install triton node:
     python tests/golden/wire/record.py
 
 Each call becomes `<client>-<number>-<method>.bin`: its request messages as gRPC frames them on the wire, a zero byte,
-the length in four bytes (big-endian), the message. What is committed is replayed by tests/test_wire_goldens.py for
-ever; record anew only to add a client or a call, and keep the old files under a name of their own: they are what
+the length in four bytes (big-endian), the message. What is committed is replayed for ever, by
+tests/server/test_wire_goldens.py; record anew only to add a client or a call, and keep the old files under a name of their own: they are what
 clients of today go on sending.
 """
 
@@ -28,7 +28,7 @@ ROOT = HERE.parents[2]
 CLIENTS = Path(os.environ.get("ONNXPLAIN_CLIENTS") or ROOT / "build" / "clients")
 sys.path.insert(0, str(ROOT / "tests"))
 
-from server import MODELS, running_server  # noqa: E402
+from running import MODELS, running_server  # noqa: E402
 
 
 class Between(grpc.GenericRpcHandler):

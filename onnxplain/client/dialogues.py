@@ -1,0 +1,210 @@
+"""Which calls answer a question: generators that yield calls and are sent replies, whoever makes the calls.
+
+So both clients share every decision, and neither waiting nor event loops are in here.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from onnxplain.client.calls import Call, ModelState, explainer, oip
+from onnxplain.client.requests import ModelInfo, X, bound, is_file, spec_of
+from onnxplain.client.responses import RemoteExplanation, rebuilt
+from onnxplain.client.streams import OneFile, OneReply, Progress, messages, streamed
+from onnxplain.errors import InputError, Unavailable, UsageError
+from onnxplain.inputs import InputSpec, Loaded
+from onnxplain.recipes import Recipe
+from onnxplain.runtime.session import Array
+from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.wire.inference import messages as wire
+from onnxplain.wire.tensors import datatype_of, to_array, to_raw, v1_tensor
+
+T = TypeVar("T")
+Steps = Generator[Call, Any, T]
+Ask = str | int
+Names = str | Sequence[str]
+PAGE = 100  # recipes of one reply
+
+
+class Talk:
+    """What is known of the server's models, and the conversations about them."""
+
+    def __init__(self) -> None:
+        self._infos: dict[tuple[str, str], ModelInfo] = {}
+        self._specs: dict[tuple[str, str], list[InputSpec]] = {}
+
+    def explain(
+        self, model: str, x: X, target: Ask | Sequence[Ask], version: str, method: str | None,
+        recipe: str | Recipe | Mapping[str, Any] | None, composite: str | None, rules: Sequence[str], form: str | None,
+        explain: str, head: str, attribute_to: Names, outputs: Names, ledger: bool, progress: Progress | None,
+    ) -> Steps[RemoteExplanation]:  # fmt: skip
+        """See `Client.explain`."""
+        words = [str(word) for word in ([target] if isinstance(target, str | int | np.integer) else target)]
+        info = yield from self._info(model, version)
+        while True:
+            loaded = info.loaded(x)
+            asked = recipe_message(info.method, method, recipe, composite, rules, form, head)
+            request = v1.ExplainRequest(
+                model=v1.ModelRef(name=model, version=version),
+                request_id=secrets.token_hex(8),
+                targets=[v1.Target(output=explain, expression=word) for word in words],
+                recipe=asked,
+                attribute_to=_names(attribute_to),
+                outputs=_names(outputs),
+                diagnostics=v1.DIAGNOSTICS_LAYERS if ledger else v1.DIAGNOSTICS_SUMMARY,
+            )
+            reply = yield self._asked(request, loaded.feeds, info.reply.max_message_bytes, len(words), progress)
+            if reply.model.version == info.version:
+                return rebuilt(reply, info, loaded, words, asked)
+            before, info = info, (yield from self._info(model, version, anew=True))
+            if before.same_inputs(info) and reply.model.version == info.version:
+                return rebuilt(reply, info, loaded, words, asked)
+            # what was prepared was prepared for another version: once more, by the settings of this one
+
+    def infer(
+        self, model: str, x: X, outputs: Names, version: str, parameters: Mapping[str, str | int | bool]
+    ) -> Steps[dict[str, Array]]:
+        """See `Client.infer`."""
+        if is_file(x):
+            base = model.partition(".explain")[0]
+            x = (yield from self._info(base, version)).loaded(x).feeds
+        specs = self._specs.get((model, version))
+        if specs is None:
+            found = yield oip("ModelMetadata", wire.ModelMetadataRequest(name=model, version=version))
+            specs = self._specs[(model, version)] = [spec_of(entry) for entry in found.inputs]
+        request = wire.ModelInferRequest(model_name=model, model_version=version, id=secrets.token_hex(8))
+        try:
+            for name, array in bound(x, specs).items():
+                request.inputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
+                request.raw_input_contents.append(to_raw(array))
+            for name in _names(outputs):
+                request.outputs.add(name=name)
+            for name, value in parameters.items():
+                kind = {bool: "bool_param", int: "int64_param"}.get(type(value), "string_param")
+                setattr(request.parameters[name], kind, value)
+            reply = yield oip("ModelInfer", request)
+        except InputError:
+            self._specs.pop((model, version), None)  # perhaps another version takes other inputs
+            raise
+        if len(reply.raw_output_contents) != len(reply.outputs):
+            raise InputError(f"the server's reply has {len(reply.outputs)} outputs, but not the bytes of each.")
+        return {
+            tensor.name: to_array(tensor.datatype, tensor.shape, raw, f"the reply's {tensor.name}")
+            for tensor, raw in zip(reply.outputs, reply.raw_output_contents, strict=True)
+        }
+
+    def prepare(self, model: str, x: X, version: str) -> Steps[Loaded]:
+        """See `Client.prepare`."""
+        return (yield from self._info(model, version)).loaded(x)
+
+    def explainability(self, model: str, version: str) -> Steps[v1.GetExplainabilityResponse]:
+        """See `Client.explainability`."""
+        return (yield from self._info(model, version, anew=True)).reply
+
+    def recipes(self) -> Steps[list[v1.RecipeInfo]]:
+        """See `Client.recipes`."""
+        found: list[v1.RecipeInfo] = []
+        token = ""
+        while True:
+            request = v1.ListRecipesRequest(page_size=PAGE, page_token=token)
+            reply = yield explainer("ListRecipes", v1.ListRecipesResponse, request)
+            found += reply.recipes
+            if not reply.next_page_token or reply.next_page_token == token:
+                return found
+            token = reply.next_page_token
+
+    def compile(
+        self, model: str, version: str, method: str | None, recipe: str | Recipe | Mapping[str, Any] | None,
+        composite: str | None, rules: Sequence[str], form: str | None, explain: str, head: str, attribute_to: Names,
+        progress: Progress | None,
+    ) -> Steps[bytes]:  # fmt: skip
+        """See `Client.compile`."""
+        info = yield from self._info(model, version)
+        request = v1.CompileGraphRequest(
+            model=v1.ModelRef(name=model, version=version),
+            recipe=recipe_message(info.method, method, recipe, composite, rules, form, head),
+            target=v1.Target(output=explain),
+            attribute_to=_names(attribute_to),
+        )
+        content: bytes = yield explainer("CompileGraph", v1.CompileGraphResponse, request, lambda: OneFile(progress))
+        return content
+
+    def models(self) -> Steps[list[ModelState]]:
+        """See `Client.models`."""
+        reply = yield oip("RepositoryIndex", wire.RepositoryIndexRequest())
+        return [ModelState(entry.name, entry.version, entry.state, entry.reason) for entry in reply.models]
+
+    def ready(self, model: str, version: str) -> Steps[bool]:
+        """See `Client.ready`."""
+        try:
+            if model:
+                reply = yield oip("ModelReady", wire.ModelReadyRequest(name=model, version=version))
+            else:
+                reply = yield oip("ServerReady", wire.ServerReadyRequest())
+        except Unavailable:
+            return False
+        return bool(reply.ready)
+
+    def _info(self, model: str, version: str, anew: bool = False) -> Steps[ModelInfo]:
+        """What the server told of a model, asked once."""
+        info = None if anew else self._infos.get((model, version))
+        if info is None:
+            view = v1.EXPLAINABILITY_VIEW_FULL if anew else v1.EXPLAINABILITY_VIEW_BASIC
+            request = v1.GetExplainabilityRequest(model=v1.ModelRef(name=model, version=version), view=view)
+            info = ModelInfo((yield explainer("GetExplainability", v1.GetExplainabilityResponse, request)))
+            self._infos[(model, version)] = info
+        return info
+
+    def _asked(
+        self, request: v1.ExplainRequest, feeds: Mapping[str, Array], limit: int, targets: int,
+        progress: Progress | None,
+    ) -> Call:  # fmt: skip
+        """One message each way where both are small, else a stream of pieces."""
+        size = sum(array.nbytes for array in feeds.values())
+        if streamed(size * max(1, targets), limit):
+            return explainer(
+                "ExplainStream",
+                v1.ExplainStreamResponse,
+                lambda: messages(request, feeds, limit, progress),
+                lambda: OneReply(progress),
+            )
+        for name, array in feeds.items():
+            request.inputs.append(v1_tensor(name, array))
+        return explainer("Explain", v1.ExplainResponse, request)
+
+
+def recipe_message(
+    default: str, method: str | None, recipe: str | Recipe | Mapping[str, Any] | None, composite: str | None,
+    rules: Sequence[str], form: str | None, head: str = "",
+) -> v1.Recipe:  # fmt: skip
+    """A recipe as the protocol says it. default: the method of the model's own recipe, which then is the base."""
+    if recipe is not None:
+        if method or composite or rules or form:
+            raise UsageError("recipe stands alone: put method, composite, rules and form into it.")
+        if isinstance(recipe, str):
+            found = v1.Recipe(name=recipe)
+        else:
+            whole = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe)
+            found = v1.Recipe(name=whole.method)
+            _override(found, whole.composite, whole.rules, whole.form)
+    else:
+        found = v1.Recipe(name="" if method in (None, default) else str(method))
+        _override(found, composite, rules, form)
+    if head:
+        found.overrides["head"] = head
+    return found
+
+
+def _override(message: v1.Recipe, composite: str | None, rules: Sequence[str], form: str | None) -> None:
+    given: dict[str, Any] = {"composite": composite, "rules": list(rules), "form": form}
+    given = {key: value for key, value in given.items() if value}
+    if given:
+        message.overrides.update(given)
+
+
+def _names(given: Names) -> list[str]:
+    return [given] if isinstance(given, str) and given else list(given)

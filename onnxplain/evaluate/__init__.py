@@ -1,0 +1,1 @@
+"""How good an explanation is, in numbers. Arrays only."""

@@ -1,0 +1,1 @@
+"""ONNX in: load, validate, normalise and verify a model, once."""

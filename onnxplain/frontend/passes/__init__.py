@@ -1,0 +1,1 @@
+"""The steps of normalisation: each changes a model in place and says what it changed."""

@@ -1,0 +1,1 @@
+"""What a call means: messages to what the engine is asked, and its answers to messages."""

@@ -1,0 +1,133 @@
+"""What the service tells of a model: what can be explained of it, how its inputs are prepared, which recipes exist."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+from google.protobuf import json_format
+
+from onnxplain.composites import COMPOSITES
+from onnxplain.coverage import coverage
+from onnxplain.errors import InputError
+from onnxplain.exports.triton import config_of
+from onnxplain.methods import METHODS
+from onnxplain.recipes import named, recipe_names
+from onnxplain.runtime.open import bytes_per_stream
+from onnxplain.server.handlers.explain_request import plain, recipe_of
+from onnxplain.server.models.loaded import LoadedModel, Variant
+from onnxplain.server.models.ports import Port
+from onnxplain.server.models.served import EXPLAIN
+from onnxplain.v1 import explainer_pb2 as v1
+
+
+class Answers:
+    """About one model."""
+
+    def __init__(self, model: LoadedModel):
+        self.model = model
+
+    def explainability(
+        self, request: v1.GetExplainabilityRequest, inputs: list[Port], outputs: list[Port]
+    ) -> v1.GetExplainabilityResponse:
+        """Inputs, labels and settings; usable and blocked methods; the rule of every kind of node by one recipe."""
+        model, subject, settings = self.model, self.model.subject, self.model.settings
+        reply = v1.GetExplainabilityResponse(
+            model=v1.ModelRef(name=model.name, version=model.version),
+            labels=model.labels,
+            kind=settings.output.kind or "",
+            explained=subject.resolved.explained,
+            default_recipe=model.recipe.title,
+            max_message_bytes=model.house.options.max_message_bytes,
+            description=settings.description,
+            max_batch_size=model.gate.max_rows,
+        )
+        reply.default_options.update(plain({k: v for k, v in dataclasses.asdict(model.recipe).items() if v}))
+        for target, found in ((reply.inputs, inputs), (reply.outputs, outputs)):
+            for port in found:
+                target.add(name=port.name, datatype=port.datatype, shape=port.shape or (), any_rank=port.shape is None)
+        for n, spec in enumerate(subject.inputs):
+            picture, columns = settings.picture(spec.name, n), settings.columns(spec.name, n)
+            if picture is not None or columns:
+                table = {} if picture is None else plain(dataclasses.asdict(picture))
+                reply.input_settings.update({spec.name: table | ({"features": list(columns)} if columns else {})})
+        if request.view != v1.EXPLAINABILITY_VIEW_BASIC:
+            self._methods(reply, request)
+        return reply
+
+    def _methods(self, reply: v1.GetExplainabilityResponse, request: v1.GetExplainabilityRequest) -> None:
+        """What works and what blocks, method by method, and by one recipe op by op."""
+        model, subject = self.model, self.model.subject
+        recipe, _ = recipe_of(request.recipe, model)
+        recipe = recipe or model.recipe
+        all_methods = model.coverage()
+        chosen = coverage(subject.normalised, subject.resolved, subject.request, recipe)
+        reply.supported = recipe.method not in chosen.blocked
+        reply.attributable.extend(chosen.attributed or all_methods.attributed)
+        reply.methods.extend(name for name in METHODS if name not in all_methods.blocked)
+        reply.streams = chosen.streams or all_methods.streams
+        for name, reason in all_methods.blocked.items():
+            reply.blocked_methods.add(method=name, reason=reason)
+        self._ops(reply, chosen.rules.get(recipe.method, {}), chosen.nodes.get(recipe.method, {}))
+        if recipe.method not in chosen.blocked:
+            variant = model.variant(recipe)
+            reply.estimated_bytes_per_row = bytes_per_stream(variant.explainer.compiled.model)
+
+    def _ops(self, reply: v1.GetExplainabilityResponse, rules: dict[str, str], blocked: dict[str, str]) -> None:
+        """Counts by op type and rule."""
+        graph = self.model.subject.normalised.model.graph
+        by_name = {node.name or str(node.outputs[0].name): node for node in graph}
+        opset = graph.opset_imports.get("", 18)
+        counted: Counter[tuple[str, str, str, str]] = Counter()
+        for name, rule in rules.items():
+            node = by_name.get(name)
+            counted[(node.domain if node else "", node.op_type if node else name.split("_")[0], rule, "")] += 1
+        for name, reason in blocked.items():
+            node = by_name.get(name)
+            counted[(node.domain if node else "", node.op_type if node else name, "", reason)] += 1
+        for (domain, op_type, rule, reason), count in sorted(counted.items()):
+            reply.ops.add(
+                domain=domain,
+                op_type=op_type,
+                since_version=graph.opset_imports.get(domain, opset),
+                count=count,
+                rule=rule,
+                support=v1.SUPPORT_BLOCKED if reason else v1.SUPPORT_EXACT,
+                reason=reason,
+            )
+
+    def triton_config(self, variant: Variant) -> str:
+        """config.pbtxt for the compiled graph."""
+        return config_of(variant.explainer, f"{self.model.name}{EXPLAIN}")
+
+
+def recipes(page_size: int, token: str) -> v1.ListRecipesResponse:
+    """All recipes by name, in pages."""
+    names = recipe_names()
+    if token and token not in names:
+        raise InputError(f"page_token {token[:100]!r} is none of this server's: give next_page_token.").at("page_token")
+    start = names.index(token) if token else 0
+    size = page_size if page_size > 0 else len(names)
+    reply = v1.ListRecipesResponse()
+    for name in names[start : start + size]:
+        recipe = named(name)
+        method = METHODS[recipe.method]
+        entry = COMPOSITES[recipe.composite or method.composite]
+        info = reply.recipes.add(name=name, title=method.doc, cite=method.cite, kind="one-pass")
+        if recipe.composite:
+            info.title = f"{method.doc} Composite: {entry.doc}"
+            info.cite = f"{method.cite}; {entry.cite}"
+        relevance = method.form().start != "seed"
+        properties: dict[str, Any] = {"head": {"type": "string", "enum": ["cut", "keep"]}}
+        if relevance:
+            properties["composite"] = {"type": "string", "enum": list(COMPOSITES)}
+            properties["rules"] = {"type": "array", "items": {"type": "string"}}
+        if len(method.forms) > 1:
+            properties["form"] = {"type": "string", "enum": list(method.forms)}
+        json_format.ParseDict({"type": "object", "properties": properties}, info.schema)
+        defaults = {"method": recipe.method, "head": "cut"} | ({"composite": entry.name} if relevance else {})
+        info.defaults.update(defaults)
+    if start + size < len(names):
+        reply.next_page_token = names[start + size]
+    return reply

@@ -1,0 +1,1 @@
+"""Models that come and go: which are served, and what one holds."""

@@ -1,0 +1,1 @@
+"""Calls as gRPC has them: services, interceptor, tokens, TLS."""

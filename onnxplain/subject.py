@@ -1,0 +1,127 @@
+"""A model made ready once, to be explained by any number of recipes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxplain.compile import Request, batch_axes, resolve
+from onnxplain.errors import InputError
+from onnxplain.frontend.load import Source, load
+from onnxplain.frontend.normalise import Normalised, normalise
+from onnxplain.graph import weight_files
+from onnxplain.inputs import InputSpec
+from onnxplain.runtime.open import open_session
+from onnxplain.runtime.session import Array, Runs
+
+Opener = Callable[[ir.Model, str], Runs]
+
+
+@dataclass
+class Subject:
+    """A model made ready once and explained by any number of recipes: source, normal form, forward session."""
+
+    source: Source
+    normalised: Normalised
+    request: Request
+    resolved: Any
+    provider: str = "auto"
+    threads: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    opener: Opener | None = None
+    _forward: Runs | None = None
+
+    @classmethod
+    def of(
+        cls,
+        path: str | Path,
+        request: Request | None = None,
+        provider: str = "auto",
+        threads: int = 0,
+        opener: Opener | None = None,
+        sample: Array | Mapping[str, Array] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> Subject:
+        """Load, normalise and verify a model file. opener: (model, role) -> what runs it; None: a Session.
+
+        sample: input to verify on, where random input cannot run; shapes: sizes of random input.
+        """
+        request = request or Request()
+        begun = time.perf_counter()
+        source = load(Path(path))
+        loaded = time.perf_counter()
+        resolved = resolve(source.model, request)
+        if isinstance(sample, np.ndarray):
+            names = [str(value.name) for value in source.model.graph.inputs]
+            if len(names) != 1:
+                raise InputError(f"the model has the inputs {', '.join(names)}: give the sample by name.")
+            sample = {names[0]: sample}
+        normalised = normalise(source, resolved.protected, sample, shapes)
+        seconds = {"load": loaded - begun, "normalise": time.perf_counter() - loaded, **normalised.timings}
+        return cls(source, normalised, request, resolved, provider, threads, seconds, opener)
+
+    def open(self, model: ir.Model, role: str) -> Runs:
+        """What runs a graph made from this model. role: "forward", or the recipe's digest."""
+        if self.opener is not None:
+            return self.opener(model, role)
+        return open_session(model, self.provider, self.threads)
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """What the model asks for."""
+        graph = self.normalised.model.graph
+        return [
+            InputSpec(str(v.name), v.dtype.numpy().name if v.dtype else "float32", _shape(v))
+            for v in graph.inputs
+            if v.name not in graph.initializers
+        ]
+
+    @property
+    def session(self) -> Runs:
+        """What answers `forward`; created when first used."""
+        if self._forward is None:
+            self._forward = self.open(self._with_protected(), "forward")
+        return self._forward
+
+    def row_axes(self) -> dict[str, int] | None:
+        """The same for the model itself, its explained and its kept tensors; see `Explainer.row_axes`."""
+        return batch_axes(self._with_protected().graph)
+
+    def forward(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The model's outputs, the explained tensors and the kept ones."""
+        session = self.session
+        names = [n for n in (outputs or session.outputs) if n not in feeds]
+        found = session.run(feeds, names)
+        return {**found, **{n: feeds[n] for n in outputs or () if n in feeds}}
+
+    def pin(self) -> None:
+        """Take weights that lie in files into memory, so that nobody can change them under the sessions."""
+        taken: dict[int, ir.Tensor[Any]] = {}
+        for model in (self.source.model, self.normalised.model):
+            for value in model.graph.initializers.values():
+                tensor = value.const_value
+                if tensor is not None and weight_files.on_disk(tensor):
+                    if id(tensor) not in taken:
+                        taken[id(tensor)] = ir.Tensor(
+                            np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name or value.name
+                        )
+                    value.const_value = taken[id(tensor)]
+
+    def _with_protected(self) -> ir.Model:
+        """The normalised model with the explained and the kept tensors as outputs too."""
+        model = self.normalised.model.clone()
+        values = ir.convenience.create_value_mapping(model.graph)
+        for name in self.resolved.protected:
+            if values[name] not in model.graph.outputs and not values[name].is_graph_input():
+                model.graph.outputs.append(values[name])
+        return model
+
+
+def _shape(value: ir.Value) -> tuple[int | str | None, ...] | None:
+    return None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)

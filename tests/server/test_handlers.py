@@ -1,0 +1,277 @@
+"""Laws of what a request asks for and what is told of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnxruntime
+import pytest
+from running import MODELS
+
+from onnxplain import Explainer
+from onnxplain.errors import InputError, OnnxplainError, UnknownName, UsageError
+from onnxplain.recipes import named, recipe_names
+from onnxplain.server.handlers.explain_request import question, recipe_of, targets_of
+from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.handlers.model_info import Answers, recipes
+from onnxplain.server.models.loaded import LoadedModel, ServerContext
+from onnxplain.server.options import ServerOptions
+from onnxplain.server.scheduling.scheduler import Scheduler
+from onnxplain.server.scheduling.session_cache import SessionCache
+from onnxplain.server.telemetry.metrics import Metrics
+from onnxplain.sources import DirectoryRepository
+from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.wire.inference import messages as oip
+from onnxplain.wire.tensors import v1_tensor
+
+X = np.load(MODELS / "digits_cnn/samples/three.npy")
+
+
+@pytest.fixture(scope="module")
+def model():
+    scheduler = Scheduler(1)
+    house = ServerContext(ServerOptions(), scheduler, SessionCache(10**9), Metrics())
+    loaded = LoadedModel(DirectoryRepository(MODELS).get("digits_cnn"), house)
+    yield loaded
+    loaded.close()
+    scheduler.close()
+
+
+@pytest.fixture(scope="module")
+def offline():
+    return Explainer(MODELS / "digits_cnn/1/model.onnx", "lrp", composite="epsilon_plus_flat")
+
+
+def asking(*targets, **more):
+    return v1.ExplainRequest(inputs=[v1_tensor("input", X)], targets=targets, **more)
+
+
+SEED = np.zeros((1, 10), np.float32)
+SEED[0, 3], SEED[0, 8] = 1, -1
+SAME = {  # a target of the protocol -> the command line's words for it
+    "nothing": (v1.Target(), "predicted"),
+    "expression": (v1.Target(expression="3 vs 8"), "3 vs 8"),
+    "arg_max": (v1.Target(arg_max=v1.ArgMax(k=3)), "top3"),
+    "indices": (v1.Target(indices=v1.Indices(index=[8])), "8"),
+    "contrast": (v1.Target(contrast=v1.Contrast(positive=3, negatives=[8])), "3 vs 8"),
+    "seed": (v1.Target(seed=v1_tensor("", SEED)), "3 vs 8"),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_every_kind_of_target_is_the_offline_one(kind, model, offline):
+    target, words = SAME[kind]
+    found, _ = model.explain(question(asking(target), model))
+    assert np.array_equal(found.relevance, offline.explain(X, words).relevance)
+
+
+def test_a_contrast_with_all_others_shares_minus_one_among_them(model):
+    found, _ = model.explain(question(asking(v1.Target(contrast=v1.Contrast(positive=3))), model))
+    (seed,) = found.targets[0].seed
+    assert seed[3] == 1 and np.allclose(np.delete(seed, 3), -1 / 9)
+
+
+def test_indices_are_one_for_each_row(model):
+    request = v1.ExplainRequest(
+        inputs=[v1_tensor("input", np.concatenate([X, X]))], targets=[v1.Target(indices=v1.Indices(index=[3, 8]))]
+    )
+    both, _ = model.explain(question(request, model))
+    for row, klass in enumerate((3, 8)):
+        one, _ = model.explain(question(asking(v1.Target(indices=v1.Indices(index=[klass]))), model))
+        scale = np.abs(one.relevance).max()
+        np.testing.assert_allclose(both.relevance[row], one.relevance[0], atol=1e-5 * scale)  # batches sum otherwise
+
+
+BAD = {
+    "no such class": (v1.Target(indices=v1.Indices(index=[10])), "targets[0].indices"),
+    "too many": (v1.Target(indices=v1.Indices(index=[1, 2, 3])), "targets[0].indices"),
+    "negative k": (v1.Target(arg_max=v1.ArgMax(k=-1)), "targets[0].arg_max.k"),
+    "k beyond the classes": (v1.Target(arg_max=v1.ArgMax(k=11)), "targets[0].arg_max.k"),
+    "a name that is none": (v1.Target(expression="cat"), "targets[0].expression"),
+    "a class against itself": (v1.Target(contrast=v1.Contrast(positive=1, negatives=[1])), "targets[0].contrast"),
+    "a seed of another shape": (v1.Target(seed=v1_tensor("", np.zeros((1, 9), np.float32))), "targets[0].seed"),
+    "a seed of NaN": (v1.Target(seed=v1_tensor("", np.full((1, 10), np.nan, np.float32))), "targets[0].seed"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_target_is_named_by_its_field(what, model):
+    target, field = BAD[what]
+    with pytest.raises(OnnxplainError) as caught:
+        model.explain(question(asking(target), model))
+    assert caught.value.field == field and caught.value.status == "INVALID_ARGUMENT"
+
+
+NAMES = {  # names of the inputs -> the field at fault, and what is said
+    "unknown": (["imput"], "inputs[0].name", "no input named 'imput'"),
+    "another case": (["Input"], "inputs[0].name", "no input named 'Input'"),
+    "an extra one": (["input", "labels"], "inputs[1].name", "no input named 'labels'"),
+    "twice": (["input", "input"], "inputs[1].name", "given twice"),
+    "without a name, beside another": (["input", ""], "inputs[1].name", "no input named ''"),
+    "none": ([], "inputs", "'input' is missing"),
+}
+
+
+@pytest.mark.parametrize("what", NAMES)
+def test_inputs_of_a_request_bind_by_name_or_not_at_all(what, model, served):
+    names, field, says = NAMES[what]
+    tensors = [v1_tensor(name, X) for name in names]
+    with pytest.raises(InputError, match=says) as caught:
+        question(v1.ExplainRequest(inputs=tensors), model)
+    assert caught.value.field == field and caught.value.status == "INVALID_ARGUMENT"
+    request = oip.ModelInferRequest(model_name="digits_cnn")
+    for name in names:
+        request.inputs.add(name=name, datatype="FP32", shape=X.shape)
+        request.raw_input_contents.append(X.tobytes())
+    for model_name in ("digits_cnn", "digits_cnn.explain"):
+        request.model_name = model_name
+        with pytest.raises(InputError) as caught:
+            asyncio.run(served.infer(request))
+        assert caught.value.field == field and caught.value.status == "INVALID_ARGUMENT"
+
+
+def test_a_lone_tensor_without_a_name_is_the_only_input(model):
+    assert np.array_equal(question(v1.ExplainRequest(inputs=[v1_tensor("", X)]), model).feeds["input"], X)
+
+
+@pytest.mark.parametrize("axes", [[0], [-4], [1, 1], [1, -3], [4]])
+def test_axes_that_cannot_be_summed_away_are_refused(axes, served):
+    with pytest.raises(InputError, match="sum_axes") as caught:
+        served._explain(asking(output_format=v1.OutputFormat(sum_axes=axes)))
+    assert caught.value.field == "output_format.sum_axes"
+
+
+HEADS = {"keep": "says nothing where the explained tensor is named", "cut": "says nothing"}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_says_nothing_of_a_tensor_that_is_named(head, model):
+    recipe = v1.Recipe()
+    recipe.overrides["head"] = head
+    with pytest.raises(UsageError, match=HEADS[head]):
+        question(asking(v1.Target(output="logits"), recipe=recipe), model)
+
+
+@pytest.mark.parametrize("overrides", [{"form": "code"}, {"rules": ["name:nowhere=flat"]}])
+def test_overrides_that_cannot_act_are_refused(overrides, model):
+    recipe = v1.Recipe(name="lrp")
+    recipe.overrides.update(overrides)
+    with pytest.raises(UsageError, match=r"one form|fits no node"):
+        model.explain(question(asking(recipe=recipe), model))
+
+
+def test_targets_of_one_request_explain_one_tensor(model):
+    with pytest.raises(UsageError, match="one tensor"):
+        question(asking(v1.Target(output="logits"), v1.Target(output="other")), model)
+
+
+def test_recipes_by_name_and_by_parts(model):
+    assert recipe_of(v1.Recipe(), model) == (None, "")
+    assert recipe_of(v1.Recipe(name="lrp-epsilon"), model)[0] == named("lrp-epsilon")
+    given = v1.Recipe(name="lrp")
+    given.overrides.update({"composite": "epsilon_plus", "rules": ["last=zero"], "head": "keep"})
+    recipe, head = recipe_of(given, model)
+    assert (recipe.composite, recipe.rules, head) == ("epsilon_plus", ("last=zero",), "keep")
+    for key, value, error in (
+        ("nonsense", "x", UnknownName),
+        ("composite", "nix", OnnxplainError),
+        ("head", "x", UsageError),
+    ):
+        wrong = v1.Recipe()
+        wrong.overrides[key] = value
+        with pytest.raises(error) as caught:
+            recipe_of(wrong, model)
+        assert caught.value.field == "recipe"
+    with pytest.raises(UnknownName):
+        recipe_of(v1.Recipe(name="lrp2"), model)
+
+
+def test_rules_go_in_front_of_the_default_recipes_as_on_the_command_line(model, monkeypatch):
+    monkeypatch.setattr(model, "recipe", named("lrp").of({"method": "lrp", "rules": ["last=zero"]}))
+    given = v1.Recipe()
+    given.overrides["rules"] = ["first=flat"]
+    assert recipe_of(given, model)[0].rules == ("first=flat", "last=zero")
+
+
+@pytest.mark.parametrize(
+    "text, count", [("predicted", 1), ("top7", 7), ("TOP-2", 2), ("top", 1), ("tabby", 1), ("topsoil", 1)]
+)
+def test_the_size_of_the_work_is_known_before_the_scores(text, count):
+    assert targets_of(v1.Target(expression=text)) == count
+
+
+@pytest.fixture
+def served(model):
+    with ThreadPoolExecutor(1) as pool:
+        yield LocalModel(model, pool)
+
+
+def test_the_basic_view_has_what_a_request_needs_and_the_full_one_all(model, served):
+    def told(view):
+        request = v1.GetExplainabilityRequest(view=view)
+        return Answers(model).explainability(request, served._inputs, served._outputs)
+
+    basic, full = told(v1.EXPLAINABILITY_VIEW_BASIC), told(v1.EXPLAINABILITY_VIEW_FULL)
+    assert list(basic.labels) == [str(n) for n in range(10)]
+    assert basic.input_settings["input"]["size"] == [28, 28] and basic.default_recipe == "lrp-epsilon_plus_flat"
+    assert dict(basic.default_options) == {"method": "lrp", "composite": "epsilon_plus_flat"}
+    assert not basic.methods and "clrp1" in full.methods and full.supported and full.ops
+    assert basic.inputs == full.inputs and [tuple(i.shape) for i in full.inputs] == [(-1, 1, 28, 28)]
+
+
+def test_recipes_come_in_pages_that_hold_each_once():
+    seen, token = [], ""
+    while True:
+        page = recipes(5, token)
+        seen += [info.name for info in page.recipes]
+        token = page.next_page_token
+        if not token:
+            break
+        assert len(page.recipes) == 5
+    assert seen == list(recipe_names()) == [info.name for info in recipes(0, "").recipes]
+    with pytest.raises(InputError, match="page_token"):
+        recipes(5, "nothing")
+
+
+@pytest.mark.parametrize(
+    "target, name", [(v1.Target(), "logits.seed"), (v1.Target(indices=v1.Indices(index=[0])), "logits.target")]
+)
+def test_a_compiled_graph_is_asked_by_seed_or_by_index(target, name, served):
+    async def pieces():
+        request = v1.CompileGraphRequest(target=target, with_triton_config=True)
+        return [piece async for piece in served.compile(request)]
+
+    first, *chunks = asyncio.run(pieces())
+    content = b"".join(piece.chunk.data for piece in chunks)
+    assert len(content) == first.graph.byte_size
+    assert hashlib.sha256(content).hexdigest() == first.graph.graph_digest
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    assert [port.name for port in session.get_inputs()] == ["input", name] and name in first.graph.triton_config_pbtxt
+
+
+def test_a_recipe_that_fails_and_a_model_that_is_closed_leave_no_session(monkeypatch):
+    scheduler = Scheduler(1)
+    shelf = SessionCache(10**9)
+    loaded = LoadedModel(
+        DirectoryRepository(MODELS).get("digits_cnn"), ServerContext(ServerOptions(), scheduler, shelf, Metrics())
+    )
+    before = shelf.nbytes
+    assert before > 0
+
+    def fail(variant):
+        variant.lane.session()
+        raise InputError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loaded, "_verify", fail)
+        with pytest.raises(InputError):
+            loaded.variant(named("lrp-epsilon"))
+    assert shelf.nbytes == before
+    loaded.variant(named("gradient"))
+    assert shelf.nbytes > before
+    loaded.close()
+    assert shelf.nbytes == 0
+    scheduler.close()
