@@ -6,8 +6,8 @@ Usage, from the root of the checkout, after tests/clients/install triton node:
 
 Each call becomes `<client>-<number>-<method>.bin`: its request messages as gRPC frames them on the wire, a zero byte,
 the length in four bytes (big-endian), the message. What is committed is replayed for ever, by
-tests/server/test_wire_goldens.py; record anew only to add a client or a call, and keep the old files under a name of their own: they are what
-clients of today go on sending.
+tests/server/test_wire_goldens.py; record anew only to add a client or a call, and keep the old files under a name of
+their own: they are what clients of today go on sending.
 """
 
 from __future__ import annotations
