@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxplain.compile import Request, Resolved, compile_graph
+from onnxplain.compile import Compiled, Request, Resolved, compile_graph
 from onnxplain.compile.assemble import survey
 from onnxplain.errors import OnnxplainError
 from onnxplain.frontend.normalise import Normalised
+from onnxplain.graph.node import is_float
 from onnxplain.methods import METHODS
+from onnxplain.methods.moved import moved
 from onnxplain.recipes import Recipe
 
 
@@ -48,20 +50,28 @@ class Coverage:
 def coverage(normalised: Normalised, resolved: Resolved, request: Request, chosen: Recipe | None = None) -> Coverage:
     """Try every method (or one recipe) on a model without running it."""
     found = Coverage(resolved.explained, ())
+    tried: dict[Recipe, Compiled] = {}
     for recipe in [chosen] if chosen is not None else [Recipe(name) for name in METHODS]:
         try:
-            passes, _ = recipe.passes()
-            found.rules[recipe.method], blocking = survey(normalised, resolved, passes, request)
+            base = recipe.one_pass  # looped methods share it
+            found.rules[recipe.method], blocking = survey(normalised, resolved, base.propagation(), request)
             if blocking:
                 found.nodes[recipe.method] = blocking
                 more = f" ({len(blocking) - 1} more nodes block)" if len(blocking) > 1 else ""
                 found.blocked[recipe.method] = next(iter(blocking.values())) + more
                 continue
-            compiled = compile_graph(normalised, resolved, passes, request)
+            if base not in tried:
+                tried[base] = compile_graph(normalised, resolved, base.propagation(), request)
+            compiled = tried[base]
+            attributed, notes = list(compiled.relevances.values()), list(compiled.notes)
+            if recipe.looped:
+                floats = [str(v.name) for v in normalised.model.graph.inputs if is_float(v)]
+                _, more_notes = moved(attributed, floats, bool(request.attribute_to), recipe.method)
+                notes += more_notes
         except OnnxplainError as error:
             found.blocked[recipe.method] = str(error)
             continue
-        found.attributed = tuple(compiled.relevances.values())
+        found.attributed = found.attributed or tuple(attributed)
         found.streams = compiled.provenance["streams"]
-        found.notes += [note for note in compiled.notes if note not in found.notes]
+        found.notes += [note for note in notes if note not in found.notes]
     return found

@@ -8,19 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
-from onnxplain.compile import Compiled, Request, compile_graph
+from onnxplain.compile import Compiled, Request
 from onnxplain.compile.ledger import NAME as LEDGER
-from onnxplain.compile.save import save
 from onnxplain.composites import Bounds
-from onnxplain.cpu_session import CpuSession
 from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageError
 from onnxplain.explanation import Explanation
+from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.frontend.compare import mismatch
-from onnxplain.frontend.verify import second
-from onnxplain.graph import weight_files
-from onnxplain.graph.outline import release, runtime
 from onnxplain.inputs import InputSpec, bind
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.inputs.naming import match
@@ -28,41 +23,39 @@ from onnxplain.inputs.samples import answer_alone, may_be_rows
 from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, from_table, is_table
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
+from onnxplain.loops import Loop, Progress
+from onnxplain.methods import METHODS, Looped, OnePass
+from onnxplain.methods.moved import moved
 from onnxplain.recipes import Recipe
-from onnxplain.runtime import chunking, verification
-from onnxplain.runtime.nonfinite import answer_error, score_error
-from onnxplain.runtime.open import bytes_per_stream, nbytes_of_weights
+from onnxplain.runtime.nonfinite import score_error
 from onnxplain.runtime.session import Array, Runs
 from onnxplain.subject import Subject
 
-VERIFIED = (
-    1 << 25
-)  # bytes of weights and of one stream's tensors; below, a verification takes some hundredths of a second
 ROUNDING = 1e-2  # of the largest value: two forms of a model on any provider agree to that, a wrong kernel does not
-SEARCHES = 8  # of an explainer, for where a NaN begins: each is a session and a run
 Ask = str | int | Callable[[Array, Sequence[str], str | None], list[Target]]
 
 
 class Explainer:
     """A model with a recipe.
 
-    model: path of an ONNX file, or a Subject to share between recipes. method, composite, rules, form: the recipe.
+    model: path of an ONNX file, or a Subject to share between recipes. method: a name, or a Recipe, which says all;
+    base: what a looped method runs, by a recipe's name or as a Recipe. options: of the method, as `onnxplain methods`
+    lists them: composite, rules and form of LRP, steps and baseline of integrated gradients.
     explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`; with provider and threads they are a
     Subject's own, and refused beside one that was made otherwise. bounds: (lows, highs) of the input per
     channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
     sample, shapes: as in `Subject.of`.
     columns: names of a table's columns in the model's order, for the one input or by input: a DataFrame goes by them.
+    graph: a compiled graph of the recipe's one-pass part, where there is one already.
     Raises InputError, UnsupportedModel, UnsupportedOp, UsageError.
     """
 
     def __init__(
         self,
         model: str | Path | Subject,
-        method: str = "lrp",
+        method: str | Recipe = "lrp",
         *,
-        composite: str | None = None,
-        rules: Sequence[str] = (),
-        form: str | None = None,
+        base: str | Recipe | None = None,
         explain: str | Sequence[str] | None = None,
         head: str | None = None,
         seed: str | None = None,
@@ -78,9 +71,11 @@ class Explainer:
         threads: int | None = None,
         sample: Array | Mapping[str, Array] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        graph: ExplanationGraph | None = None,
+        **options: Any,
     ):
-        self.recipe = Recipe(method, composite, tuple(rules), form)
-        passes, self.method = self.recipe.passes(bounds)
+        self.recipe = Recipe.asked(method, base, **options)
+        self.method = METHODS[self.recipe.method]
         asked: dict[str, Any] = {
             "explain": _names(explain),
             "head": head,
@@ -100,14 +95,23 @@ class Explainer:
         if kind is not None and kind not in KINDS:
             raise UnknownName("kind", kind, KINDS)
         self.subject = model
-        self.compiled: Compiled = compile_graph(model.normalised, model.resolved, passes, model.request)
+        if self.recipe.looped and model.request.ledger:
+            raise UsageError(
+                f"ledger: method {self.method.name} runs its graph many times, and a ledger is of one run; take it of "
+                f"{self.recipe.one_pass.title}."
+            )
+        self._graph = graph or ExplanationGraph(model, self.recipe.one_pass, bounds)
         self.bounds = bounds
         self.columns = _columns(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
-        if bounds is None and (note := self.recipe.without_bounds):
-            self.compiled.notes.append(note)
-        self._session: Runs | None = None
-        self._searches = SEARCHES
+        self._moved, self._notes = list[str](), list[str]()
+        if self.recipe.looped:
+            self._moved, self._notes = moved(
+                list(self._graph.compiled.relevances.values()),
+                [spec.name for spec in model.inputs if "float" in spec.dtype],
+                bool(model.request.attribute_to),
+                self.method.name,
+            )
 
     @property
     def explained(self) -> tuple[str, ...]:
@@ -117,67 +121,42 @@ class Explainer:
     @property
     def notes(self) -> list[str]:
         """What the compiler chose by itself, in sentences."""
-        return list(dict.fromkeys(self.compiled.notes))
+        return list(dict.fromkeys([*self._graph.compiled.notes, *self._notes]))
+
+    @property
+    def graph(self) -> ExplanationGraph:
+        """The compiled graph that answers for this recipe. Raises UsageError for a looped method: no one graph does."""
+        if self.recipe.looped:
+            base = self.recipe.one_pass.title
+            raise UsageError(
+                f"method {self.method.name} has no graph of its own: it runs that of {base} many times. Compile or "
+                f"export {base}, or explain by `onnxplain run` or the service."
+            )
+        return self._graph
+
+    @property
+    def compiled(self) -> Compiled:
+        """The compiled graph as a model, with its names. Raises UsageError as `graph` does."""
+        return self.graph.compiled
 
     @property
     def session(self) -> Runs:
-        """The compiled graph in onnxruntime; created when first used, and verified where that takes no time."""
-        if self._session is None:
-            model = self.compiled.model
-            session = self.subject.open(model, self.recipe.digest)
-            if self.subject.opener is None and nbytes_of_weights(model) + bytes_per_stream(model) <= VERIFIED:
-                self.verify(users=lambda: session, batches=1)
-            self._session = session
-        return self._session
+        """What runs the compiled graph; created when first used."""
+        return self.graph.session
 
     def row_axes(self) -> dict[str, int] | None:
-        """The axis of every input and output of the compiled graph that carries its rows; None: rows do not go apart.
-
-        Proven on the graph: what is None must not be put into one batch with somebody else's rows.
-        """
-        forward = self.subject.row_axes()
-        if forward is None or not self.compiled.streams:
-            return None
-        return {
-            **forward,
-            **dict.fromkeys(self.compiled.seeds, 0),
-            **self.compiled.provenance["stream_axis"],
-            LEDGER: 0,
-        }
+        """See `ExplanationGraph.row_axes`."""
+        return self.graph.row_axes()
 
     def save(self, path: str | Path, put_aside: bool = False) -> None:
-        """Write the compiled graph; any onnxruntime runs it.
-
-        put_aside: the larger weights are read from that file from now on, in place of memory; so it has to stay.
-        """
-        places = save(self.compiled.model, Path(path), self.subject.source.path)
-        if put_aside:
-            weight_files.put_aside(
-                [self.compiled.model, self.subject.normalised.model], weight_files.File(Path(path)), places
-            )
+        """Write the compiled graph, see `ExplanationGraph.save`. Raises UsageError as `graph` does."""
+        self.graph.save(path, put_aside)
 
     def verify(
         self, path: str | Path | None = None, users: Callable[[], Runs] | None = None, batches: int = 2
     ) -> list[str]:
-        """Compare what users run with the source and with the graph as written, forward and backward.
-
-        Users run the file at `path`, else what `users` opens, else this explainer's session. batches: 2 tries another
-        batch size too, where the batch is open. Returns notes on relevances that are not finite. Raises
-        ConversionChanged with the output that differs.
-        """
-        references, model = [self.subject.normalised.reference], self.compiled.model
-        if batches > 1 and (other := second(self.subject.source, references[0])) is not None:
-            references.append(other)
-        asked = verification.questions(self.compiled, references)
-        names = [str(value.name) for value in self.subject.source.model.graph.outputs]
-        release(self.subject.source.model, self.subject.normalised.model, model)
-        if path is None:
-            opened = users or (lambda: self.session)
-            return verification.verify(self.compiled, asked, names, opened, lambda: runtime(model))
-        file = Path(path)
-        return verification.verify(
-            self.compiled, asked, names, lambda: CpuSession(file, optimise=True), lambda: CpuSession(file)
-        )
+        """Compare what users run with the source, see `ExplanationGraph.verify`."""
+        return self.graph.verify(path, users, batches)
 
     def run(self, inputs: Array | Mapping[str, Array], seed: Array | Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the compiled graph by name.
@@ -198,13 +177,19 @@ class Explainer:
             raise UsageError(f"several tensors are explained: give a seed for each of {', '.join(seeds.values())}.")
         else:
             given = {name: np.asarray(seed) for name in seeds}
-        return self._run(feeds, given)
+        return self.graph.run(feeds, given)
 
-    def explain(self, inputs: Array | Mapping[str, Array], target: Ask | Sequence[Ask] = "predicted") -> Explanation:
+    def explain(
+        self,
+        inputs: Array | Mapping[str, Array],
+        target: Ask | Sequence[Ask] = "predicted",
+        progress: Progress | None = None,
+    ) -> Explanation:
         """Explain a batch for one or several targets.
 
         inputs: (N, …) in model units. target: `predicted`, `top3`, a class name, an index, "A vs B", a function
-        (scores, labels, kind) -> targets, or several. Raises NotFinite, as `run` does.
+        (scores, labels, kind) -> targets, or several. progress: told how far a looped method is, see `loops.Progress`;
+        what it raises ends the explanation. Raises NotFinite, as `run` does.
         """
         if len(self.explained) != 1:
             raise UsageError("several tensors are explained: use run(inputs, seed) with a seed for each.")
@@ -216,8 +201,9 @@ class Explainer:
         forward = self.subject.forward(feeds)
         name = self.explained[0]
         values = forward[name] if name in forward else feeds[name]
-        if (error := score_error(self.subject.normalised.model, feeds, name, values, self._searches > 0)) is not None:
-            self._searches -= 1
+        search = self._graph.searches > 0
+        if (error := score_error(self.subject.normalised.model, feeds, name, values, search)) is not None:
+            self._graph.searches -= 1
             raise error
         separate = self._rows_are_samples(feeds, values)
         scores = values if separate else one_thing(values)
@@ -229,9 +215,15 @@ class Explainer:
         asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
         targets = [t for ask in asked for t in self._resolve(ask, scores)]
         begun = time.perf_counter()
-        outputs = self._targets(feeds, name, targets, scores) if separate else self._whole(feeds, targets, values)
+        once = targets[:1] if self.recipe.looped else targets
+        if separate:
+            outputs = self._graph.run_targets(feeds, once, scores)
+        else:
+            outputs = self._graph.run_whole(feeds, once, values)
         self._compare(forward, outputs)
-        relevance = {source: outputs[out] for out, source in self.compiled.relevances.items()}
+        relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
+        if isinstance(self.method, Looped):
+            relevances = self._looped(self.method, feeds, targets, scores if separate else values, separate, progress)
         known = {**feeds, **forward}
         kept = {n: known[n] for n in self.subject.request.keep}
         return Explanation(
@@ -239,19 +231,36 @@ class Explainer:
             recipe=self.recipe,
             targets=targets,
             samples=scores.shape[0] if separate and scores.ndim else 1,
-            relevances=relevance,
+            relevances=relevances,
             inputs=feeds,
             scores=scores,
             explained=name,
             outputs={n: forward[n] for n in forward if n not in kept},
             kept=kept,
             ledger=outputs.get(LEDGER),
-            provenance=self.compiled.provenance,
+            provenance=self.provenance,
             labels=self.labels,
             kind=self.kind,
             notes=notes,
             seconds=time.perf_counter() - begun,
         )
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What answered: the compiled graph's provenance; of a looped method its own recipe, over its base's graph."""
+        about = self._graph.compiled.provenance
+        if not self.recipe.looped:
+            return about
+        return {**about, "method": self.method.name, "recipe": self.recipe.content()}
+
+    def _looped(
+        self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], scores: Array, separate: bool,
+        progress: Progress | None,
+    ) -> dict[str, Array]:  # fmt: skip
+        base = METHODS[self.recipe.one_pass.method]
+        per_unit = isinstance(base, OnePass) and base.per_unit
+        loop = Loop(self.subject, self._graph, self.explained[0], self._moved, per_unit, not separate, progress)
+        return loop.relevances(method, self.recipe.options, feeds, targets, scores)
 
     def _compare(self, forward: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """The compiled graph's forward answers on the user's own input must be the model's."""
@@ -268,7 +277,7 @@ class Explainer:
 
     def _rows_are_samples(self, feeds: dict[str, Array], scores: Array) -> bool:
         """Whether axis 0 of the explained tensor counts the inputs' samples: proven on the graph, else tried."""
-        if self.compiled.streams:
+        if self._graph.compiled.streams:
             return True
         if not may_be_rows(feeds, scores):
             return False
@@ -276,92 +285,6 @@ class Explainer:
         if all(len(x) == 1 for x in feeds.values() if x.ndim) or (self.subject.row_axes() or {}).get(name) == 0:
             return True
         return answer_alone(lambda changed: self.subject.forward(changed, [name])[name], feeds, scores)
-
-    def _whole(self, feeds: dict[str, Array], targets: Sequence[Target], values: Array) -> dict[str, Array]:
-        """Every target of the explained tensor as one thing, a run for each; the targets lie along a new axis 0.
-
-        Tensors that have an axis 0 of length one have the targets there.
-        """
-        key = next(iter(self.compiled.seeds))
-        dtype = np.float64 if values.dtype == np.float64 else np.float32
-        parts = []
-        for target in targets:
-            asked = {**feeds, key: target.seed.reshape(values.shape).astype(dtype)}
-            parts.append(self.session.run(asked))
-            self.require_finite(asked, parts[-1])
-        return {
-            name: (np.concatenate if array.shape[:1] == (1,) else np.stack)([part[name] for part in parts])
-            for name, array in parts[0].items()
-        }
-
-    def _targets(
-        self, feeds: dict[str, Array], name: str, targets: Sequence[Target], scores: Array
-    ) -> dict[str, Array]:
-        """Every target of every row; rows of the result are target-major."""
-        rows = scores.shape[0] if scores.ndim else 1
-        key = next(iter(self.compiled.seeds))
-        dtype = np.float64 if scores.dtype == np.float64 else np.float32
-        seeds = [np.broadcast_to(t.seed, scores.shape).astype(dtype) for t in targets]
-        if rows == 1 and scores.ndim:
-            return self._run(feeds, {key: np.concatenate(seeds)})
-        parts = [self._run(feeds, {key: seed}) for seed in seeds]
-        return chunking.concatenate(parts, self._row_axes())
-
-    def _run(self, feeds: dict[str, Array], seeds: dict[str, Array]) -> dict[str, Array]:
-        found = self._compute(feeds, seeds)
-        self.require_finite({**feeds, **seeds}, found)
-        return found
-
-    def require_finite(self, feeds: Mapping[str, Array], found: Mapping[str, Array]) -> None:
-        """Raise NotFinite for a score or relevance that is NaN or infinite, with the first tensor that is.
-
-        feeds: seeds among them. found: outputs of the compiled graph.
-        """
-        if (error := answer_error(self.compiled, feeds, found, self._searches > 0)) is not None:
-            self._searches -= 1
-            raise error
-
-    def _compute(self, feeds: dict[str, Array], seeds: dict[str, Array]) -> dict[str, Array]:
-        if not self.compiled.streams and self._exact(feeds, seeds):
-            return self.session.run({**feeds, **seeds})
-        rows = _rows(feeds)
-        streams = {seed.shape[0] if seed.ndim else 1 for seed in seeds.values()}
-        count = max(streams)
-        if len(streams - {1}) > 1 or (count != rows and 1 not in (count, rows)):
-            raise InputError(
-                f"{rows} input rows and {sorted(streams)} seeds: there is one seed a row, or one row, or one seed."
-            )
-        count = max(count, rows)
-        seeds = {k: np.repeat(seed, count, 0) if seed.ndim and len(seed) < count else seed for k, seed in seeds.items()}
-        size = count
-        if self.compiled.streams:
-            size = chunking.rows_per_run(bytes_per_stream(self.compiled.model), count)
-        elif rows < count:
-            size = 1
-        parts = []
-        for rows_of_chunk in chunking.chunks(count, size):
-            part = {k: seed[rows_of_chunk] if seed.ndim and count > 1 else seed for k, seed in seeds.items()}
-            x = {k: v[rows_of_chunk] for k, v in feeds.items()} if rows > 1 and size < count else feeds
-            parts.append(self.session.run({**x, **part}))
-        return chunking.concatenate(parts, self._row_axes())
-
-    def _exact(self, feeds: dict[str, Array], seeds: dict[str, Array]) -> bool:
-        """Whether the seeds have the very shapes of the explained tensors, whatever axis 0 of these means."""
-        forward = self.subject.forward(feeds, list(self.compiled.seeds.values()))
-        for name, source in self.compiled.seeds.items():
-            shape, seed = forward[source].shape, seeds[name]
-            wanted = (*shape[:1], len(shape) - 1)[: 1 if len(shape) == 2 else 2] if name.endswith(".target") else shape
-            if seed.shape != wanted:
-                return False
-        return True
-
-    def _row_axes(self) -> dict[str, int | None]:
-        axes: dict[str, int | None] = {LEDGER: 0}
-        for out, axis in self.compiled.provenance["stream_axis"].items():
-            axes[out] = axis if axis is not None else 0
-        for name in self.session.outputs:
-            axes.setdefault(name, 0 if _rows_of(self.compiled.model, name) else None)
-        return axes
 
     def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         specs = self.subject.inputs
@@ -414,12 +337,3 @@ def _one_thing_said(name: str, values: Array, feeds: Mapping[str, Array]) -> str
         f"axis 0 of {name} {list(values.shape)} does not count samples of {inputs}: it is explained as one thing, and "
         "targets address its positions"
     )
-
-
-def _rows(feeds: Mapping[str, Array]) -> int:
-    return max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
-
-
-def _rows_of(model: ir.Model, name: str) -> bool:
-    value = next(v for v in model.graph.outputs if v.name == name)
-    return bool(value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int))

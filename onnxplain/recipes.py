@@ -1,36 +1,69 @@
-"""A recipe: a serialisable choice of method, composite and options, with a digest."""
+"""A recipe: a serialisable choice of method, options and base, with a digest."""
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from onnxplain.compile.assemble import Recipe as Passes
+from onnxplain.compile.assemble import Propagation
 from onnxplain.compile.provenance import digest
 from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_entries
 from onnxplain.errors import InputError, UnknownName, UsageError
-from onnxplain.methods.registry import METHODS, Method
+from onnxplain.methods.options import Options, resolved
+from onnxplain.methods.registry import METHODS, Looped, OnePass, one_pass
 from onnxplain.rules.finishes import FINISHES
 from onnxplain.rules.starts import STARTS
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is to be done, by names only. composite None: the method's own. rules: entries as on the command line."""
+    """What is to be done, by names and numbers only. Every option has its value, given or not.
+
+    options: of the method, see `onnxplain methods`. base: the one-pass recipe a looped method runs; None: its own
+    choice. A method that is not known here (a newer server's) keeps what it is given. Raises UnknownName, UsageError.
+    """
 
     method: str = "lrp"
-    composite: str | None = None
-    rules: tuple[str, ...] = ()
-    form: str | None = None
+    options: Mapping[str, Any] = field(default_factory=Options)
+    base: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            object.__setattr__(self, "options", Options(self.options))
+            return
+        entry = METHODS[self.method]
+        takers = " and ".join(m.name for m in METHODS.values() if isinstance(m, OnePass) and m.relevance)
+        hint = f"its derivatives are those of the ops, composites and rules are for {takers}."
+        object.__setattr__(self, "options", resolved(self.method, entry.options, self.options, hint))
+        if not isinstance(entry, Looped) or not entry.base:
+            if self.base is not None:
+                raise UsageError(f"method {self.method} takes no base: it is {entry.family}.")
+        else:
+            base = named(entry.base) if self.base is None else self.base
+            if base.method in METHODS:
+                one_pass(base.method, f"the base of {self.method} is a one-pass method")
+            object.__setattr__(self, "base", base)
+
+    @classmethod
+    def asked(cls, method: str | Recipe, base: str | Recipe | None = None, **options: Any) -> Recipe:
+        """From Python's words: None is not given, a recipe is taken as it is."""
+        given = {name: value for name, value in options.items() if value is not None and value != ()}
+        if isinstance(method, Recipe):
+            if given or base is not None:
+                raise UsageError(
+                    f"the recipe says all: {', '.join([*given, *(['base'] if base else [])])} is beside it."
+                )
+            return method
+        METHODS[method]  # says which are near where there is none
+        return cls(method, given, named(base) if isinstance(base, str) else base)
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
-        """From a TOML file with the keys method, composite, rules, form. Raises InputError, UnknownName."""
+        """From a TOML file with the keys method, base, and the method's options. Raises InputError, UnknownName."""
         try:
             content = tomllib.loads(path.read_text())
         except OSError as error:
@@ -46,82 +79,136 @@ class Recipe:
 
     @classmethod
     def of(cls, content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
-        """From a table of the same keys."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for key in content:
-            if key not in names:
-                raise UnknownName(f"key of {where}", key, names)
-        for key, value in content.items():
-            if key != "rules" and not isinstance(value, str):
-                raise UsageError(f"{where}: {key} is a name, not {value!r}.")
-        rules = content.get("rules", ())
-        if isinstance(rules, str) or not isinstance(rules, Sequence) or not all(isinstance(r, str) for r in rules):
-            raise UsageError(f"{where}: rules is a list such as ['type:Conv=flat'], not {rules!r}.")
-        return cls(**{**content, "rules": tuple(rules)})
+        """From a table of the same keys; base is a recipe's name or a table. where: for messages."""
+        method, base = content.get("method", "lrp"), content.get("base")
+        if not isinstance(method, str):
+            raise UsageError(f"{where}: method is a name, not {method!r}.")
+        options = {name: value for name, value in content.items() if name not in ("method", "base")}
+        if method in METHODS:
+            known = METHODS[method].options
+            for name in options:
+                if name not in known and not any(name in entry.options for entry in METHODS.values()):
+                    raise UnknownName(f"key of {where}", name, ["method", "base", *known])
+        if isinstance(base, str):
+            base = named(base)
+        elif isinstance(base, Mapping):
+            base = cls.of(base, f"{where}, base")
+        elif base is not None:
+            raise UsageError(f"{where}: base is the name of a recipe or a table, not {base!r}.")
+        return cls(method, options, base)
+
+    def content(self) -> dict[str, Any]:
+        """The table that `of` takes: plain names, numbers and lists, every option with its value."""
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in self.options.items()}
+        return {"method": self.method, **plain, **({} if self.base is None else {"base": self.base.content()})}
 
     def toml(self) -> str:
         """The recipe as a TOML file that `read` takes."""
-        lines = [f"{key} = {_toml(value)}" for key, value in dataclasses.asdict(self).items() if value]
-        return "\n".join(lines) + "\n"
+        return _toml(self.content())
+
+    @property
+    def one_pass(self) -> Recipe:
+        """What is compiled: the recipe itself, or the base that its method runs.
+
+        Raises UsageError for a forward-only method, which has none.
+        """
+        found = self if self.base is None else self.base
+        if isinstance(METHODS[found.method], Looped):
+            raise UsageError(f"method {self.method} is forward-only: it runs the model itself, and compiles no graph.")
+        return found
+
+    @property
+    def looped(self) -> bool:
+        """Whether the method runs its graph, or the model, many times."""
+        return isinstance(METHODS[self.method], Looped)
 
     @property
     def title(self) -> str:
-        """The method, with the composite where it is not the method's own."""
-        own = self.composite in (None, METHODS[self.method].composite)
-        return self.method if own else f"{self.method}-{self.composite}"
+        """The method, with the composite or the base where these are not the method's own."""
+        entry = METHODS[self.method]
+        if isinstance(entry, Looped):
+            own = self.base is None or self.base == named(entry.base)
+            return self.method if own or self.base is None else f"{self.method}-{self.base.title}"
+        composite = self.options.get("composite", entry.composite if isinstance(entry, OnePass) else "")
+        own = isinstance(entry, OnePass) and composite == entry.composite
+        return self.method if own else f"{self.method}-{composite}"
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that name the recipe."""
-        return digest(dataclasses.asdict(self))
+        """16 hexadecimal digits that name the recipe; the same however much of it was left to defaults."""
+        return digest(self.content())
+
+    @property
+    def composite(self) -> str:
+        """Name of the composite of what is compiled."""
+        found = self.one_pass
+        own = one_pass(found.method, "composites are of one-pass methods").composite
+        return str(found.options.get("composite", own))
 
     @property
     def without_bounds(self) -> str:
         """What the composite does where the input's bounds are not known, in a sentence; "" where it wants none."""
-        name = self.composite or METHODS[self.method].composite
+        name, rules = self.composite, self.one_pass.options.get("rules", ())
         instead = COMPOSITES[name].without_bounds
-        if not instead or any(rule.partition("=")[0].strip() == "first" for rule in self.rules):
+        if not instead or any(rule.partition("=")[0].strip() == "first" for rule in rules):
             return ""
         return (
             f"composite {name}: the input's bounds are not known, so box is not possible and there is {instead} "
             "(give --rule first=box(low=…,high=…), or bounds in model.toml)"
         )
 
-    def passes(self, bounds: Bounds = None) -> tuple[Passes, Method]:
-        """The composite, start and finish to compile, and the method. bounds: of the input, where they are known."""
-        method = METHODS[self.method]
-        form = method.form(self.form)
-        if self.composite is not None and not _relevance(method) and self.composite != method.composite:
-            raise UsageError(f"method {self.method} takes no composite; composites are for lrp, clrp1 and clrp2.")
-        if self.rules and not _relevance(method):
-            raise UsageError(f"method {self.method} takes no rules; rules are for lrp, clrp1 and clrp2.")
-        base = COMPOSITES[self.composite or method.composite]
-        composite: Composite = parse_entries(self.rules) | base.make(bounds)
-        options = {"form": self.form} if self.form else {}
-        return Passes(self.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, options), method
+    def check(self) -> None:
+        """Raise UnknownName or UsageError for names and options that do not go together."""
+        if METHODS[self.method].family != "forward-only":
+            self.propagation()
+
+    def propagation(self, bounds: Bounds = None) -> Propagation:
+        """What is compiled: composite, start, finish. bounds: of the input, where they are known."""
+        found = self.one_pass
+        entry = one_pass(found.method, "a graph is compiled of a one-pass method")
+        form = entry.form(found.options.get("form"))
+        composite: Composite = parse_entries(found.options.get("rules", ())) | COMPOSITES[self.composite].make(bounds)
+        return Propagation(
+            found.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, found.content()
+        )
 
 
 @cache
 def recipe_names() -> tuple[str, ...]:
-    """Every recipe that has a name of its own: each method, and each relevance method with each composite."""
+    """Every recipe that has a name of its own.
+
+    Each method, each relevance method with each composite, each looped method over each one-pass method.
+    """
+    one_pass_methods = [m for m in METHODS.values() if isinstance(m, OnePass)]
     relevant = [name for name, entry in COMPOSITES.items() if entry.make(None).relevance]
-    pairs = [f"{m.name}-{c}" for m in METHODS.values() if _relevance(m) for c in relevant if c != m.composite]
-    return (*METHODS, *pairs)
+    pairs = [f"{m.name}-{c}" for m in one_pass_methods if m.relevance for c in relevant if c != m.composite]
+    loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base]
+    over = [f"{m.name}-{base.name}" for m in loops for base in one_pass_methods if base.name != m.base]
+    return (*METHODS, *pairs, *over)
 
 
 def named(name: str) -> Recipe:
-    """The recipe of a name: `gradient`, `lrp`, `lrp-epsilon_plus_flat`. Raises UnknownName."""
+    """The recipe of a name: `gradient`, `lrp-epsilon_plus_flat`, `smooth_grad-lrp-epsilon`. Raises UnknownName."""
+    method, _, rest = name.partition("-")
+    entry = METHODS.get(method)
+    if isinstance(entry, Looped) and entry.base and rest:
+        return Recipe(method, base=named(rest))
     if name not in recipe_names():
         raise UnknownName("recipe", name, recipe_names())
-    method, _, composite = name.partition("-")
-    return Recipe(method, composite or None)
+    return Recipe(method, {"composite": rest} if rest else {})
 
 
-def _relevance(method: Method) -> bool:
-    return method.form().start != "seed"
+def _toml(content: Mapping[str, Any]) -> str:
+    lines = [f"{k} = {_literal(v)}" for k, v in content.items() if v is not None and not isinstance(v, Mapping)]
+    tables = [f"\n[{name}]\n{_toml(v)}" for name, v in content.items() if isinstance(v, Mapping)]
+    return "\n".join(lines) + "\n" + "".join(tables)
 
 
-def _toml(value: Any) -> str:
+def _literal(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
+        return "[" + ", ".join(_literal(v) for v in value) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

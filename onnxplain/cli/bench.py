@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import click
 import numpy as np
 
 from onnxplain.cli.command import Command
-from onnxplain.cli.options import explainer_of, machine_options, recipe_options, recipes, request_options, subject_of
+from onnxplain.cli.options import (
+    RecipeWords,
+    explainer_of,
+    machine_options,
+    recipe_options,
+    recipes,
+    request_options,
+    subject_of,
+)
 from onnxplain.compile import Request
 from onnxplain.errors import OnnxplainError, UnsupportedModel
 from onnxplain.explainer import Explainer
+from onnxplain.recipes import Recipe
 from onnxplain.runtime.chunking import peak_memory
 from onnxplain.runtime.open import serialised
 from onnxplain.runtime.session import Array, Session
@@ -51,14 +60,14 @@ class Bench(Command):
 @request_options
 @machine_options
 def bench(
-    model: str, methods: tuple[str, ...], rounds: int, batch: int, targets: int, as_json: bool, composite: str | None,
-    rules: tuple[str, ...], form: str | None, recipe_file: Path | None, explain: tuple[str, ...], head: str | None,
+    model: str, methods: tuple[str, ...], rounds: int, batch: int, targets: int, as_json: bool,
+    words: RecipeWords, explain: tuple[str, ...], head: str | None,
     attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool, provider: str, threads: int,
 ) -> None:  # fmt: skip
     """Explanation time over MODEL's own forward time: medians of interleaved rounds on random input."""
     request = Request(explain, head or "", "tensor", attribute_to, keep, ledger)
     resolved, subject = subject_of(model, request, provider, threads)
-    wanted = recipes(methods, composite, rules, form, recipe_file, None, ["gradient", "lrp"])
+    wanted = recipes(methods, words, None, ["gradient", "lrp"])
     feeds = {name: _batched(array, batch) for name, array in subject.normalised.reference.feeds.items()}
     begun = time.perf_counter()
     forward = Session(
@@ -76,7 +85,11 @@ def bench(
     for recipe in wanted:
         try:
             explainer = explainer_of(subject, recipe)
-            _add(runs, per, recipe.composite or recipe.method, explainer, subject, feeds, targets, result)
+            if recipe.looped:
+                runs[recipe.title] = partial(explainer.explain, feeds)
+            else:
+                name = _name(recipe)
+                _add(runs, per, name, explainer, subject, feeds, targets, result)
         except OnnxplainError as error:
             result["contenders"][recipe.method] = {"failed": str(error)}
     if len(runs) == 1:
@@ -92,6 +105,12 @@ def bench(
         )  # fmt: skip
     result["peak memory MB"] = peak_memory() / 1e6
     click.echo(json.dumps(result, indent=2) if as_json else _table(result))
+
+
+def _name(recipe: Recipe) -> str:
+    """The composite where it is not the method's own, else the method."""
+    _, _, composite = recipe.title.partition("-")
+    return composite or recipe.method
 
 
 def _add(

@@ -10,6 +10,7 @@ import click
 
 from onnxplain.cli.command import Command
 from onnxplain.cli.options import (
+    RecipeWords,
     explainer_of,
     recipe_options,
     recipes,
@@ -35,8 +36,7 @@ from onnxplain.inputs import Preprocessing
 @request_options
 @sample_options
 def compile_command(
-    model: str, method: str | None, output: Path | None, seed: str, fold: bool, composite: str | None,
-    rules: tuple[str, ...], form: str | None, recipe_file: Path | None,
+    model: str, method: str | None, output: Path | None, seed: str, fold: bool, words: RecipeWords,
     explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...],
     keep: tuple[str, ...], ledger: bool, sample: Path | None, shapes: tuple[str, ...],
 ) -> None:  # fmt: skip
@@ -44,7 +44,7 @@ def compile_command(
     begun = time.perf_counter()
     request = Request(explain, head or "", seed, attribute_to, keep, ledger, fold)
     resolved, subject = subject_of(model, request, sample=sample, shapes=shapes)
-    (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, [])
+    (recipe,) = recipes([method] if method else [], words, resolved.settings, [])
     bounds = Preprocessing.of(resolved.settings).bounds(subject.inputs)
     explainer = explainer_of(subject, recipe, bounds=bounds)
     path = output or Path(f"{resolved.name}.{recipe.method}.onnx")

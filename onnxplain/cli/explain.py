@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -13,12 +12,11 @@ import click
 
 from onnxplain import render
 from onnxplain.cli.command import Command, refuse_idle
-from onnxplain.cli.options import recipe_options, shared
+from onnxplain.cli.options import RecipeWords, recipe_options
 from onnxplain.cli.output import Run, write_run
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.errors import UsageError
 from onnxplain.inputs.paths import read_text
-from onnxplain.recipes import Recipe
 
 
 @click.command("explain", cls=Command)
@@ -62,8 +60,8 @@ from onnxplain.recipes import Recipe
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def explain(
-    model: str, files: tuple[str, ...], targets: tuple[str, ...], methods: tuple[str, ...], composite: str | None,
-    rules: tuple[str, ...], form: str | None, recipe_file: Path | None, tensor: str, head: str | None,
+    model: str, files: tuple[str, ...], targets: tuple[str, ...], methods: tuple[str, ...], words: RecipeWords,
+    tensor: str, head: str | None,
     attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool, version: str, out: Path | None,
     palette: str | None, token: str | None, token_file: Path | None, tls_ca: str | None, tls_cert: Path | None,
     tls_key: Path | None, insecure: bool, timeout: float, as_json: bool,
@@ -96,13 +94,13 @@ def explain(
             inputs=[str(spec) for spec in info.specs],
             loaded=client.prepare(name, list(files), version=version),
         )
-        for recipe in _recipes(methods, composite, rules, form, recipe_file, info.method):
-            label = str(recipe.get("method") or info.method)
+        for recipe in _recipes(methods, words, info.method):
+            label = str(recipe["method"])
             progress.update(step, description=f"explaining by {label}")
             started = time.perf_counter()
             found = client.explain(
                 name, done.loaded, targets or ("predicted",), version=version, explain=tensor, head=head or "",
-                attribute_to=attribute_to, outputs=keep, ledger=ledger, **recipe,
+                attribute_to=attribute_to, outputs=keep, ledger=ledger, recipe=recipe,
             )  # fmt: skip
             done.seconds[found.method.name] = time.perf_counter() - started
             done.explanations.append(found)
@@ -130,14 +128,8 @@ def where(model: str, version: str) -> tuple[str, str, str]:
     return name, version or inside, address
 
 
-def _recipes(
-    methods: Sequence[str], composite: str | None, rules: Sequence[str], form: str | None, recipe_file: Path | None,
-    default: str,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Arguments of `Client.explain` for each method; the same options reach the same methods as in `run`."""
-    if recipe_file is not None:
-        if methods or composite or rules or form:
-            raise UsageError("--recipe stands alone: put method, composite, rules and form into the file.")
-        return [{"recipe": Recipe.read(recipe_file)}]
-    found = shared(list(methods) or [default], composite, rules, form)
-    return [dataclasses.asdict(given) for given in found.values()]
+def _recipes(methods: Sequence[str], words: RecipeWords, default: str) -> list[dict[str, Any]]:
+    """A recipe's table for each method; the same options reach the same methods as in `run`."""
+    if (recipe := words.read(methods)) is not None:
+        return [recipe.content()]
+    return list(words.tables(list(methods) or [default]).values())

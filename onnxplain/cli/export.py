@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from click.core import ParameterSource
 
 from onnxplain.cli.command import Command
 from onnxplain.cli.options import (
+    RecipeWords,
     explainer_of,
     recipe_options,
     recipes,
@@ -29,7 +31,7 @@ from onnxplain.runtime.open import bytes_per_stream
 from onnxplain.sources import Resolved
 from onnxplain.sources.directory import NAME
 
-RECIPE = {"method", "composite", "rules", "form", "recipe_file"}
+RECIPE = {"method", *(field.name for field in fields(RecipeWords))}
 REQUEST = {"seed", "explain", "head", "attribute_to", "keep", "ledger", "fold"}
 TAKES = {  # which options say something about which target
     "--triton": RECIPE | REQUEST | {"with_model", "force"},
@@ -70,8 +72,7 @@ ALWAYS = {"model", "triton", "kserve", "mlflow"}
 def export(
     context: click.Context, model: str, triton: Path | None, kserve: bool, mlflow: str | None,
     with_model: bool, storage_uri: str | None, image: str, out: Path | None, force: bool,
-    method: str | None, seed: str, fold: bool, composite: str | None,
-    rules: tuple[str, ...], form: str | None, recipe_file: Path | None,
+    method: str | None, seed: str, fold: bool, words: RecipeWords,
     explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...],
     keep: tuple[str, ...], ledger: bool,
 ) -> None:  # fmt: skip
@@ -96,7 +97,7 @@ def export(
             f"{resolved.name!r} cannot be the name of a served model: letters, digits, '.', '_' and '-' only. "
             "Rename the file, or put it into a folder NAME/1/model.onnx."
         )
-    (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, [])
+    (recipe,) = recipes([method] if method else [], words, resolved.settings, [])
     explainer = explainer_of(subject, recipe, bounds=Preprocessing.of(resolved.settings).bounds(subject.inputs))
     for note in explainer.notes:
         click.echo(f"note: {note}", err=True)

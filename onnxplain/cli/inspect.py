@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from onnxplain.cli.command import Command
-from onnxplain.cli.options import recipe_options, recipes, request_options, sample_options, subject_of
+from onnxplain.cli.options import RecipeWords, recipe_options, recipes, request_options, sample_options, subject_of
 from onnxplain.compile import Request, compile_graph, cuda
 from onnxplain.coverage import coverage
 from onnxplain.errors import OnnxplainError, UsageError
@@ -30,15 +30,14 @@ from onnxplain.subject import Subject
 @request_options
 @sample_options
 def inspect(
-    model: str, method: str | None, nodes: bool, as_json: bool, composite: str | None, rules: tuple[str, ...],
-    form: str | None, recipe_file: Path | None,
+    model: str, method: str | None, nodes: bool, as_json: bool, words: RecipeWords,
     explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...], keep: tuple[str, ...],
     ledger: bool, sample: Path | None, shapes: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Inputs, outputs, ops, the rule each node would get, what blocks and why. Runs nothing but a verification."""
     request = Request(explain, head or "", "tensor", attribute_to, keep, ledger)
     resolved, subject = subject_of(model, request, sample=sample, shapes=shapes)
-    (recipe,) = recipes([method] if method else [], composite, rules, form, recipe_file, resolved.settings, ["lrp"])
+    (recipe,) = recipes([method] if method else [], words, resolved.settings, ["lrp"])
     report = describe(subject)
     found = coverage(subject.normalised, subject.resolved, subject.request)
     chosen = coverage(subject.normalised, subject.resolved, subject.request, recipe)
@@ -99,7 +98,7 @@ def _memory(subject: Subject, recipe: Any) -> str:
     )
     text = f"weights {weights / 1e6:.1f} MB"
     try:
-        compiled = compile_graph(subject.normalised, subject.resolved, recipe.passes()[0], subject.request)
+        compiled = compile_graph(subject.normalised, subject.resolved, recipe.propagation(), subject.request)
     except UsageError:  # what was asked for cannot be, whatever the model
         raise
     except OnnxplainError:

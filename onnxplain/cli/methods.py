@@ -10,7 +10,7 @@ import click
 
 from onnxplain.cli.command import Command
 from onnxplain.composites import COMPOSITES
-from onnxplain.methods import METHODS
+from onnxplain.methods import METHODS, Looped
 from onnxplain.rules import RULES
 from onnxplain.vjp import OPS
 
@@ -39,7 +39,8 @@ def catalogue() -> dict[str, dict[str, Any]]:
     """The registries as plain data."""
     return {
         "methods": {
-            name: {"doc": m.doc, "cite": m.cite, "options": _method_options(name)} for name, m in METHODS.items()
+            name: {"doc": m.doc, "cite": m.cite, "family": m.family, "options": _method_options(name)}
+            for name, m in METHODS.items()
         },
         "composites": {name: {"doc": c.doc, "cite": c.cite, "options": {}} for name, c in COMPOSITES.items()},
         "rules": {
@@ -56,8 +57,14 @@ def catalogue() -> dict[str, dict[str, Any]]:
 
 def _method_options(name: str) -> dict[str, str]:
     method = METHODS[name]
-    options = {"composite": method.composite} if method.form().start != "seed" else {}
-    return options | ({"form": "|".join(method.forms)} if len(method.forms) > 1 else {})
+    base = {"base": method.base} if isinstance(method, Looped) and method.base else {}
+    return base | {
+        option.name: "|".join(map(str, option.choices)) or _plain(option.default) for option in method.options.values()
+    }
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "" if value in (None, ()) else str(value)
 
 
 def _default(name: str, value: Any, choices: dict[str, tuple[str, ...]]) -> str:

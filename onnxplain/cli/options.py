@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from zipfile import BadZipFile
 
 import click
@@ -15,8 +16,8 @@ from onnxplain.compile import Request
 from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.inputs import ModelSettings
-from onnxplain.methods import METHODS
-from onnxplain.recipes import Recipe
+from onnxplain.methods import METHODS, Looped
+from onnxplain.recipes import Recipe, named
 from onnxplain.sources import Resolved
 from onnxplain.sources import resolve as resolve_model
 from onnxplain.subject import Subject
@@ -33,7 +34,15 @@ def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
     return decorate
 
 
-recipe_options = _all(
+_recipe_flags = _all(
+    click.option(
+        "--base", metavar="RECIPE",
+        help="What a looped method runs, such as gradient, lrp or lrp-epsilon; --composite, --rule and --form are its.",
+    ),
+    click.option(
+        "--option", "options", multiple=True, metavar="NAME=VALUE",
+        help="Option of the method, such as steps=100 (see `onnxplain methods`); repeatable.",
+    ),
     click.option("--composite", metavar="NAME", help="Which rule where, for lrp and clrp (see `onnxplain methods`)."),
     click.option(
         "--rule", "rules", multiple=True, metavar="WHERE=RULE",
@@ -41,7 +50,7 @@ recipe_options = _all(
     ),
     click.option("--form", type=click.Choice(["paper", "code"]), help="CLRP by its paper (default) or by its code."),
     click.option(
-        "--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file: method, composite, rules, form."
+        "--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file: method, its options, base."
     ),
 )  # fmt: skip
 request_options = _all(
@@ -84,62 +93,111 @@ picture_options = _all(
 )
 
 
+@dataclass(frozen=True)
+class RecipeWords:
+    """What a command line says of a recipe besides its method, as `recipe_options` hands it over."""
+
+    base: str | None = None
+    options: tuple[str, ...] = ()
+    composite: str | None = None
+    rules: tuple[str, ...] = ()
+    form: str | None = None
+    recipe_file: Path | None = None
+
+    def read(self, methods: Sequence[str]) -> Recipe | None:
+        """The recipe of `--recipe`, which stands alone."""
+        if self.recipe_file is None:
+            return None
+        if methods or replace(self, recipe_file=None) != RecipeWords():
+            raise UsageError("--recipe stands alone: put method, base, composite, rules and form into the file.")
+        return Recipe.read(self.recipe_file)
+
+    def given(self) -> dict[str, Any]:
+        """Options by name, those that were said."""
+        found: dict[str, Any] = {}
+        for text in self.options:
+            name, equals, value = text.partition("=")
+            name = name.strip()
+            if not equals or not name:
+                raise UsageError(f"--option {text}: write NAME=VALUE, as in steps=100.")
+            if name in found:
+                raise UsageError(f"--option {name} is given twice.")
+            found[name] = value.strip()
+        for name, word in (("composite", self.composite), ("rules", self.rules), ("form", self.form)):
+            if word and name in found:
+                raise UsageError(f"--option {name} and {FLAGS[name]} say the same; give one.")
+            if word:
+                found[name] = word
+        return found
+
+    def tables(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """A recipe's table for each method: every option goes to those that take it, to an only one in any case.
+
+        A looped method hands on what its base takes. A method that is not known here is a newer server's, and takes
+        all. Raises UsageError for an option that none takes.
+        """
+        found: dict[str, dict[str, Any]] = {name: {"method": name} for name in names}
+        bases = [name for name in found if name not in METHODS or METHODS[name].family == "looped"]
+        if self.base is not None:
+            for name in bases or (list(found) if len(found) == 1 else []):
+                found[name]["base"] = named(self.base).content()
+            if not bases and len(found) > 1:
+                raise UsageError(f"--base says nothing to {' and '.join(found)}; see `onnxplain methods`.")
+        for option, value in self.given().items():
+            takers = [place for name in found if (place := _place(found[name], option)) is not None]
+            if not takers and len(found) > 1:
+                flag = FLAGS.get(option, f"--option {option}")
+                raise UsageError(f"{flag} says nothing to {' and '.join(found)}; see `onnxplain methods`.")
+            for place in takers or found.values():
+                place[option] = value
+        return found
+
+
+def recipe_options(command: Command) -> Command:
+    """Give a command the options of a recipe; it gets them as one argument, `words`."""
+
+    @wraps(command)
+    def with_words(*args: Any, **values: Any) -> Any:
+        words = RecipeWords(**{field.name: values.pop(field.name) for field in fields(RecipeWords)})
+        return command(*args, words=words, **values)
+
+    return _recipe_flags(with_words)  # type: ignore[return-value]
+
+
+FLAGS = {"composite": "--composite", "rules": "--rule", "form": "--form"}
+
+
+def _place(table: dict[str, Any], option: str) -> dict[str, Any] | None:
+    """Where an option belongs in a recipe's table: to the method, to its base, or nowhere."""
+    name = table["method"]
+    if name not in METHODS or option in METHODS[name].options:
+        return table
+    entry = METHODS[name]
+    if not isinstance(entry, Looped) or not entry.base:
+        return None
+    base: dict[str, Any] = table.get("base") or named(entry.base).content()
+    if base["method"] in METHODS and option not in METHODS[base["method"]].options:
+        return None
+    return cast("dict[str, Any]", table.setdefault("base", base))
+
+
 def recipes(
-    methods: Sequence[str],
-    composite: str | None,
-    rules: Sequence[str],
-    form: str | None,
-    recipe_file: Path | None,
-    settings: ModelSettings | None,
-    fallback: Sequence[str],
+    methods: Sequence[str], words: RecipeWords, settings: ModelSettings | None, fallback: Sequence[str]
 ) -> list[Recipe]:
     """The recipes a command line asks for: `--recipe`, else options, over the model's defaults."""
-    if recipe_file is not None:
-        if methods or composite or rules or form:
-            raise UsageError("--recipe stands alone: put method, composite, rules and form into the file.")
-        return [Recipe.read(recipe_file)]
+    if (recipe := words.read(methods)) is not None:
+        return [recipe]
     for name in methods:
         METHODS[name]  # says which are near where there is none
     defaults = Recipe.of(settings.defaults, "[defaults]") if settings and settings.defaults else None
     names = list(methods) or ([defaults.method] if defaults and not fallback else list(fallback)) or ["lrp"]
     found = []
-    for name, given in shared(names, composite, rules, form).items():
-        base = defaults if defaults and defaults.method == name else Recipe(name)
-        found.append(
-            replace(
-                base,
-                composite=given.composite or base.composite,
-                rules=given.rules + base.rules,
-                form=given.form or base.form,
-            )
-        )
+    for name, table in words.tables(names).items():
+        below = defaults.content() if defaults and defaults.method == name else {}
+        if "rules" in table and "rules" in below:
+            table["rules"] = (*table["rules"], *below["rules"])
+        found.append(Recipe.of({**below, **table}, "the options"))
     return found
-
-
-def shared(names: Sequence[str], composite: str | None, rules: Sequence[str], form: str | None) -> dict[str, Recipe]:
-    """What of the options goes to which of several methods: those that take it; to an only one in any case.
-
-    A method that is not known here is a newer server's, and takes all. Raises UsageError for an option that none takes.
-    """
-    only = len(set(names)) == 1
-    relevance = {n for n in names if only or n not in METHODS or METHODS[n].form().start != "seed"}
-    forms = {n for n in names if only or n not in METHODS or len(METHODS[n].forms) > 1}
-    for option, given, taken in (
-        ("--composite", composite, relevance),
-        ("--rule", rules, relevance),
-        ("--form", form, forms),
-    ):
-        if given and not taken:
-            raise UsageError(f"{option} says nothing to {' and '.join(dict.fromkeys(names))}; see `onnxplain methods`.")
-    return {
-        n: Recipe(
-            n,
-            composite if n in relevance else None,
-            tuple(rules) if n in relevance else (),
-            form if n in forms else None,
-        )
-        for n in dict.fromkeys(names)
-    }
 
 
 def subject_of(
@@ -181,4 +239,4 @@ def _size(text: str) -> tuple[str, tuple[int, ...]]:
 
 def explainer_of(subject: Subject, recipe: Recipe, **more: Any) -> Explainer:
     """An explainer of a subject by a recipe."""
-    return Explainer(subject, recipe.method, composite=recipe.composite, rules=recipe.rules, form=recipe.form, **more)
+    return Explainer(subject, recipe, **more)

@@ -102,7 +102,7 @@ def _manifest(done: Run) -> dict[str, Any]:
         "random_seed": done.random_seed,
         "preprocessing": {name: dataclasses.asdict(s) for name, s in done.loaded.settings.items()},
         "recipes": [
-            {**dataclasses.asdict(e.recipe), "digest": e.recipe.digest, "provenance": e.provenance}
+            {**e.recipe.content(), "digest": e.recipe.digest, "provenance": e.provenance}
             for e in done.explanations
         ],
         "targets": [t.name for t in done.explanations[0].targets],
@@ -135,7 +135,7 @@ def _report(done: Run, panels: list[render.Panel], grid: bytes, manifest: dict[s
         classes=classes,
         panels=panels,
         grid_png=grid,
-        recipe={e.method.name: dataclasses.asdict(e.recipe) for e in done.explanations},
+        recipe={e.method.name: e.recipe.content() for e in done.explanations},
         provenance=manifest,
         notes=[*done.loaded.notes, *done.notes],
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
+from rich.progress import Progress, TaskID
 
 from onnxplain import render
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import (
+    RecipeWords,
     explainer_of,
     machine_options,
     picture_options,
@@ -67,8 +70,8 @@ PICTURE = ("preprocess", "layout", "mean", "std", "scale")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(
     model: str, files: tuple[str, ...], inputs: tuple[str, ...], targets: tuple[str, ...], methods: tuple[str, ...],
-    composite: str | None, rules: tuple[str, ...], form: str | None, recipe_file: Path | None,
-    explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool,
+    words: RecipeWords, explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...],
+    keep: tuple[str, ...], ledger: bool,
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
     labels: str | None, provider: str,
     threads: int, sample: Path | None, shapes: tuple[str, ...],
@@ -95,7 +98,7 @@ def run(
             raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
         pictures = Preprocessing.of(resolved.settings, preprocess, layout, mean, std, scale, labels)
         fallback = [] if given else ["gradient", "lrp"]
-        wanted = recipes(methods, composite, rules, form, recipe_file, resolved.settings, fallback)
+        wanted = recipes(methods, words, resolved.settings, fallback)
         done = Run(
             where=str(resolved.path),
             name=resolved.name,
@@ -120,8 +123,9 @@ def run(
         unfinished: NotFinite | None = None
         for recipe in wanted:
             progress.update(step, description=f"explaining by {recipe.method}")
+            said = partial(_say, progress, step, f"explaining by {recipe.method}")
             failure = _explain(
-                done, subject, recipe, pictures, names, targets or ("predicted",), strict=bool(given) or bool(methods)
+                done, subject, recipe, pictures, names, targets or ("predicted",), bool(given) or bool(methods), said
             )
             unfinished = unfinished or failure
         if not done.explanations and given:
@@ -161,7 +165,7 @@ def _load(
 
 def _explain(
     done: Run, subject: Subject, recipe: Recipe, pictures: Preprocessing, names: Sequence[str], targets: Sequence[str],
-    strict: bool,
+    strict: bool, progress: Callable[[int, int], None],
 ) -> NotFinite | None:  # fmt: skip
     """Explain by one recipe. What failed is noted where `strict` is False; what was not finite is returned too."""
     begun = time.perf_counter()
@@ -170,7 +174,7 @@ def _explain(
         explainer = explainer_of(
             subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind
         )
-        explanation = explainer.explain(done.loaded.feeds, targets)
+        explanation = explainer.explain(done.loaded.feeds, targets, progress)
         explanation.show(done.loaded, subject.inputs[0].name)
         if pictures.labels_option and (unfit := labels_unfit(explanation.scores, names, explainer.kind)):
             raise UsageError(f"--labels {pictures.labels_option}: {unfit} of {explanation.explained}.")
@@ -183,6 +187,10 @@ def _explain(
     done.seconds[recipe.method] = time.perf_counter() - begun
     done.notes += [note for note in explanation.notes if note not in done.notes]
     return None
+
+
+def _say(progress: Progress, step: TaskID, text: str, done: int, total: int) -> None:
+    progress.update(step, description=f"{text}: {done} of {total}")
 
 
 def _answer(subject: Subject, loaded: Loaded) -> dict[str, str]:

@@ -59,9 +59,6 @@ class AsyncClient:
         version: str = "",
         method: str | None = None,
         recipe: str | Recipe | Mapping[str, Any] | None = None,
-        composite: str | None = None,
-        rules: Sequence[str] = (),
-        form: str | None = None,
         explain: str = "",
         head: str = "",
         attribute_to: str | Sequence[str] = (),
@@ -69,11 +66,12 @@ class AsyncClient:
         ledger: bool = False,
         timeout: float | None = None,
         progress: Progress | None = None,
+        **options: Any,
     ) -> RemoteExplanation:
         """See `Client.explain`."""
         return await self._run(
             self._talk.explain(
-                model, x, target, version, method, recipe, composite, rules, form, explain, head, attribute_to,
+                model, x, target, version, method, recipe, options, explain, head, attribute_to,
                 outputs, ledger, progress,
             ),
             timeout,
@@ -113,20 +111,16 @@ class AsyncClient:
         version: str = "",
         method: str | None = None,
         recipe: str | Recipe | Mapping[str, Any] | None = None,
-        composite: str | None = None,
-        rules: Sequence[str] = (),
-        form: str | None = None,
         explain: str = "",
         head: str = "",
         attribute_to: str | Sequence[str] = (),
         timeout: float | None = None,
         progress: Progress | None = None,
+        **options: Any,
     ) -> bytes:
         """See `Client.compile`."""
         return await self._run(
-            self._talk.compile(
-                model, version, method, recipe, composite, rules, form, explain, head, attribute_to, progress
-            ),
+            self._talk.compile(model, version, method, recipe, options, explain, head, attribute_to, progress),
             timeout,
         )
 

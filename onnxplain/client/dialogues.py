@@ -39,15 +39,15 @@ class Talk:
 
     def explain(
         self, model: str, x: X, target: Ask | Sequence[Ask], version: str, method: str | None,
-        recipe: str | Recipe | Mapping[str, Any] | None, composite: str | None, rules: Sequence[str], form: str | None,
-        explain: str, head: str, attribute_to: Names, outputs: Names, ledger: bool, progress: Progress | None,
+        recipe: str | Recipe | Mapping[str, Any] | None, options: Mapping[str, Any], explain: str,
+        head: str, attribute_to: Names, outputs: Names, ledger: bool, progress: Progress | None,
     ) -> Steps[RemoteExplanation]:  # fmt: skip
         """See `Client.explain`."""
         words = [str(word) for word in ([target] if isinstance(target, str | int | np.integer) else target)]
         info = yield from self._info(model, version)
         while True:
             loaded = info.loaded(x)
-            asked = recipe_message(info.method, method, recipe, composite, rules, form, head)
+            asked = recipe_message(info.method, method, recipe, options, head)
             request = v1.ExplainRequest(
                 model=v1.ModelRef(name=model, version=version),
                 request_id=secrets.token_hex(8),
@@ -59,10 +59,10 @@ class Talk:
             )
             reply = yield self._asked(request, loaded.feeds, info.reply.max_message_bytes, len(words), progress)
             if reply.model.version == info.version:
-                return rebuilt(reply, info, loaded, words, asked)
+                return rebuilt(reply, info, loaded, words)
             before, info = info, (yield from self._info(model, version, anew=True))
             if before.same_inputs(info) and reply.model.version == info.version:
-                return rebuilt(reply, info, loaded, words, asked)
+                return rebuilt(reply, info, loaded, words)
             # what was prepared was prepared for another version: once more, by the settings of this one
 
     def infer(
@@ -119,14 +119,13 @@ class Talk:
 
     def compile(
         self, model: str, version: str, method: str | None, recipe: str | Recipe | Mapping[str, Any] | None,
-        composite: str | None, rules: Sequence[str], form: str | None, explain: str, head: str, attribute_to: Names,
-        progress: Progress | None,
+        options: Mapping[str, Any], explain: str, head: str, attribute_to: Names, progress: Progress | None,
     ) -> Steps[bytes]:  # fmt: skip
         """See `Client.compile`."""
         info = yield from self._info(model, version)
         request = v1.CompileGraphRequest(
             model=v1.ModelRef(name=model, version=version),
-            recipe=recipe_message(info.method, method, recipe, composite, rules, form, head),
+            recipe=recipe_message(info.method, method, recipe, options, head),
             target=v1.Target(output=explain),
             attribute_to=_names(attribute_to),
         )
@@ -178,32 +177,46 @@ class Talk:
 
 
 def recipe_message(
-    default: str, method: str | None, recipe: str | Recipe | Mapping[str, Any] | None, composite: str | None,
-    rules: Sequence[str], form: str | None, head: str = "",
+    default: str, method: str | None, recipe: str | Recipe | Mapping[str, Any] | None, options: Mapping[str, Any],
+    head: str = "",
 ) -> v1.Recipe:  # fmt: skip
-    """A recipe as the protocol says it. default: the method of the model's own recipe, which then is the base."""
+    """A recipe as the protocol says it.
+
+    default: the method of the model's own recipe, which then is what options are laid over. options: of the method,
+    base among them.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
     if recipe is not None:
-        if method or composite or rules or form:
-            raise UsageError("recipe stands alone: put method, composite, rules and form into it.")
+        if method or given:
+            raise UsageError(
+                f"recipe stands alone: put {', '.join([*(['method'] if method else []), *given])} into it."
+            )
         if isinstance(recipe, str):
             found = v1.Recipe(name=recipe)
         else:
-            whole = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe)
-            found = v1.Recipe(name=whole.method)
-            _override(found, whole.composite, whole.rules, whole.form)
+            table = recipe.content() if isinstance(recipe, Recipe) else dict(recipe)
+            found = v1.Recipe(name=str(table.pop("method", "lrp")))
+            _override(found, table)
     else:
         found = v1.Recipe(name="" if method in (None, default) else str(method))
-        _override(found, composite, rules, form)
+        _override(found, given)
     if head:
         found.overrides["head"] = head
     return found
 
 
-def _override(message: v1.Recipe, composite: str | None, rules: Sequence[str], form: str | None) -> None:
-    given: dict[str, Any] = {"composite": composite, "rules": list(rules), "form": form}
-    given = {key: value for key, value in given.items() if value}
-    if given:
-        message.overrides.update(given)
+def _override(message: v1.Recipe, table: Mapping[str, Any]) -> None:
+    if table:
+        message.overrides.update({name: _plain(value) for name, value in table.items()})
+
+
+def _plain(value: Any) -> Any:
+    """As a Struct holds it: no tuples, no recipes."""
+    if isinstance(value, Recipe):
+        return _plain(value.content())
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _names(given: Names) -> list[str]:

@@ -17,7 +17,7 @@ from onnxplain.inputs import Loaded, Target
 from onnxplain.inputs import resolve as resolve_targets
 from onnxplain.methods import METHODS
 from onnxplain.methods.registry import Method
-from onnxplain.recipes import Recipe, named, recipe_names
+from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.tensors import v1_array
@@ -41,9 +41,7 @@ class RemoteExplanation(Explanation):
     timing: dict[str, float] = field(default_factory=dict)
 
 
-def rebuilt(
-    reply: v1.ExplainResponse, info: ModelInfo, loaded: Loaded, words: Sequence[str], asked: v1.Recipe
-) -> RemoteExplanation:
+def rebuilt(reply: v1.ExplainResponse, info: ModelInfo, loaded: Loaded, words: Sequence[str]) -> RemoteExplanation:
     """All that the reply says. words: the targets as they were asked. Raises InputError for a reply with a hole."""
     if not reply.attributions or not reply.targets:
         raise InputError("the server's reply has no relevance in it; is it a newer server? Update this package.")
@@ -53,7 +51,7 @@ def rebuilt(
     timing = reply.timing
     found = RemoteExplanation(
         method=_method(reply.method),
-        recipe=_recipe(reply, info, asked, provenance),
+        recipe=_recipe(reply),
         targets=_targets(reply, scores, info.labels, kind, words),
         samples=scores.shape[0] if scores.ndim else 1,
         relevances={a.of: _array(a.relevance, f"attributions[{n}]") for n, a in enumerate(reply.attributions)},
@@ -86,24 +84,14 @@ def _array(tensor: Any, where: str) -> Array:
 
 def _method(name: str) -> Method:
     """One that this package does not have yet is drawn as most are: signed, channels summed."""
-    return METHODS[name] if name in METHODS else Method(name, "", "", "", {})
+    return METHODS[name] if name in METHODS else Method(name, "", "")
 
 
-def _recipe(reply: v1.ExplainResponse, info: ModelInfo, asked: v1.Recipe, provenance: dict[str, Any]) -> Recipe:
-    """The recipe whose digest the server names: what was asked for, over the model's default where that was meant."""
-    given = json_format.MessageToDict(asked.overrides)
-    own_options = json_format.MessageToDict(info.reply.default_options)
-    start = named(asked.name) if asked.name in recipe_names() else Recipe(reply.method)
-    if not asked.name and own_options:
-        start = Recipe.of(own_options, "the server's default recipe")
-    rules, form = (*given.get("rules", ()), *start.rules), given.get("form") or start.form
-    composite = given.get("composite") or start.composite
-    own = (provenance.get("recipe") or {}).get("composite")  # as it was resolved, the method's own included
-    for name in dict.fromkeys((composite, own, None)):
-        found = Recipe(reply.method, name, rules, form)
-        if found.digest == reply.recipe_digest:
-            return found
-    return Recipe(reply.method, composite or own, rules, form)
+def _recipe(reply: v1.ExplainResponse) -> Recipe:
+    """As the server resolved it."""
+    if not reply.recipe.fields:
+        raise InputError("the server's reply does not say its recipe; is it an older server?")
+    return Recipe.of(json_format.MessageToDict(reply.recipe), "the reply's recipe")
 
 
 def _targets(

@@ -67,9 +67,6 @@ class Client:
         version: str = "",
         method: str | None = None,
         recipe: str | Recipe | Mapping[str, Any] | None = None,
-        composite: str | None = None,
-        rules: Sequence[str] = (),
-        form: str | None = None,
         explain: str = "",
         head: str = "",
         attribute_to: str | Sequence[str] = (),
@@ -77,21 +74,23 @@ class Client:
         ledger: bool = False,
         timeout: float | None = None,
         progress: Progress | None = None,
+        **options: Any,
     ) -> RemoteExplanation:
         """Why the model answers as it does for a batch, for one or several targets.
 
         x: (N, …) in the model's units, arrays by input name, or what the model's own settings prepare: the path of a
         picture, .npy, .npz or .csv, a list of paths (a batch), a PIL image. target: `predicted`, `top3`, a class name,
-        an index, "A vs B", or several. version: "", a number or an alias such as "@champion". method, composite, rules,
-        form: over the model's own defaults; recipe: a name of `recipes()` or a whole recipe, instead of these.
+        an index, "A vs B", or several. version: "", a number or an alias such as "@champion". method, options (of the
+        method: composite, rules, steps …, and base): over the model's own defaults; recipe: a name of `recipes()` or a
+        whole recipe, instead of these.
         explain: the tensor with the scores, "" the model's own. head: cut or keep a final softmax. attribute_to:
         tensors that get relevance. outputs: forward tensors to return in `kept`. ledger: where relevance went, node by
         node.
-        progress: called with (stage, completed, total) where tensors are so large that they travel in pieces.
+        progress: called with (stage, completed, total) where tensors travel in pieces, and while a looped method runs.
         """
         return self._run(
             self._talk.explain(
-                model, x, target, version, method, recipe, composite, rules, form, explain, head, attribute_to,
+                model, x, target, version, method, recipe, options, explain, head, attribute_to,
                 outputs, ledger, progress,
             ),
             timeout,
@@ -134,20 +133,16 @@ class Client:
         version: str = "",
         method: str | None = None,
         recipe: str | Recipe | Mapping[str, Any] | None = None,
-        composite: str | None = None,
-        rules: Sequence[str] = (),
-        form: str | None = None,
         explain: str = "",
         head: str = "",
         attribute_to: str | Sequence[str] = (),
         timeout: float | None = None,
         progress: Progress | None = None,
+        **options: Any,
     ) -> bytes:
         """The compiled graph as an ONNX file, from a server that allows it (--allow-export)."""
         return self._run(
-            self._talk.compile(
-                model, version, method, recipe, composite, rules, form, explain, head, attribute_to, progress
-            ),
+            self._talk.compile(model, version, method, recipe, options, explain, head, attribute_to, progress),
             timeout,
         )
 

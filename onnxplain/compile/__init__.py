@@ -1,7 +1,7 @@
 """Forward + backward → one model: names, seeds, relevances, ledger, provenance."""
 
 from onnxplain.compile.analysis import batch_axes
-from onnxplain.compile.assemble import Compiled, Recipe, compile_graph
+from onnxplain.compile.assemble import Compiled, Propagation, compile_graph
 from onnxplain.compile.contract import Request, Resolved, resolve
 
-__all__ = ["Compiled", "Recipe", "Request", "Resolved", "batch_axes", "compile_graph", "resolve"]
+__all__ = ["Compiled", "Propagation", "Request", "Resolved", "batch_axes", "compile_graph", "resolve"]

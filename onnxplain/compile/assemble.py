@@ -30,15 +30,15 @@ from onnxplain.vjp import lookup
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How relevance is made. name and options say whose recipe it is; passes: what each pass does to the last rule."""
+class Propagation:
+    """How relevance is made. name and recipe say for whom; passes: what each pass does to the last rule."""
 
     name: str
     composite: Composite
     start: Start
     finish: Finish
     passes: tuple[str, ...] = ("",)
-    options: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,22 +54,22 @@ class Compiled:
     seconds: float
 
 
-def compile_graph(normalised: Normalised, resolved: Resolved, recipe: Recipe, request: Request) -> Compiled:
+def compile_graph(normalised: Normalised, resolved: Resolved, propagation: Propagation, request: Request) -> Compiled:
     """The explanation graph of a normalised model. Raises UnsupportedOp, UnsupportedModel, UsageError."""
     begun = time.perf_counter()
     model = normalised.model.clone()
-    job = _Job(model, normalised, resolved, recipe, request)
+    job = _Job(model, normalised, resolved, propagation, request)
     with job.op.arithmetic():
         job.build()
     return job.finish(time.perf_counter() - begun)
 
 
 def survey(
-    normalised: Normalised, resolved: Resolved, recipe: Recipe, request: Request
+    normalised: Normalised, resolved: Resolved, propagation: Propagation, request: Request
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The rule every node on the path would get, and for each node that has none the reason. Nothing is emitted."""
-    found = Analysis(normalised.model.clone(), resolved, recipe.composite, request, strict=False)
-    rules, blocked = found.rules(recipe.composite)
+    found = Analysis(normalised.model.clone(), resolved, propagation.composite, request, strict=False)
+    rules, blocked = found.rules(propagation.composite)
     return (
         {step_name(node): rule_text(rule, node) for node, rule in rules.items()},
         {step_name(node): reason for node, reason in blocked.items()},
@@ -85,15 +85,15 @@ class _Job:
     """One compilation."""
 
     def __init__(
-        self, model: ir.Model, normalised: Normalised, resolved: Resolved, recipe: Recipe, request: Request
+        self, model: ir.Model, normalised: Normalised, resolved: Resolved, propagation: Propagation, request: Request
     ) -> None:
         self.model, self.graph = model, model.graph
-        self.normalised, self.resolved, self.recipe, self.request = normalised, resolved, recipe, request
+        self.normalised, self.resolved, self.propagation, self.request = normalised, resolved, propagation, request
         self.forward_count = len(list(self.graph))
-        self.found = Analysis(model, resolved, recipe.composite, request)
+        self.found = Analysis(model, resolved, propagation.composite, request)
         self.op = self.found.op
-        self.rules = {node: recipe.composite.rule_for(place) for node, place in self.found.places.items()}
-        recipe.composite.check_given(self.found.places.values())
+        self.rules = {node: propagation.composite.rule_for(place) for node, place in self.found.places.items()}
+        propagation.composite.check_given(self.found.places.values())
         self._say_missed_boxes()
         self.seeds = Seeds(self.op, request.seed, list(self.found.values))
         self.relevances: dict[str, str] = {}
@@ -102,7 +102,7 @@ class _Job:
     def _say_missed_boxes(self) -> None:
         """Where the bounds of the input do not say where the first layer's input lies, another rule stands in."""
         for node, place in self.found.places.items():
-            if (missed := self.recipe.composite.missed(place)) is not None:
+            if (missed := self.propagation.composite.missed(place)) is not None:
                 self.found.notes.append(
                     f"{node} has {rule_text(self.rules[node], node)} in place of {missed.name}: the bounds of the "
                     f"model's input do not say where this layer's input lies (give --rule first=box(low=…,high=…) in "
@@ -116,29 +116,29 @@ class _Job:
                 continue
             if RULES[rule.name].by_output:
                 raise UsageError(
-                    f"{self.recipe.name} gives the other classes relevance whatever their logits are, and {node} has "
-                    f"the rule {rule.name}, which divides by them: a logit near 0 would take over the map. Use clrp2, "
-                    f"or another rule there (--rule last=z_plus)."
+                    f"{self.propagation.name} gives the other classes relevance whatever their logits are, and {node} "
+                    f"has the rule {rule.name}, which divides by them: a logit near 0 would take over the map. Use "
+                    f"clrp2, or another rule there (--rule last=z_plus)."
                 )
 
     def build(self) -> None:
         """Seeds, passes, outputs."""
         op = self.op
         poison: list[ir.Value] = []
-        starts: list[dict[ir.Value, Relevance]] = [{} for _ in self.recipe.passes]
+        starts: list[dict[ir.Value, Relevance]] = [{} for _ in self.propagation.passes]
         first_seed: ir.Value | None = None
         for y in self.found.explained:
             seed, invalid = self.seeds.declare(y)
             poison += [] if invalid is None else [invalid]
             first_seed = first_seed or seed
-            for start, r in zip(starts, self.recipe.start.initial(op, seed, y), strict=True):
+            for start, r in zip(starts, self.propagation.start.initial(op, seed, y), strict=True):
                 op.reshaped(r.value, op.stream_shape(y))  # inference cannot tell streams from the batch
                 start[y] = r
         assert first_seed is not None
-        if self.recipe.start.spreads:
+        if self.propagation.start.spreads:
             self._check_spread()
         ledger = Ledger(op, first_seed, 0 if op.facts.free else None) if self.request.ledger else None
-        arrived = [self._walk(start, how, ledger) for start, how in zip(starts, self.recipe.passes, strict=True)]
+        arrived = [self._walk(start, how, ledger) for start, how in zip(starts, self.propagation.passes, strict=True)]
         outputs = list(self.graph.outputs)
         names = [str(value.name) for value in self.normalised.model.graph.outputs]
         del self.graph.outputs[:]
@@ -170,7 +170,7 @@ class _Job:
                 rule = LAST_RULES[how](rule)  # type: ignore[arg-type]
             if ledger is not None:
                 ledger.begin()
-            token = token_rule(self.op, node, self.found.active, self.recipe.finish)
+            token = token_rule(self.op, node, self.found.active, self.propagation.finish)
             applied[node] = token or rule
             return applied[node]
 
@@ -189,7 +189,7 @@ class _Job:
             return op.zeros(seed, value)
         rs = [op.zeros(seed, value) if r is None else r.value for r in passes]
         if is_float(value):
-            result = self.recipe.finish.combine(op, rs, value)
+            result = self.propagation.finish.combine(op, rs, value)
         elif len(rs) > 1:
             raise UnsupportedModel(
                 f"{value.name}: this method takes two passes, which tokens do not have. Use --form paper."
@@ -224,12 +224,12 @@ class _Job:
         content: dict[str, Any] = {
             "version": __version__,
             "sha256": self.normalised.source.sha256,
-            "method": self.recipe.name,
+            "method": self.propagation.name,
             "recipe": {
-                "composite": self.recipe.composite.name,
-                "entries": self.recipe.composite.text(),
-                "passes": list(self.recipe.passes),
-                **self.recipe.options,
+                "composite": self.propagation.composite.name,
+                "entries": self.propagation.composite.text(),
+                "passes": list(self.propagation.passes),
+                **self.propagation.recipe,
             },
             "seeds": self.seeds.names,
             "relevances": self.relevances,

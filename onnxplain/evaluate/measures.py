@@ -15,6 +15,7 @@ from onnxplain.errors import UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.explanation import Explanation
 from onnxplain.inputs.targets import Target
+from onnxplain.methods import OnePass
 from onnxplain.runtime.chunking import chunks
 from onnxplain.runtime.session import Array
 
@@ -59,7 +60,10 @@ def _conserved(explanation: Explanation) -> dict[str, Array]:
 
     Only for methods that redistribute the score itself: a gradient has no such law, a contrast starts elsewhere.
     """
-    form = explanation.method.form(explanation.recipe.form)
+    method = explanation.method
+    if not isinstance(method, OnePass):
+        return {}
+    form = method.form(explanation.recipe.options.get("form"))
     if (form.start, form.finish, form.passes) != ("seed_times_output", "as_it_is", ("",)):
         return {}
     if explanation.ledger is None:
@@ -113,17 +117,7 @@ def _times(explainer: Explainer, feeds: Mapping[str, Array]) -> list[float]:
     """Seconds of single explanations, as they are served: without the ledger, after one to warm up."""
     subject = explainer.subject
     plain = dataclasses.replace(subject, request=dataclasses.replace(subject.request, ledger=False))
-    recipe = explainer.recipe
-    timed = Explainer(
-        plain,
-        recipe.method,
-        composite=recipe.composite,
-        rules=recipe.rules,
-        form=recipe.form,
-        bounds=explainer.bounds,
-        labels=explainer.labels,
-        kind=explainer.kind,
-    )
+    timed = Explainer(plain, explainer.recipe, bounds=explainer.bounds, labels=explainer.labels, kind=explainer.kind)
     found = []
     for part in [*_batches(timed, feeds, 1)][: TIMED + 1]:
         begun = time.perf_counter()

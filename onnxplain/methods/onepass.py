@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxplain.methods.registry import METHODS, Form, Method
+from onnxplain.methods.registry import METHODS, Form, OnePass
 
 CLRP_PAPER = "Gu, Yang and Tresp 2018, Understanding Individual Decisions of CNNs via Contrastive Backpropagation"
 
 
 def _add(name: str, doc: str, cite: str, composite: str, form: Form | dict[str, Form], **more: Any) -> None:
     forms = form if isinstance(form, dict) else {"": form}
-    METHODS.add(name, Method(name, doc, cite, composite, forms, **more))
+    METHODS.add(name, OnePass(name, doc, cite, composite=composite, forms=forms, **more))
 
 
 _add(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 from onnxplain.errors import UnknownName, UsageError
+from onnxplain.methods.options import Option, declared
 from onnxplain.registry import Registry
+
+Family = Literal["one-pass", "looped", "forward-only"]
 
 
 @dataclass(frozen=True)
 class Form:
     """One way of running a one-pass method.
 
-    start, finish: names in `rules.endpoints`. passes: for each pass over the graph, what it does to the rule of the
-    last linear node ("" leaves it alone).
+    start, finish: names in `rules.starts` and `rules.finishes`. passes: for each pass over the graph, what it does to
+    the rule of the last linear node ("" leaves it alone).
     """
 
     start: str
@@ -25,19 +29,57 @@ class Form:
 
 @dataclass(frozen=True)
 class Method:
-    """A method that is wholly in the compiled graph.
+    """What every method says of itself.
 
-    composite: the one it takes unless told otherwise. forms: the first is the default. channels: how a picture's
-    channels are reduced to a map. signed: whether the map has two signs.
+    channels: how a picture's channels are reduced to a map. signed: whether the map has two signs.
     """
 
     name: str
     doc: str
     cite: str
-    composite: str
-    forms: Mapping[str, Form]
     channels: Literal["sum", "max"] = "sum"
     signed: bool = True
+
+    family: ClassVar[Family]
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Its options by name."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OnePass(Method):
+    """A method that is wholly in the compiled graph.
+
+    composite: the one it takes unless told otherwise. forms: the first is the default.
+    """
+
+    composite: str = "none"
+    forms: Mapping[str, Form] = None  # type: ignore[assignment]
+    family: ClassVar[Family] = "one-pass"
+
+    @property
+    def relevance(self) -> bool:
+        """Whether it hands on relevance, by rules; else gradients, by derivatives."""
+        return self.form().start != "seed"
+
+    @property
+    def per_unit(self) -> bool:
+        """Whether it answers per unit of the input, as a gradient does; else its answer is a share of the score."""
+        return not self.relevance and self.form().finish != "times_input"
+
+    @cached_property
+    def options(self) -> Mapping[str, Option]:
+        """Composite, rules and form, where it takes them."""
+        found = []
+        if self.relevance:
+            found.append(Option("composite", self.composite, ("str",), doc="Which rule where."))
+            found.append(Option("rules", (), ("texts",), doc="Rules of single nodes, before the composite's."))
+        if len(self.forms) > 1:
+            names = tuple(self.forms)
+            found.append(Option("form", names[0], (), names, doc="By the paper, or as its code has it."))
+        return {option.name: option for option in found}
 
     def form(self, name: str | None = None) -> Form:
         """A form by name; the default one for None."""
@@ -50,4 +92,47 @@ class Method:
         return self.forms[name]
 
 
+@dataclass(frozen=True)
+class Looped(Method):
+    """A numpy function over `Run`. base: the one-pass recipe it looks through, "" for a forward-only method."""
+
+    function: Callable[..., Any] = None  # type: ignore[assignment]
+    base: str = ""
+
+    @property
+    def family(self) -> Family:  # type: ignore[override]
+        """Looped where it runs a one-pass graph, forward-only where it runs the model alone."""
+        return "looped" if self.base else "forward-only"
+
+    @cached_property
+    def options(self) -> Mapping[str, Option]:
+        """The keyword arguments of its function."""
+        return declared(self.function)
+
+
 METHODS: Registry[Method] = Registry("method")
+
+
+def method(
+    name: str, *, cite: str, base: str = "gradient", channels: Literal["sum", "max"] = "sum", signed: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
+
+    base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. Its first docstring line
+    says what it is, a line `option: …` what an option means.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        doc = (function.__doc__ or "").strip().split("\n")[0]
+        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base))
+        return function
+
+    return register
+
+
+def one_pass(name: str, why: str) -> OnePass:
+    """A one-pass method by name. Raises UsageError for one of another family; why: what it is wanted for."""
+    found = METHODS[name]
+    if not isinstance(found, OnePass):
+        raise UsageError(f"{why}, and {name} is {found.family}.")
+    return found

@@ -153,10 +153,7 @@ def _explainer(
     pictures = Preprocessing.of(resolved.settings)
     return Explainer(
         subject,
-        recipe.method,
-        composite=recipe.composite,
-        rules=recipe.rules,
-        form=recipe.form,
+        recipe,
         bounds=pictures.bounds(subject.inputs),
         labels=pictures.labels(),
         kind=output.kind,

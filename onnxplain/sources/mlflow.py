@@ -207,9 +207,8 @@ def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> R
                 member(folder, os.path.relpath(labels, folder))  # a labels file elsewhere would be read out to clients
         if about.get("recipe"):
             recipe = Recipe.read(member(folder, about["recipe"]))
-            recipe.passes()
-            chosen = {key: value for key, value in dataclasses.asdict(recipe).items() if value}
-            settings = dataclasses.replace(settings, defaults=chosen)
+            recipe.check()
+            settings = dataclasses.replace(settings, defaults=recipe.content())
         # Who may register a model does not decide on the server's queues and memory.
         settings = dataclasses.replace(settings, serving=ServingSettings())
     except (OnnxplainError, Refused) as error:

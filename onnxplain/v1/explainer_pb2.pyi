@@ -191,7 +191,7 @@ class Timing(_message.Message):
     def __init__(self, queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compile: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compute: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size: _Optional[int] = ..., graph_cache_hit: bool = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("model", "request_id", "recipe_digest", "graph_digest", "attributions", "outputs", "conservation", "layers", "timing", "warnings", "targets", "scores", "explained", "provenance_json", "method", "ledger")
+    __slots__ = ("model", "request_id", "recipe_digest", "graph_digest", "attributions", "outputs", "conservation", "layers", "timing", "warnings", "targets", "scores", "explained", "provenance_json", "method", "ledger", "recipe")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RECIPE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +208,7 @@ class ExplainResponse(_message.Message):
     PROVENANCE_JSON_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     LEDGER_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     request_id: str
     recipe_digest: str
@@ -224,7 +225,8 @@ class ExplainResponse(_message.Message):
     provenance_json: str
     method: str
     ledger: _tensor_pb2.Tensor
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., request_id: _Optional[str] = ..., recipe_digest: _Optional[str] = ..., graph_digest: _Optional[str] = ..., attributions: _Optional[_Iterable[_Union[Attribution, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., conservation: _Optional[_Iterable[_Union[Conservation, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[_Union[ResolvedTarget, _Mapping]]] = ..., scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., explained: _Optional[str] = ..., provenance_json: _Optional[str] = ..., method: _Optional[str] = ..., ledger: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    recipe: _struct_pb2.Struct
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., request_id: _Optional[str] = ..., recipe_digest: _Optional[str] = ..., graph_digest: _Optional[str] = ..., attributions: _Optional[_Iterable[_Union[Attribution, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., conservation: _Optional[_Iterable[_Union[Conservation, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[_Union[ResolvedTarget, _Mapping]]] = ..., scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., explained: _Optional[str] = ..., provenance_json: _Optional[str] = ..., method: _Optional[str] = ..., ledger: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., recipe: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class ExplainStreamRequest(_message.Message):
     __slots__ = ("request", "chunk")

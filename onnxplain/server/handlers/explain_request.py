@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from google.protobuf import json_format
@@ -59,11 +57,14 @@ def recipe_of(given: v1.Recipe, model: LoadedModel) -> tuple[Recipe | None, str]
         if head not in ("", "cut", "keep"):
             raise UsageError(f"head is cut or keep, not {head!r}.")
         if overrides:
-            below = {k: v for k, v in dataclasses.asdict(base or model.default()).items() if v}
-            above = Recipe.of({**below, **overrides}, "recipe.overrides")
-            base = replace(above, rules=above.rules + below.get("rules", ())) if "rules" in overrides else above
+            below = (base or model.default()).content()
+            if overrides.get("method", below["method"]) != below["method"]:
+                below = {}  # another method, with options of its own
+            if "rules" in overrides and "rules" in below:
+                overrides["rules"] = [*overrides["rules"], *below["rules"]]
+            base = Recipe.of({**below, **overrides}, "recipe.overrides")
         if base is not None:
-            base.passes()  # says what does not go together
+            base.check()
     except OnnxplainError as error:
         raise error.at(error.field or "recipe") from None
     return base, str(head)

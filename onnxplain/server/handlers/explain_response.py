@@ -10,7 +10,9 @@ import numpy as np
 from onnxplain.compile.ledger import COLUMNS
 from onnxplain.errors import InputError, UnknownName
 from onnxplain.explanation import Explanation
+from onnxplain.methods import OnePass
 from onnxplain.runtime.session import Array
+from onnxplain.server.handlers.explain_request import plain
 from onnxplain.server.models.loaded import LoadedModel, Variant
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.tensors import v1_tensor
@@ -32,6 +34,7 @@ def explanation_reply(
         provenance_json=json.dumps(found.provenance, sort_keys=True, ensure_ascii=False),
         warnings=dict.fromkeys([*model.notes, *variant.notes, *found.notes]),
     )
+    reply.recipe.update(plain(found.recipe.content()))
     axes = found.provenance.get("stream_axis") or {}
     for name, relevance in found.relevances.items():
         axis = axes.get(f"{name}.relevance")
@@ -84,7 +87,7 @@ def _formed(relevance: Array, wanted: v1.OutputFormat, rows: int) -> Array:
 
 def _conservation(found: Explanation) -> Sequence[v1.Conservation]:
     """Per row: what was to be explained, what arrived, what the ledger says was absorbed. Relevance methods only."""
-    if found.method.form().start == "seed":
+    if not isinstance(found.method, OnePass) or not found.method.relevance:
         return []
     rows = []
     for target, sample, row in found.rows():

@@ -88,7 +88,7 @@ class LocalModel:
             feeds = checked(arrays, inputs)
             found = await asyncio.wrap_future(variant.lane.submit(feeds, names))
             if not finite(variant.explainer.compiled, found):
-                await self._think(lambda: variant.explainer.require_finite(feeds, found))
+                await self._think(lambda: variant.explainer.graph.require_finite(feeds, found))
             return found
         if given or len(seeds) > 1:
             missing = ", ".join(port.name for port in seeds if port.name not in arrays)
@@ -101,7 +101,7 @@ class LocalModel:
         def explain() -> dict[str, Array]:
             asked = {**feeds, **seeded(variant, feeds, word)}
             found = variant.lane.run(asked, names)
-            variant.explainer.require_finite(asked, found)
+            variant.explainer.graph.require_finite(asked, found)
             return found
 
         return await self._think(explain)

@@ -13,6 +13,7 @@ from onnxplain.coverage import coverage
 from onnxplain.errors import InputError
 from onnxplain.exports.triton import config_of
 from onnxplain.methods import METHODS
+from onnxplain.methods.options import Option
 from onnxplain.recipes import named, recipe_names
 from onnxplain.runtime.open import bytes_per_stream
 from onnxplain.server.handlers.explain_request import plain, recipe_of
@@ -43,7 +44,7 @@ class Answers:
             description=settings.description,
             max_batch_size=model.gate.max_rows,
         )
-        reply.default_options.update(plain({k: v for k, v in dataclasses.asdict(model.recipe).items() if v}))
+        reply.default_options.update(plain(model.recipe.content()))
         for target, found in ((reply.inputs, inputs), (reply.outputs, outputs)):
             for port in found:
                 target.add(name=port.name, datatype=port.datatype, shape=port.shape or (), any_rank=port.shape is None)
@@ -111,23 +112,43 @@ def recipes(page_size: int, token: str) -> v1.ListRecipesResponse:
     size = page_size if page_size > 0 else len(names)
     reply = v1.ListRecipesResponse()
     for name in names[start : start + size]:
-        recipe = named(name)
-        method = METHODS[recipe.method]
-        entry = COMPOSITES[recipe.composite or method.composite]
-        info = reply.recipes.add(name=name, title=method.doc, cite=method.cite, kind="one-pass")
-        if recipe.composite:
-            info.title = f"{method.doc} Composite: {entry.doc}"
-            info.cite = f"{method.cite}; {entry.cite}"
-        relevance = method.form().start != "seed"
-        properties: dict[str, Any] = {"head": {"type": "string", "enum": ["cut", "keep"]}}
-        if relevance:
-            properties["composite"] = {"type": "string", "enum": list(COMPOSITES)}
-            properties["rules"] = {"type": "array", "items": {"type": "string"}}
-        if len(method.forms) > 1:
-            properties["form"] = {"type": "string", "enum": list(method.forms)}
-        json_format.ParseDict({"type": "object", "properties": properties}, info.schema)
-        defaults = {"method": recipe.method, "head": "cut"} | ({"composite": entry.name} if relevance else {})
-        info.defaults.update(defaults)
+        reply.recipes.append(_info(name))
     if start + size < len(names):
         reply.next_page_token = names[start + size]
     return reply
+
+
+TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+LISTS = {"list": "number", "texts": "string"}
+
+
+def _info(name: str) -> v1.RecipeInfo:
+    """One recipe: what it does, and the schema of what may be said about it."""
+    recipe = named(name)
+    method = METHODS[recipe.method]
+    info = v1.RecipeInfo(name=name, title=method.doc, cite=method.cite, kind=method.family)
+    properties: dict[str, Any] = {"head": {"type": "string", "enum": ["cut", "keep"]}}
+    for option in method.options.values():
+        properties[option.name] = _schema(option)
+    if recipe.base is not None:
+        properties["base"] = {"type": ["string", "object"]}
+    if "composite" in recipe.options:
+        composite = COMPOSITES[recipe.composite]
+        properties["composite"] = {"type": "string", "enum": list(COMPOSITES)}
+        if name != recipe.method:
+            info.title, info.cite = f"{method.doc} Composite: {composite.doc}", f"{method.cite}; {composite.cite}"
+    json_format.ParseDict({"type": "object", "properties": properties}, info.schema)
+    info.defaults.update(plain({**recipe.content(), "head": "cut"}))
+    return info
+
+
+def _schema(option: Option) -> dict[str, Any]:
+    kinds: list[dict[str, Any]] = [{"type": TYPES[kind]} for kind in option.types if kind in TYPES]
+    kinds += [{"type": "array", "items": {"type": LISTS[kind]}} for kind in option.types if kind in LISTS]
+    kinds += [{"type": "string", "enum": list(option.choices)}] if option.choices else []
+    kinds += [{"type": "null"}] if option.none else []
+    if option.range is not None:
+        limits = {"minimum": option.range.low, "maximum": option.range.high}
+        kinds[0] |= {key: limit for key, limit in limits.items() if limit is not None}
+    found = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    return {**found, "description": option.doc} if option.doc else found

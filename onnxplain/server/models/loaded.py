@@ -221,8 +221,7 @@ class LoadedModel:
         if subject.request != request:
             subject = replace(subject, request=request)
         explainer = Explainer(
-            subject, recipe.method, composite=recipe.composite, rules=recipe.rules, form=recipe.form,
-            bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
+            subject, recipe, bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
         )  # fmt: skip
         lane, forward = explainer.session, subject.session
         assert isinstance(lane, ModelQueue) and isinstance(forward, ModelQueue)

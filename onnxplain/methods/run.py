@@ -1,0 +1,36 @@
+"""What a looped method asks of the model: arrays in, arrays out, however many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from onnxplain.methods.tensors import Array, Tensors
+
+
+class Run(Protocol):
+    """One sample of one target, looked at many times.
+
+    Points are `Tensors` with S rows, (S, …) for each attributed input; a seed of one row stands for all. The other
+    inputs of the model stay what they are. Rows are cut to what fits in memory, progress is told and a cancelled call
+    ends here, so that no method thinks of it.
+    """
+
+    per_unit: bool
+    """Whether relevance is per unit of the input, as a gradient is; else it is a share of the score."""
+
+    def batches(self, count: int) -> Iterator[slice]:
+        """0 … count in pieces that fit in memory at once; what is told as progress is how much of it is done."""
+        ...
+
+    def forward(self, points: Tensors) -> Array:
+        """The explained tensor at each point, (S, …)."""
+        ...
+
+    def score(self, points: Tensors, seed: Array) -> Array:
+        """What is explained, at each point: the sum of seed times explained tensor, float64 (S,)."""
+        ...
+
+    def relevance(self, points: Tensors, seed: Array) -> Tensors:
+        """What the base method gives each attributed input at each point, (S, …)."""
+        ...

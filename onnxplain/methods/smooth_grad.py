@@ -1,0 +1,62 @@
+"""SmoothGrad, and its square and variance."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+
+from onnxplain.methods.options import Range
+from onnxplain.methods.registry import method
+from onnxplain.methods.run import Run
+from onnxplain.methods.tensors import Array, Tensors
+
+
+@method(
+    "smooth_grad",
+    cite="Smilkov et al. 2017, SmoothGrad: removing noise by adding noise; "
+    "square: Hooker et al. 2019; variance: Adebayo et al. 2018",
+)
+def smooth_grad(
+    run: Run,
+    x: Tensors,
+    seed: Array,
+    *,
+    samples: Annotated[int, Range(1)] = 50,
+    noise: Annotated[float, Range(0)] = 0.15,
+    average: Literal["mean", "square", "variance"] = "mean",
+    random_seed: Annotated[int, Range(0)] = 0,
+) -> Tensors:
+    """Mean explanation of noisy copies of the input.
+
+    R = 1/n sum_k M(x + e_k), e_k normal with the standard deviation `noise` (max x - min x), each input tensor its own;
+    M is what the base answers, by default the gradient.
+
+    x (1, …) in model units; result the same shape, in the unit of the base (its square for square and variance).
+    samples: noisy copies; each is one backward pass.
+    noise: standard deviation as a share of the range of the input; the paper advises 0.1 to 0.2.
+    average: of the answers, of their squares (SmoothGrad squared), or their variance (VarGrad).
+    random_seed: of the noise, which is the same for every row and target.
+    """
+    generators = {name: np.random.default_rng([random_seed, n]) for n, name in enumerate(x)}
+    deviation = {name: noise * float(array.max() - array.min()) if array.size else 0.0 for name, array in x.items()}
+    total, squares = x.map(_zeros), x.map(_zeros)
+    for part in run.batches(samples):
+        rows = part.stop - part.start
+        noisy = {}
+        for name, array in x.items():
+            drawn = generators[name].standard_normal((rows, *array.shape[1:]))
+            noisy[name] = array + (deviation[name] * drawn).astype(array.dtype)
+        found = run.relevance(Tensors(noisy), seed).map(lambda array: array.astype(np.float64))
+        total, squares = total + found.sum(), squares + (found**2).sum()
+    if average == "mean":
+        result = total / samples
+    elif average == "square":
+        result = squares / samples
+    else:
+        result = (squares / samples - (total / samples) ** 2).map(lambda array: np.maximum(array, 0.0))
+    return result.with_(x, lambda array, like: array.astype(like.dtype))
+
+
+def _zeros(array: Array) -> Array:
+    return np.zeros(array.shape, np.float64)
