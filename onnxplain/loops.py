@@ -106,6 +106,8 @@ class Loop:
             asked = seed if self._whole else np.repeat(seed[:1], max(rows, self._fixed or 0), 0)
             outputs = graph.run(feeds, {key: asked})
             for out, source in graph.compiled.relevances.items():
+                if source not in parts:
+                    continue
                 parts[source].append(outputs[out][None] if self._whole else outputs[out][:rows])
         return Tensors({name: np.concatenate(arrays) for name, arrays in parts.items()})
 

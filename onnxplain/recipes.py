@@ -36,9 +36,11 @@ class Recipe:
             object.__setattr__(self, "options", Options(self.options))
             return
         entry = METHODS[self.method]
-        takers = " and ".join(m.name for m in METHODS.values() if isinstance(m, OnePass) and m.relevance)
-        hint = f"its derivatives are those of the ops, composites and rules are for {takers}."
-        object.__setattr__(self, "options", resolved(self.method, entry.options, self.options, hint))
+        for name in self.options:
+            takers = [other.name for other in METHODS.values() if name in other.options]
+            if takers and name not in entry.options:
+                raise UsageError(f"method {self.method} takes no {name}; that is for {', '.join(takers)}.")
+        object.__setattr__(self, "options", resolved(self.method, entry.options, self.options))
         if not isinstance(entry, Looped) or not entry.base:
             if self.base is not None:
                 raise UsageError(f"method {self.method} takes no base: it is {entry.family}.")

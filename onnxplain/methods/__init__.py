@@ -4,9 +4,9 @@ import importlib
 import pkgutil
 
 from onnxplain.methods import onepass
-from onnxplain.methods.registry import METHODS, Form, Looped, Method, OnePass, method
+from onnxplain.methods.registry import METHODS, Form, Looped, Method, OnePass, method, of_family
 
 for _module in sorted(found.name for found in pkgutil.iter_modules(__path__)):  # a new file is a new method
     importlib.import_module(f"{__name__}.{_module}")
 
-__all__ = ["METHODS", "Form", "Looped", "Method", "OnePass", "method", "onepass"]
+__all__ = ["METHODS", "Form", "Looped", "Method", "OnePass", "method", "of_family", "onepass"]

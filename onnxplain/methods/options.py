@@ -132,15 +132,10 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
-def resolved(method: str, declared: Mapping[str, Option], given: Mapping[str, Any], instead: str = "") -> Options:
-    """Every declared option with its value. instead: what to say of a method that has none.
-
-    Raises UnknownName and UsageError.
-    """
+def resolved(method: str, declared: Mapping[str, Option], given: Mapping[str, Any]) -> Options:
+    """Every declared option with its value. Raises UnknownName and UsageError."""
     for name in given:
         if name not in declared:
-            if not declared and instead:
-                raise UsageError(f"method {method} takes no {name}; {instead}")
             raise UnknownName(f"option of {method}", name, declared)
     return Options(
         {

@@ -113,6 +113,11 @@ class Looped(Method):
 METHODS: Registry[Method] = Registry("method")
 
 
+def of_family(*families: Family) -> list[str]:
+    """Names of the methods of some families, in order of registration."""
+    return [name for name, entry in METHODS.items() if entry.family in families]
+
+
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Literal["sum", "max"] = "sum", signed: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

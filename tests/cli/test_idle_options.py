@@ -17,7 +17,7 @@ from onnxplain.cli.bench_server import bench_server
 from onnxplain.cli.command import Command
 from onnxplain.client import Client
 from onnxplain.compile import Request
-from onnxplain.errors import UnknownName, UsageError
+from onnxplain.errors import UsageError
 from onnxplain.inputs import PictureSettings, Preprocessing, load_settings
 from onnxplain.inputs.preparation import picture_settings
 from onnxplain.inputs.specs import InputSpec
@@ -58,10 +58,13 @@ ALWAYS = {  # options that can act whatever else is given
     "bench HOST:PORT": {"model", "duration", "processes", "json", "rows"},
 }
 RECIPE = [
-    ("--composite", ["--method", "gradient", "--composite", "epsilon"], "composites are for lrp"),
-    ("--rule", ["--method", "gradient", "--rule", "first=flat"], "rules are for lrp"),
+    ("--composite", ["--method", "gradient", "--composite", "epsilon"], "takes no composite; that is for lrp"),
+    ("--rule", ["--method", "gradient", "--rule", "first=flat"], "takes no rules; that is for lrp"),
     ("--rule", ["--rule", "type:Gemm=flat", "--rule", "name:fc9*=epsilon"], "fits no node"),
-    ("--form", ["--method", "lrp", "--form", "code"], "one form"),
+    ("--form", ["--method", "lrp", "--form", "code"], "takes no form; that is for clrp1"),
+    ("--base", ["--method", "lrp", "--base", "gradient"], "takes no base"),
+    ("--option", ["--method", "gradient", "--option", "steps=5"], "takes no steps; that is for integrated_gradients"),
+    ("--option", ["--method", "lrp", "--option", "composite=epsilon", "--composite", "epsilon"], "give one"),
     ("--recipe", ["--recipe", "r.toml", "--method", "lrp"], "stands alone"),
 ]
 REQUEST = [
@@ -76,6 +79,12 @@ SEVERAL = [
     ("--composite", ["--method", "gradient", "--method", "saliency", "--composite", "epsilon"], "says nothing to"),
     ("--rule", ["--method", "gradient", "--method", "saliency", "--rule", "first=flat"], "says nothing to"),
     ("--form", ["--method", "gradient", "--method", "lrp", "--form", "code"], "says nothing to gradient and lrp"),
+    ("--base", ["--method", "gradient", "--method", "lrp", "--base", "saliency"], "says nothing to gradient and lrp"),
+    (
+        "--option",
+        ["--method", "gradient", "--method", "lrp", "--option", "steps=5"],
+        "says nothing to gradient and lrp",
+    ),
 ]
 PICTURES = [
     ("--preprocess", ["--preprocess", "unit"]),
@@ -176,7 +185,7 @@ def test_an_option_that_cannot_act_is_one_line(command, option, given, says, onn
 
 
 SHARED = {  # commands that take the same options say the same of them: tried for one of these
-    "explain": {"composite", "rule", "form", "recipe", "head", "explain", "tls-ca", "token-file"},
+    "explain": {"base", "option", "composite", "rule", "form", "recipe", "head", "explain", "tls-ca", "token-file"},
     "bench": {"composite", "rule", "form", "head", "explain"},
 }
 
@@ -230,7 +239,11 @@ def test_what_the_subject_was_made_for_may_be_said_again(subject):
     [
         ({"method": "gradient", "composite": "epsilon"}, "takes no composite"),
         ({"method": "gradient", "rules": ["first=flat"]}, "takes no rules"),
-        ({"method": "lrp", "form": "code"}, "one form"),
+        ({"method": "lrp", "form": "code"}, "takes no form"),
+        ({"method": "lrp", "base": "gradient"}, "takes no base"),
+        ({"method": "gradient", "steps": 5}, "takes no steps"),
+        ({"method": "integrated_gradients", "steps": 0}, "at least 1"),
+        ({"method": Recipe("gradient"), "composite": "epsilon"}, "the recipe says all"),
         ({"rules": ["name:nowhere=flat"]}, r"name:nowhere=flat.* fits no node"),
         ({"rules": ["type:MatMul=flat"]}, r"type:MatMul=flat.* fits no node.* flat is for Gemm, Conv"),
         ({"rules": ["type:Conv=flat", "type:ConvTranspose=flat"]}, r"type:ConvTranspose=flat.* fits no node"),
@@ -303,7 +316,7 @@ def test_a_keyword_of_the_client_that_cannot_act_is_refused(keywords, says):
 )
 def test_a_recipe_file_has_no_key_that_says_nothing(text, says, tmp_path):
     (tmp_path / "r.toml").write_text(text)
-    with pytest.raises(UnknownName, match=says):
+    with pytest.raises(UsageError, match=says):
         Recipe.read(tmp_path / "r.toml")
 
 

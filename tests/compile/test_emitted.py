@@ -13,7 +13,7 @@ from nets import NAMES, compiled, net, normal, relu_net, repository
 from onnxplain.compile import cuda
 from onnxplain.composites import COMPOSITES
 from onnxplain.errors import UnsupportedOp
-from onnxplain.methods import METHODS
+from onnxplain.methods import of_family
 
 NOT_ON_CUDA = {"MaxUnpool", "Col2Im"}
 
@@ -27,7 +27,9 @@ def every_node(nodes):
 
 
 @pytest.fixture(
-    scope="module", params=[(name, method) for name in (*NAMES, "relu_net") for method in METHODS], ids="-".join
+    scope="module",
+    params=[(n, method) for n in (*NAMES, "relu_net") for method in of_family("one-pass")],
+    ids="-".join,
 )
 def file(request, tmp_path_factory):
     name, method = request.param

@@ -15,10 +15,11 @@ from support import evaluate, run
 from onnxplain import Explainer
 from onnxplain.composites import COMPOSITES
 from onnxplain.errors import InputError, UnsupportedOp, UsageError
-from onnxplain.methods import METHODS
+from onnxplain.methods import METHODS, of_family
 from onnxplain.subject import Subject
 
-RELEVANCE = [name for name, method in METHODS.items() if method.form().start != "seed"]
+ONE_PASS = of_family("one-pass")
+RELEVANCE = [name for name in ONE_PASS if METHODS[name].relevance]
 WITHOUT_RULES = ("digits_gru", "bc_logreg")  # GRU and LinearClassifier have derivatives only
 X, SEED = normal(3, 2, 6, 6), one_hot((3, 4), 1, 3, 0)
 
@@ -37,7 +38,7 @@ def relevance(model, folder, method="lrp", x=X, seed=SEED, **options):
     return compiled(model, folder, method, **options).run(x=x, seed=seed)["x.relevance"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ONE_PASS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_explains_every_model(name, method):
     if name in WITHOUT_RULES and method in RELEVANCE:
@@ -158,7 +159,7 @@ def test_known_bounds_put_the_box_rule_first(method, tmp_path):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ONE_PASS)
 def test_a_row_is_explained_alike_in_any_batch(method, tmp_path):
     file = compiled(relu_net(), tmp_path, method)
     whole = file.run(x=X, seed=SEED)["x.relevance"]

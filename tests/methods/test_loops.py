@@ -1,0 +1,277 @@
+"""Looped methods: laws over every looped method and every base, closed forms, progress, cancellation, refusal."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx
+import pytest
+from nets import NAMES, net, normal, relu_net, repository, sample
+
+from onnxplain import Explainer, loops
+from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
+from onnxplain.methods import METHODS, of_family
+from onnxplain.methods.registry import method
+from onnxplain.recipes import Recipe
+from onnxplain.subject import Subject
+
+LOOPED, BASES = of_family("looped"), of_family("one-pass")
+FEW = {"integrated_gradients": {"steps": 3}, "smooth_grad": {"samples": 3}}  # quick, where a test asks for no accuracy
+X = normal(3, 2, 6, 6)
+
+
+@functools.cache
+def subject(name: str) -> Subject:
+    return Subject.of(repository(name))
+
+
+def saved(model: onnx.ModelProto, folder) -> str:
+    path = folder / "m.onnx"
+    onnx.save(model, path)
+    return str(path)
+
+
+def quadratic() -> onnx.ModelProto:
+    """y_k = sum_i w_ik x_i^2: the gradient is 2 w_k x."""
+    return net("g (float[N, 5] x) => (float[N, 3] y) { s = Mul (x, x) y = MatMul (s, w) }", w=normal(5, 3))
+
+
+def scores(path, x: np.ndarray) -> np.ndarray:
+    found = Subject.of(path)
+    return found.forward({found.inputs[0].name: x})[found.resolved.explained[0]]
+
+
+# -- closed forms ----------------------------------------------------------------------------------------------------
+
+
+def test_integrated_gradients_of_a_quadratic_form_are_exact(tmp_path):
+    """R_i = w_i (x_i^2 - b_i^2), whatever the steps: Gauss-Legendre is exact for a linear gradient."""
+    path, x, w = saved(quadratic(), tmp_path), normal(4, 5, seed=1), normal(5, 3)
+    for steps in (1, 2, 7):
+        found = Explainer(path, "integrated_gradients", steps=steps, baseline=0.5).explain(x, [0, 2])
+        expected = np.concatenate([w[:, k] * (x**2 - 0.25) for k in (0, 2)])
+        np.testing.assert_allclose(found.relevance, expected, rtol=1e-5, atol=1e-5)  # float32
+
+
+def test_a_baseline_may_have_a_number_for_each_channel(tmp_path):
+    path, x, w = saved(quadratic(), tmp_path), normal(4, 5, seed=1), normal(5, 3)
+    baseline = [0.1, -0.2, 0.3, 0.0, 1.0]
+    found = Explainer(path, "integrated_gradients", baseline=baseline).explain(x, 1).relevance
+    np.testing.assert_allclose(found, w[:, 1] * (x**2 - np.square(baseline)), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="baseline has 2 numbers"):
+        Explainer(path, "integrated_gradients", baseline=[0.0, 1.0]).explain(x, 1)
+
+
+@pytest.mark.parametrize("quadrature, tolerance", [("gauss_legendre", 2e-3), ("midpoint", 2e-2)])
+def test_integrated_gradients_sum_to_the_change_of_the_score(quadrature, tolerance, tmp_path):
+    """Completeness, up to the quadrature of a piecewise linear score: its kinks cost about 1 / steps."""
+    path = saved(relu_net(), tmp_path)
+    explainer = Explainer(path, "integrated_gradients", steps=200, quadrature=quadrature)
+    found = explainer.explain(X, [0, 3])
+    y = scores(path, X) - scores(path, np.zeros_like(X))
+    expected = np.concatenate([y[:, 0], y[:, 3]])
+    size = np.abs(found.relevance).sum((1, 2, 3)).max()
+    np.testing.assert_allclose(found.relevance.sum((1, 2, 3)), expected, atol=tolerance * size)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mobilenet_v2"])
+def test_integrated_gradients_are_complete_on_real_models(name):
+    x, s = sample(name), subject(name)
+    found = Explainer(s, "integrated_gradients", steps=64).explain(x, "predicted")
+    (key,) = found.inputs
+    before = s.forward({key: np.zeros_like(x)})[found.explained]
+    change = (found.targets[0].seed * (found.scores - before)).reshape(len(x), -1).sum(1)
+    sums = found.relevance.reshape(len(x), -1).sum(1)
+    size = np.abs(found.relevance).reshape(len(x), -1).sum(1).max()
+    np.testing.assert_allclose(sums, change, atol=0.02 * size)  # kinks of Relu and max-pools between 64 points
+
+
+def test_smooth_grad_of_a_quadratic_form_is_the_gradient_at_the_mean_of_the_noise(tmp_path):
+    """M is linear in x, so the mean is 2 w (x + mean noise); the noise is numpy's, of the documented seed."""
+    path, x, w = saved(quadratic(), tmp_path), normal(1, 5, seed=1), normal(5, 3)
+    deviation = 0.3 * float(x.max() - x.min())
+    noise = deviation * np.random.default_rng([7, 0]).standard_normal((20, 5))
+    options = {"samples": 20, "noise": 0.3, "random_seed": 7}
+    for average, expected in (
+        ("mean", 2 * w[:, 0] * (x + noise.mean(0))),
+        ("square", np.square(2 * w[:, 0] * (x + noise)).mean(0, keepdims=True)),
+        ("variance", np.var(2 * w[:, 0] * (x + noise), axis=0, keepdims=True)),
+    ):
+        found = Explainer(path, "smooth_grad", average=average, **options).explain(x, 0).relevance
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_smooth_grad_without_noise_is_its_base(base, tmp_path):
+    path = saved(relu_net(), tmp_path)
+    found = Explainer(path, "smooth_grad", base=base, noise=0.0, samples=2).explain(X, [0, 1])
+    np.testing.assert_allclose(
+        found.relevance, Explainer(path, base).explain(X, [0, 1]).relevance, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_integrated_gradients_over_a_relevance_base_average_it_along_the_path(tmp_path):
+    """By hand, one run of the base after the other; multiplied by x - b only where that is asked for."""
+    path, rule = saved(relu_net(), tmp_path), Recipe("lrp", {"composite": "epsilon"})
+    base = Explainer(path, rule)
+    points = [(k + 0.5) / 4 for k in range(4)]
+    expected = np.mean([base.explain((a * X).astype(np.float32), 1).relevance for a in points], axis=0)
+    for multiply, factor in ((None, 1.0), (False, 1.0), (True, X)):
+        options = {"steps": 4, "quadrature": "midpoint", "multiply_by_inputs": multiply}
+        found = Explainer(path, "integrated_gradients", base=rule, **options).explain(X, 1).relevance
+        np.testing.assert_allclose(found, expected * factor, rtol=1e-4, atol=1e-5)
+
+
+# -- laws over every looped method -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", LOOPED)
+def test_every_looped_method_runs_over_every_base(name, base, tmp_path):
+    found = Explainer(saved(relu_net(), tmp_path), name, base=base, **FEW[name]).explain(X, "top2")
+    assert found.relevance.shape == (6, *X.shape[1:]) and found.relevance.dtype == np.float32
+    assert np.isfinite(found.relevance).all() and found.relevance.any()
+    assert found.provenance["recipe"]["method"] == name and found.provenance["recipe"]["base"]["method"] == base
+
+
+@pytest.mark.parametrize("model", NAMES)
+@pytest.mark.parametrize("name", LOOPED)
+def test_every_looped_method_explains_every_model(name, model):
+    x = sample(model)
+    found = Explainer(subject(model), name, **FEW[name]).explain(x, [0, 1])
+    assert found.relevance.shape == (2 * len(x), *x.shape[1:]) and np.isfinite(found.relevance).all()
+    assert found.map.shape[0] == 2 * len(x)
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_row_is_explained_alike_in_any_company_and_any_cut(name, tmp_path, monkeypatch):
+    explainer = Explainer(saved(relu_net(), tmp_path), name)
+    whole = explainer.explain(X, 1).relevance
+    alone = np.concatenate([explainer.explain(X[n : n + 1], 1).relevance for n in range(3)])
+    np.testing.assert_allclose(alone, whole, rtol=1e-4, atol=1e-5)
+    for rows in (1, 7):
+        monkeypatch.setattr(loops, "ROWS", rows)
+        np.testing.assert_allclose(explainer.explain(X, 1).relevance, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", ["1", "3"])
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_frozen_batch_is_filled_and_gives_the_same(name, batch, tmp_path):
+    free = Explainer(saved(relu_net(), tmp_path), name, **FEW[name])
+    fixed = Explainer(saved(relu_net(batch=batch), tmp_path), name, **FEW[name])
+    x = X[: int(batch)]
+    np.testing.assert_allclose(
+        fixed.explain(x, [0, 2]).relevance, free.explain(x, [0, 2]).relevance, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_what_counts_no_samples_is_moved_as_one_thing(name, tmp_path):
+    """A time axis in front: (T, F) to one score, explained whole, equal to the same net with a batch of one."""
+    text = "{ h = MatMul (x, w) r = Tanh (h) m = ReduceSum <keepdims = 0> (r, axis) y = MatMul (m, v) }"
+    weights = {"w": normal(4, 5), "v": normal(5, 3, seed=1)}
+    timed = net(f"g (float[T, 4] x) => (float[3] y) {text}", axis=np.array([0]), **weights)
+    batched = net(f"g (float[N, T, 4] x) => (float[N, 3] y) {text}", axis=np.array([1]), **weights)
+    x = normal(6, 4, seed=2)
+    found = Explainer(saved(timed, tmp_path), name, **FEW[name]).explain(x, 1).relevance
+    expected = Explainer(saved(batched, tmp_path), name, **FEW[name]).explain(x[None], 1).relevance
+    np.testing.assert_allclose(found.reshape(x.shape), expected.reshape(x.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_several_inputs_move_together(tmp_path):
+    """y = sum a b: from (0, 0) the path gives each input half of the product."""
+    text = "g (float[N, 4] a, float[N, 4] b) => (float[N, 1] y) { p = Mul (a, b) y = MatMul (p, w) }"
+    path = saved(net(text, w=np.ones((4, 1), np.float32)), tmp_path)
+    a, b = normal(2, 4), normal(2, 4, seed=1)
+    found = Explainer(path, "integrated_gradients", kind="regression").explain({"a": a, "b": b}).relevances
+    np.testing.assert_allclose(found["a"], a * b / 2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["b"], a * b / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_an_input_that_is_not_attributed_stays_what_it_is(tmp_path):
+    text = "g (float[N, 4] a, float[N, 4] b) => (float[N, 1] y) { p = Mul (a, b) y = MatMul (p, w) }"
+    path = saved(net(text, w=np.ones((4, 1), np.float32)), tmp_path)
+    a, b = normal(3, 4), normal(3, 4, seed=1)
+    explainer = Explainer(path, "integrated_gradients", attribute_to="a", kind="regression")
+    np.testing.assert_allclose(explainer.explain({"a": a, "b": b}).relevance, a * b, rtol=1e-4, atol=1e-6)
+
+
+def test_whole_numbers_do_not_move(tmp_path):
+    text = "g (int64[N, 3] ids, float[N, 4] x) => (float[N, 4] y) { e = Gather (t, ids) s = ReduceSum <keepdims = 0> (e, axis) y = Add (s, x) }"  # noqa: E501
+    path = saved(net(text, t=normal(6, 4), axis=np.array([1])), tmp_path)
+    feeds = {"ids": np.array([[0, 1, 2]]), "x": normal(1, 4)}
+    found = Explainer(path, "integrated_gradients").explain(feeds, 0)
+    assert list(found.relevances) == ["x"] and any("ids gets no relevance" in note for note in found.notes)
+    with pytest.raises(UnsupportedModel, match=r"ids is no float input .* onnxplain cut"):
+        Explainer(path, "integrated_gradients", attribute_to="ids")
+
+
+# -- progress, cancellation, refusal ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_progress_rises_to_all_there_is(name, tmp_path):
+    told = []
+    Explainer(saved(relu_net(), tmp_path), name).explain(X, [0, 1], progress=lambda *now: told.append(now))
+    assert told == sorted(told) and told[-1][0] == told[-1][1] == 6 * 50 and len(told) > 6
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_what_progress_raises_ends_the_explanation(name, tmp_path):
+    told = []
+
+    def stop(done, total):
+        told.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Explainer(saved(relu_net(), tmp_path), name).explain(X, 0, progress=stop)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_looped_method_has_no_graph_and_says_whose_it_runs(name, tmp_path):
+    explainer = Explainer(saved(relu_net(), tmp_path), name, base="lrp-epsilon")
+    for use in (
+        lambda: explainer.compiled, lambda: explainer.session, lambda: explainer.save(tmp_path / "x.onnx"),
+        lambda: explainer.verify(), lambda: explainer.run(X, X), lambda: explainer.row_axes(),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"method {name} has no graph of its own: it runs that of lrp-epsilon"):
+            use()
+    with pytest.raises(UsageError, match=r"a ledger is of one run; take it of gradient"):
+        Explainer(saved(relu_net(), tmp_path), name, ledger=True)
+
+
+def test_a_new_method_is_one_function(monkeypatch, tmp_path):
+    """Registered, it has options, checks, documentation and explanations; a forward-only one needs no base."""
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+
+    @method("doubled", cite="nobody")
+    def doubled(run, x, seed, *, times: int = 2):
+        """Twice the base.
+
+        times: how often.
+        """
+        return run.relevance(x, seed) * float(times)
+
+    path = saved(relu_net(), tmp_path)
+    found = Explainer(path, "doubled", times=3).explain(X, 0).relevance
+    np.testing.assert_allclose(found, 3 * Explainer(path, "gradient").explain(X, 0).relevance, rtol=1e-5)
+    option = METHODS["doubled"].options["times"]
+    assert (option.default, option.doc, METHODS["doubled"].doc) == (2, "how often.", "Twice the base.")
+    with pytest.raises(UnknownName, match="Did you mean times"):
+        Explainer(path, "doubled", time=3)
+    with pytest.raises(UsageError, match="times is a whole number, not 'x'"):
+        Explainer(path, "doubled", times="x")
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_is_documented_and_takes_its_own_default(name):
+    for option in METHODS[name].options.values():
+        assert option.doc, option.name
+        assert option.default is None or option.convert(option.default, name) == option.default
+        assert option.none == (option.default is None)  # so that a file that leaves it out says the same
