@@ -86,7 +86,7 @@ def choices() -> str:
     for group, title in TITLES.items():
         rows = []
         for name, entry in found[group].items():
-            options = ", ".join(f"`{key}={value}`" for key, value in entry["options"].items())
+            options = ", ".join(f"`{key}={value}`" if value else f"`{key}`" for key, value in entry["options"].items())
             rows.append((f"`{name}`", entry["doc"], *([] if group == "composites" else [options]), entry["cite"]))
         head = (title, "what it does", *([] if group == "composites" else ["options"]), "source")
         parts.append(table(head, rows))

@@ -28,7 +28,11 @@ def methods(as_json: bool) -> None:
             continue
         click.secho(heading.upper(), bold=True)
         for name, entry in entries.items():
-            options = f"({', '.join(f'{k}={v}' for k, v in entry['options'].items())})" if entry["options"] else ""
+            options = (
+                f"({', '.join(f'{k}={v}' if v else k for k, v in entry['options'].items())})"
+                if entry["options"]
+                else ""
+            )
             click.echo(f"  {name}{options}\n      {entry['doc']}\n      {entry['cite']}")
         click.echo()
     click.secho(f"OPS with a derivative: {len(OPS)}", bold=True)

@@ -25,7 +25,7 @@ def integrated_gradients(
     *,
     baseline: float | list[float] = 0.0,
     steps: Annotated[int, Range(1)] = 50,
-    quadrature: Literal["gauss_legendre", "midpoint"] = "gauss_legendre",
+    quadrature: Literal["gauss_legendre", "midpoint", "right"] = "gauss_legendre",
     multiply_by_inputs: bool | None = None,
 ) -> Tensors:
     """Mean gradient on the straight path from a baseline to the input, times their difference.
@@ -36,7 +36,8 @@ def integrated_gradients(
     x (1, …) in model units; result the same shape, in the unit of the score.
     baseline: where the path begins, in model units: one number, or one for each channel (axis 1).
     steps: points on the path; each is one backward pass.
-    quadrature: how they lie and count; gauss_legendre is exact for polynomials of degree 2 steps - 1.
+    quadrature: how they lie and count; gauss_legendre is exact for polynomials of degree 2 steps - 1, right is the sum
+        at the right ends that other libraries take.
     multiply_by_inputs: whether the mean is multiplied by x - x'; None: where the base answers per unit of the input.
     """
     start = x.map(lambda array: _filled(array, baseline))
@@ -56,6 +57,8 @@ def nodes(steps: int, quadrature: str) -> tuple[Array, Array]:
     """Positions in (0, 1) and weights that sum to 1, float64 (steps,)."""
     if quadrature == "midpoint":
         return (np.arange(steps) + 0.5) / steps, np.full(steps, 1 / steps)
+    if quadrature == "right":
+        return (np.arange(steps) + 1.0) / steps, np.full(steps, 1 / steps)
     positions, weights = np.polynomial.legendre.leggauss(steps)
     return (positions + 1) / 2, weights / 2
 
