@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from onnxplain import render
+from onnxplain.drawing import panels
 from onnxplain.errors import InputError
 from onnxplain.inputs.loading import Loaded
 from onnxplain.inputs.targets import Target
@@ -96,7 +97,7 @@ class Explanation:
     def row_map(self, row: int, name: str | None = None) -> Array:
         """One row's map: (H, W) for a picture, the array itself for anything else."""
         array = self.row(row, name)
-        layout = self.layout or guess_layout(array.shape)
+        layout = self.layout or render.sample_layout(array.shape)
         if layout is None:
             return np.asarray(array, dtype=np.float32)
         return render.reduce_channels(array[None], layout, self.method.channels)
@@ -122,63 +123,7 @@ class Explanation:
 
     def panels(self, sample_names: Sequence[str] = (), features: Sequence[str] = ()) -> list[render.Panel]:
         """One drawable panel per target, sample and attributed tensor."""
-        probabilities = self.probabilities()
-        found = []
-        for name in self.relevances:
-            for target, sample, row in self.rows():
-                index = (
-                    None
-                    if target.index is None
-                    else tuple(int(i) for i in target.index[min(sample, len(target.index) - 1)])
-                )
-                asked = target.names[sample] if len(target.names) > sample else target.name
-                array, values = self.row_map(row, name), self._values(name, sample)
-                kind, shown = panel_kind(array, self.layout or guess_layout(self.row(row, name).shape))
-                title = self.method.name if len(self.relevances) == 1 else f"{self.method.name}: {name}"
-                found.append(
-                    render.Panel(
-                        method=title,
-                        target=index[0] if index is not None and len(index) == 1 else asked,
-                        target_name="" if index is None else asked,
-                        score=float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)]),
-                        probability=None
-                        if probabilities is None or index is None or len(index) != 1
-                        else float(probabilities[sample, index[0]]),
-                        relevance_sum=float(np.asarray(self.row(row, name), np.float64).sum()),
-                        map=shown,
-                        signed=self.method.signed,
-                        kind=kind,
-                        names=tuple(features) if len(features) == shown.size else (),
-                        values=tuple(values.reshape(-1).tolist()) if kind == "features" and values is not None else (),
-                        photo=self.photos[sample] if sample < len(self.photos) else self._photo(name, sample, kind),
-                        sample=sample_names[sample]
-                        if sample < len(sample_names)
-                        else f"sample {sample}"
-                        if self.samples > 1
-                        else "",
-                        predicted=self.predicted(sample),
-                        where=self.where(row),
-                    )
-                )
-        return found
-
-    def _values(self, name: str, sample: int) -> Array | None:
-        array = self.inputs.get(name)
-        if array is None or array.shape == self.row(0, name).shape:  # without an axis for samples
-            return array
-        return None if not array.ndim or array.shape[0] <= sample else array[sample]
-
-    def _photo(self, name: str, sample: int, kind: str) -> Any:
-        """The input itself as a picture, scaled to its own range."""
-        array = self._values(name, sample)
-        layout = None if array is None else guess_layout(array.shape)
-        if array is None or layout is None or kind != "image":
-            return None
-        picture = np.moveaxis(array, 0, -1) if layout == "NCHW" else array
-        if picture.shape[-1] not in (1, 3, 4):
-            return None
-        low, high = float(picture.min()), float(picture.max())
-        return Image.fromarray(np.uint8(np.squeeze((picture - low) / (high - low or 1.0) * 255)))
+        return panels(self, sample_names, features)
 
     @property
     def classes(self) -> Array | None:
@@ -244,25 +189,3 @@ class Explanation:
 
     def _repr_png_(self) -> bytes:
         return render.png(self.plot())
-
-
-def guess_layout(shape: Sequence[int]) -> str | None:
-    """NCHW or NHWC for the shape of one sample of a picture, None for anything else."""
-    if len(shape) != 3:
-        return None
-    if shape[0] in (1, 2, 3, 4) and min(shape[1:]) > 4:
-        return "NCHW"
-    if shape[2] in (1, 2, 3, 4) and min(shape[:2]) > 4:
-        return "NHWC"
-    return "NCHW"
-
-
-def panel_kind(array: Array, layout: str | None) -> tuple[Any, Array]:
-    """How to draw an array: as a picture, bars, or a strip of positions."""
-    if layout is not None or (array.ndim == 2 and min(array.shape) > 4):
-        return "image", array
-    if array.ndim == 1:
-        return "features", array
-    if array.ndim == 2:
-        return "tokens", array
-    return "features", np.atleast_1d(array.reshape(-1))

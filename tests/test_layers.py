@@ -24,8 +24,11 @@ LAYERS = [
     {"runtime"},
     {"methods", "inputs", "render"},  # arrays and names: they know no graph
     {"recipes"},  # a method by name, made into a composite, a start and a finish
-    {"coverage", "explanation"},
+    {"coverage", "drawing"},
+    {"explanation"},
     {"subject"},
+    {"explanation_graph"},  # one compiled graph
+    {"loops"},  # the same graph, many times
     {"explainer"},
     {"evaluate"},
     {"sources", "exports", "client"},

@@ -1,6 +1,6 @@
 """Render: arrays become pictures, sheets and a report. Pillow only draws; no display, no global state, no ONNX."""
 
-from onnxplain.render.channels import reduce_channels
+from onnxplain.render.channels import reduce_channels, sample_layout
 from onnxplain.render.colour import colours, limits, lut
 from onnxplain.render.features import features
 from onnxplain.render.files import OutputFolder, safe_name
@@ -34,5 +34,6 @@ __all__ = [
     "png",
     "reduce_channels",
     "safe_name",
+    "sample_layout",
     "strip",
 ]

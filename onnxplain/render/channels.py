@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -39,3 +40,14 @@ def reduce_channels(array: Any, layout: str = "NCHW", how: Reduction = "sum") ->
         case _:
             raise InputError(f"no channel reduction named {how!r}: use sum, max or mean.")
     return np.asarray(reduced, dtype=np.float32)
+
+
+def sample_layout(shape: Sequence[int]) -> str | None:
+    """NCHW or NHWC for the shape of one sample of a picture, None for anything else."""
+    if len(shape) != 3:
+        return None
+    if shape[0] in (1, 2, 3, 4) and min(shape[1:]) > 4:
+        return "NCHW"
+    if shape[2] in (1, 2, 3, 4) and min(shape[:2]) > 4:
+        return "NHWC"
+    return "NCHW"
