@@ -31,14 +31,17 @@ class Coverage:
     def text(self) -> str:
         """For people: one line a method, and each reason once."""
         lines, said = [], dict[str, str]()
+        width = max(map(len, METHODS))
         for method in METHODS:
             if method in self.blocked:
                 first = said.setdefault(self.blocked[method], method)
                 reason = self.blocked[method] if first == method else f"as {first}"
-                lines.append(f"  {method:<18} blocked: {reason}")
+                lines.append(f"  {method:<{width}} blocked: {reason}")
             elif method in self.rules:
                 counts = Counter(rule.split("(")[0] for rule in self.rules[method].values())
-                lines.append(f"  {method:<18} ok: " + ", ".join(f"{name} ×{n}" for name, n in counts.most_common()))
+                lines.append(
+                    f"  {method:<{width}} ok: " + ", ".join(f"{name} ×{n}" for name, n in counts.most_common())
+                )
         return "coverage:\n" + "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image
 from onnxplain import render
 from onnxplain.inputs.targets import Target
 from onnxplain.methods.registry import Method
+from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
 
 
@@ -18,6 +19,7 @@ class Explained(Protocol):
     """What drawing asks of an explanation."""
 
     method: Method
+    recipe: Recipe
     samples: int
     relevances: Mapping[str, Array]
     inputs: Mapping[str, Array]
@@ -70,7 +72,7 @@ def _panel(
     kind, shown = panel_kind(array, e.layout or render.sample_layout(e.row(row, name).shape))
     numbered = f"sample {sample}" if e.samples > 1 else ""
     return render.Panel(
-        method=e.method.name if len(e.relevances) == 1 else f"{e.method.name}: {name}",
+        method=e.recipe.label if len(e.relevances) == 1 else f"{e.recipe.label}: {name}",
         target=index[0] if single and index is not None else asked,
         target_name="" if index is None else asked,
         score=float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)]),

@@ -122,7 +122,7 @@ class Recipe:
     @property
     def looped(self) -> bool:
         """Whether the method runs its graph, or the model, many times."""
-        return isinstance(METHODS[self.method], Looped)
+        return isinstance(METHODS.get(self.method), Looped)
 
     @property
     def title(self) -> str:
@@ -134,6 +134,11 @@ class Recipe:
         composite = self.options.get("composite", entry.composite if isinstance(entry, OnePass) else "")
         own = isinstance(entry, OnePass) and composite == entry.composite
         return self.method if own else f"{self.method}-{composite}"
+
+    @property
+    def label(self) -> str:
+        """The method, with what it runs where that is not its own choice: for titles of pictures and files."""
+        return self.method if self.base is None or self.method not in METHODS else self.title
 
     @property
     def digest(self) -> str:

@@ -59,7 +59,7 @@ def write_run(done: Run, folder: Path, palette: str | None) -> None:
             over = render.over_photo(panel, palette)
             if over is not None:
                 out.write(f"{name}.overlay.png", render.png(over))
-        for name, e in zip(_unique([e.method.name for e in done.explanations]), done.explanations, strict=True):
+        for name, e in zip(_unique([e.recipe.label for e in done.explanations]), done.explanations, strict=True):
             out.write(f"{name}.npz", e.npz())
         grid = render.png(render.grid(panels, palette=palette))
         out.write("grid.png", grid)
@@ -121,7 +121,7 @@ def _report(done: Run, panels: list[render.Panel], grid: bytes, manifest: dict[s
         "explained tensor": first.explained,
         "input": ", ".join(done.inputs),
         "nodes": done.graph,
-        "methods": ", ".join(dict.fromkeys(e.method.name for e in done.explanations)),
+        "methods": ", ".join(dict.fromkeys(e.recipe.label for e in done.explanations)),
         "files": ", ".join(file.name for file in done.loaded.files) or "random input",
     }
     classes = [
@@ -135,7 +135,7 @@ def _report(done: Run, panels: list[render.Panel], grid: bytes, manifest: dict[s
         classes=classes,
         panels=panels,
         grid_png=grid,
-        recipe={e.method.name: e.recipe.content() for e in done.explanations},
+        recipe={e.recipe.label: e.recipe.content() for e in done.explanations},
         provenance=manifest,
         notes=[*done.loaded.notes, *done.notes],
     )

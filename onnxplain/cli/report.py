@@ -98,6 +98,7 @@ def _print_explanations(done: Run) -> None:
         for entry in first.top(sample, 5 if first.samples == 1 else 1):
             chance = "" if entry.probability is None else f"  p {entry.probability:.3f}"
             click.echo(f"  {entry.index:>5}  {entry.score:10.4f}{chance}  {entry.name}")
+    width = max(18, *(len(e.recipe.label) for e in done.explanations))
     for e in done.explanations:
         for target, sample, row in e.rows():
             where = e.where(row)
@@ -105,4 +106,4 @@ def _print_explanations(done: Run) -> None:
             parts = ", ".join(f"{name} {value:.4g}" for name, value in where.items())
             of = f" of sample {sample}" if e.samples > 1 else ""
             asked = target.names[sample] if len(target.names) > sample else target.name
-            click.echo(f"{e.method.name:<18} {asked}{of}: score {score:.4g}; relevance sums to: {parts}")
+            click.echo(f"{e.recipe.label:<{width}} {asked}{of}: score {score:.4g}; relevance sums to: {parts}")
