@@ -17,7 +17,7 @@ from onnxplain.explainer import Explainer
 from onnxplain.inputs import ModelSettings
 from onnxplain.methods import METHODS
 from onnxplain.recipes import Recipe
-from onnxplain.sources import Resolved
+from onnxplain.sources import ResolvedModel
 from onnxplain.sources import resolve as resolve_model
 from onnxplain.subject import Subject
 
@@ -149,7 +149,7 @@ def subject_of(
     threads: int = 0,
     sample: Path | None = None,
     shapes: Sequence[str] = (),
-) -> tuple[Resolved, Subject]:
+) -> tuple[ResolvedModel, Subject]:
     """Find, load, normalise and verify the model of a command. sample, shapes: as on the command line."""
     resolved = resolve_model(model)
     if not request.explain and resolved.settings.output.explain:

@@ -35,7 +35,7 @@ class ServerError(OnnxplainError):
     status = "INTERNAL"
 
 
-class Unimplemented(InputError):
+class NotImplementedByServer(InputError):
     """What answers there does not know this call: an older server, or another one."""
 
     status = "UNIMPLEMENTED"
@@ -58,7 +58,7 @@ CLASSES: dict[str, type[OnnxplainError]] = {
     "CANCELLED": Cancelled,
     "PERMISSION_DENIED": Denied,
     "UNAUTHENTICATED": Unauthenticated,
-    "UNIMPLEMENTED": Unimplemented,
+    "UNIMPLEMENTED": NotImplementedByServer,
 }
 
 

@@ -1,4 +1,4 @@
-"""A reply becomes the Explanation that the same question gives offline."""
+"""A reply becomes the Explanation that the same request gives offline."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class RemoteExplanation(Explanation):
     timing: dict[str, float] = field(default_factory=dict)
 
 
-def rebuilt(
-    reply: v1.ExplainResponse, info: ModelInfo, loaded: Loaded, words: Sequence[str], asked: v1.Recipe
+def remote_explanation(
+    reply: v1.ExplainResponse, info: ModelInfo, loaded: Loaded, words: Sequence[str], wanted: v1.Recipe
 ) -> RemoteExplanation:
-    """All that the reply says. words: the targets as they were asked. Raises InputError for a reply with a hole."""
+    """All that the reply says. words: the targets as they were wanted. Raises InputError for a reply with a hole."""
     if not reply.attributions or not reply.targets:
         raise InputError("the server's reply has no relevance in it; is it a newer server? Update this package.")
     provenance = json.loads(reply.provenance_json or "{}")
@@ -53,7 +53,7 @@ def rebuilt(
     timing = reply.timing
     found = RemoteExplanation(
         method=_method(reply.method),
-        recipe=_recipe(reply, info, asked, provenance),
+        recipe=_recipe(reply, info, wanted, provenance),
         targets=_targets(reply, scores, info.labels, kind, words),
         samples=scores.shape[0] if scores.ndim else 1,
         relevances={a.of: _array(a.relevance, f"attributions[{n}]") for n, a in enumerate(reply.attributions)},
@@ -89,12 +89,12 @@ def _method(name: str) -> Method:
     return METHODS[name] if name in METHODS else Method(name, "", "", "", {})
 
 
-def _recipe(reply: v1.ExplainResponse, info: ModelInfo, asked: v1.Recipe, provenance: dict[str, Any]) -> Recipe:
+def _recipe(reply: v1.ExplainResponse, info: ModelInfo, wanted: v1.Recipe, provenance: dict[str, Any]) -> Recipe:
     """The recipe whose digest the server names: what was asked for, over the model's default where that was meant."""
-    given = json_format.MessageToDict(asked.overrides)
+    given = json_format.MessageToDict(wanted.overrides)
     own_options = json_format.MessageToDict(info.reply.default_options)
-    start = named(asked.name) if asked.name in recipe_names() else Recipe(reply.method)
-    if not asked.name and own_options:
+    start = named(wanted.name) if wanted.name in recipe_names() else Recipe(reply.method)
+    if not wanted.name and own_options:
         start = Recipe.of(own_options, "the server's default recipe")
     rules, form = (*given.get("rules", ()), *start.rules), given.get("form") or start.form
     composite = given.get("composite") or start.composite

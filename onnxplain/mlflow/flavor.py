@@ -28,7 +28,7 @@ from onnxplain.recipes import Recipe
 from onnxplain.sources.cache import BYTES, FILES, measured
 from onnxplain.sources.mlflow import opened
 from onnxplain.sources.mlflow_agent import MLMODEL, Refused, about, check_content
-from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.subject import Subject
 
 FLAVOR = "onnxplain"
@@ -145,7 +145,7 @@ def _signature(folder: Path) -> list[str]:
 
 
 def _explainer(
-    resolved: Resolved, provider: str, threads: int, ledger: bool = False, columns: Sequence[str] = ()
+    resolved: ResolvedModel, provider: str, threads: int, ledger: bool = False, columns: Sequence[str] = ()
 ) -> Explainer:
     """With the recipe that the settings hold. columns: of the signature; those of model.toml hold."""
     output, recipe = resolved.settings.output, Recipe.of(resolved.settings.defaults)

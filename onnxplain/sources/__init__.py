@@ -2,16 +2,16 @@
 
 from onnxplain.sources.directory import DirectoryRepository, default_repositories, resolve
 from onnxplain.sources.folder import DirectorySource, FileSource
-from onnxplain.sources.resolved import Resolved
-from onnxplain.sources.source import Release, Source
+from onnxplain.sources.resolved import ResolvedModel
+from onnxplain.sources.source import ModelSource, Release
 
 __all__ = [
     "DirectoryRepository",
     "DirectorySource",
     "FileSource",
+    "ModelSource",
     "Release",
-    "Resolved",
-    "Source",
+    "ResolvedModel",
     "default_repositories",
     "resolve",
 ]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from onnxplain.errors import InputError, NotFound, UsageError
 from onnxplain.inputs.settings import ModelSettings, load_settings
-from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.resolved import ResolvedModel
 
 VARIABLE = "ONNXPLAIN_MODELS"  # folders, separated as in PATH, searched before ./models
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")  # of a model or a version: never "..", never absolute
@@ -48,7 +48,7 @@ class DirectoryRepository:
             found, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version)
         )
 
-    def get(self, name: str, version: str | None = None) -> Resolved:
+    def get(self, name: str, version: str | None = None) -> ResolvedModel:
         """One version of one model; None: the highest."""
         versions = self.versions(name)
         if not versions:
@@ -60,7 +60,7 @@ class DirectoryRepository:
         folder = self.root / name
         settings = settings_of(folder, folder / version)
         labels_inside(settings, folder)
-        return Resolved(only_model(folder / version), name, version, settings)
+        return ResolvedModel(only_model(folder / version), name, version, settings)
 
 
 def default_repositories() -> list[Path]:
@@ -69,7 +69,7 @@ def default_repositories() -> list[Path]:
     return [*named, Path("models")]
 
 
-def resolve(spec: str | Path, repositories: Sequence[str | Path] | None = None) -> Resolved:
+def resolve(spec: str | Path, repositories: Sequence[str | Path] | None = None) -> ResolvedModel:
     """The model a user means: a file, a folder that holds one, or a repository's name, such as `digits_cnn/1`.
 
     repositories: folders searched in order; None: `default_repositories()`.
@@ -97,17 +97,17 @@ def resolve(spec: str | Path, repositories: Sequence[str | Path] | None = None) 
     raise InputError(f"no model {text!r}: no such file, and no such name in {searched}. {_near(text, known + beside)}")
 
 
-def from_file(path: Path) -> Resolved:
+def from_file(path: Path) -> ResolvedModel:
     """A plain file; a model.toml beside it counts, and so do the ones above a version folder."""
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes). Give an ONNX model.")
     folder = path.absolute().parent
     if path.name == MODEL and folder.name.isdecimal():
-        return Resolved(path, folder.parent.name, folder.name, settings_of(folder.parent, folder))
-    return Resolved(path, path.stem if path.name != MODEL else folder.name, "", settings_of(folder))
+        return ResolvedModel(path, folder.parent.name, folder.name, settings_of(folder.parent, folder))
+    return ResolvedModel(path, path.stem if path.name != MODEL else folder.name, "", settings_of(folder))
 
 
-def _from_folder(path: Path) -> Resolved:
+def _from_folder(path: Path) -> ResolvedModel:
     """A model's folder, one of its versions, or any folder with exactly one .onnx file."""
     folder = path.absolute()
     if not holds_model(folder) and NAME.fullmatch(folder.name):

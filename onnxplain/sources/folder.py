@@ -24,7 +24,7 @@ from onnxplain.sources.directory import (
     only_model,
     settings_of,
 )
-from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
 LOG = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class DirectorySource:
         self._seen, self._last = seen, found
         return [release for name in sorted(found) for release in found[name]]
 
-    def fetch(self, release: Release) -> Resolved:
+    def fetch(self, release: Release) -> ResolvedModel:
         """The files of a release: they are here already, so they are only checked. Raises InputError, NotFound."""
         name, version = release.name, release.version
         if reason := _unservable(name):
@@ -95,7 +95,7 @@ class DirectorySource:
             for path in settings.files:
                 check_safe(path, self._inside(path, self.root))
             labels_inside(settings, home)
-            return Resolved(only_model(place), name, version, settings)
+            return ResolvedModel(only_model(place), name, version, settings)
         except NotFound:
             raise
         except (OnnxplainError, OSError) as error:
@@ -165,20 +165,20 @@ class FileSource:
             digest.update(_mark(path, path.name))
         return [Release(*self._as, digest.hexdigest())]
 
-    def fetch(self, release: Release) -> Resolved:
+    def fetch(self, release: Release) -> ResolvedModel:
         """The file with its settings. Raises InputError, NotFound."""
         if (release.name, release.version) != self._as:
             raise NotFound(f"no model {release.name[:200]!r} with version {release.version[:100]!r} here.")
         return self._resolved()
 
-    def _resolved(self) -> Resolved:
+    def _resolved(self) -> ResolvedModel:
         try:
             if not self.path.is_file():
                 raise InputError(f"no model file {self.path}.")
             found = from_file(self.path)
         except (OSError, ValueError) as error:
             raise InputError(f"{str(self.path)[:80]!r} cannot be read as a path ({error}).") from error
-        return Resolved(found.path, *self._as, found.settings)
+        return ResolvedModel(found.path, *self._as, found.settings)
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -29,7 +29,7 @@ from onnxplain.recipes import Recipe
 from onnxplain.sources.cache import BYTES, FILES, ContentCache, measured
 from onnxplain.sources.directory import NAME
 from onnxplain.sources.mlflow_agent import Refused, member
-from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
 START_SECONDS = 60.0  # importing MLflow: 2 s on an idle core
@@ -132,7 +132,7 @@ class MlflowSource:
         self.problems = problems
         return [found[key] for key in sorted(found, key=lambda key: (key[0], int(key[1])))]
 
-    def fetch(self, release: Release) -> Resolved:
+    def fetch(self, release: Release) -> ResolvedModel:
         """The files of a release, from the cache where it has them whole. Raises InputError, Unavailable."""
         spec = f"models:/{release.name}/{release.version}"
         key = "\n".join((self.base, spec, release.fingerprint))
@@ -195,7 +195,7 @@ class MlflowSource:
         raise Unavailable(f"{where}. Is the registry running? It is asked again.")
 
 
-def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> Resolved:
+def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> ResolvedModel:
     """The model, the settings and the recipe in an MLflow artifact, by what its MLmodel says (`mlflow_agent.about`)."""
     settings = ModelSettings()
     try:
@@ -215,7 +215,7 @@ def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> R
     except (OnnxplainError, Refused) as error:
         text = str(error).replace(f"{folder}{os.sep}", "").rstrip(".")
         raise InputError(f"models:/{name}/{version}: {text}. Log the version again.") from error
-    return Resolved(path, name, version, settings)
+    return ResolvedModel(path, name, version, settings)
 
 
 class _Agent:

@@ -1,4 +1,4 @@
-"""What answers for one version of one model: in this process (`local`) or in a child (`isolated`)."""
+"""What answers for one version of one model: in this process (`LocalModel`) or in a worker (`IsolatedModel`)."""
 
 from __future__ import annotations
 
