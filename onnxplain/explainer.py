@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.compile import Compiled, Request, compile_graph
-from onnxplain.compile.ledger import NAME as LEDGER
+from onnxplain.compile.ledger import LEDGER
 from onnxplain.compile.save import save
 from onnxplain.composites import Bounds
 from onnxplain.cpu_session import CpuSession
@@ -21,8 +21,7 @@ from onnxplain.frontend.compare import mismatch
 from onnxplain.frontend.verify import second
 from onnxplain.graph import weight_files
 from onnxplain.graph.outline import release, runtime
-from onnxplain.inputs import InputSpec, bind
-from onnxplain.inputs import resolve as resolve_targets
+from onnxplain.inputs import InputSpec, bind, resolve_targets
 from onnxplain.inputs.naming import match
 from onnxplain.inputs.samples import answer_alone, may_be_rows
 from onnxplain.inputs.settings import KINDS

@@ -17,8 +17,7 @@ from onnxplain.explainer import Explainer
 from onnxplain.inputs import ModelSettings
 from onnxplain.methods import METHODS
 from onnxplain.recipes import Recipe
-from onnxplain.sources import ResolvedModel
-from onnxplain.sources import resolve as resolve_model
+from onnxplain.sources import ResolvedModel, resolve_model
 from onnxplain.subject import Subject
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -13,8 +13,7 @@ from google.protobuf import json_format
 from onnxplain.client.requests import ModelInfo
 from onnxplain.errors import InputError, OnnxplainError
 from onnxplain.explanation import Explanation
-from onnxplain.inputs import Loaded, Target
-from onnxplain.inputs import resolve as resolve_targets
+from onnxplain.inputs import Loaded, Target, resolve_targets
 from onnxplain.methods import METHODS
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe, named, recipe_names

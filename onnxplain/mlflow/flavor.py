@@ -27,7 +27,7 @@ from onnxplain.inputs import Preprocessing, load_settings
 from onnxplain.recipes import Recipe
 from onnxplain.sources.cache import BYTES, FILES, measured
 from onnxplain.sources.mlflow import opened
-from onnxplain.sources.mlflow_agent import MLMODEL, Refused, about, check_content
+from onnxplain.sources.mlflow_agent import MLMODEL, AgentError, about, check_content
 from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.subject import Subject
 
@@ -130,7 +130,7 @@ def load_explainer(uri: str, *, provider: str = "auto", threads: int = 0, ledger
         measured(folder, FILES, BYTES)
         found = about(folder)
         check_content(folder, found)
-    except Refused as error:
+    except AgentError as error:
         raise InputError(f"{uri}: {error}.") from error
     return _explainer(opened(folder, found, folder.name, ""), provider, threads, ledger, _signature(folder))
 

@@ -1,6 +1,6 @@
 """A model repository in a folder: <name>/model.toml, <name>/<version>/model.onnx, and perhaps a model.toml there.
 
-`resolve` and `DirectoryRepository` answer for the command line, `DirectorySource` and `FileSource` for the service.
+`resolve_model` and `DirectoryRepository` answer for the command line, `DirectorySource` and `FileSource` for a server.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def default_repositories() -> list[Path]:
     return [*named, Path("models")]
 
 
-def resolve(spec: str | Path, repositories: Sequence[str | Path] | None = None) -> ResolvedModel:
+def resolve_model(spec: str | Path, repositories: Sequence[str | Path] | None = None) -> ResolvedModel:
     """The model a user means: a file, a folder that holds one, or a repository's name, such as `digits_cnn/1`.
 
     repositories: folders searched in order; None: `default_repositories()`.

@@ -5,40 +5,29 @@ MLflow itself runs in a process of its own (`mlflow_agent.py` says why); here is
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import math
 import os
-import queue
 import re
-import subprocess
-import sys
-import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from onnxplain.errors import InputError, NotFound, OnnxplainError, Unavailable, UnknownName, UsageError
 from onnxplain.inputs.settings import ModelSettings, ServingSettings, load_settings
 from onnxplain.recipes import Recipe
-from onnxplain.sources.cache import BYTES, FILES, ContentCache, measured
+from onnxplain.sources.cache import BYTES, FILES, ContentCache
 from onnxplain.sources.directory import NAME
-from onnxplain.sources.mlflow_agent import Refused, member
+from onnxplain.sources.mlflow_agent import AgentError, member
+from onnxplain.sources.mlflow_process import MlflowProcess
 from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
-START_SECONDS = 60.0  # importing MLflow: 2 s on an idle core
 DOWNLOAD_SECONDS = 900.0  # for all files of one version
-WATCH_SECONDS = 0.25  # how often a running download is measured
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 ALIAS = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 EXAMPLE = "mlflow+http://HOST:5000?model=NAME@ALIAS"
-AGENT = Path(__file__).with_name("mlflow_agent.py")
 INSTALL = "pip install 'onnxplain[mlflow]'"
 
 
@@ -109,7 +98,7 @@ class MlflowSource:
         self.cache = ContentCache(Path(cache))
         self.problems: dict[str, str] = {}
         self._seconds, self._download_seconds = seconds, download_seconds
-        self._agent = _Agent(self.base, seconds)
+        self._process = MlflowProcess(self.base, seconds)
         self._known: dict[Wanted, tuple[str, str]] = {}  # version and fingerprint, when it last resolved
 
     def releases(self) -> Sequence[Release]:
@@ -143,7 +132,7 @@ class MlflowSource:
 
     def close(self) -> None:
         """End MLflow's process; it starts again when it is needed."""
-        self._agent.stop()
+        self._process.stop()
 
     def _all(self, problems: dict[str, str]) -> list[Wanted]:
         """Every registered model that has the alias now."""
@@ -175,9 +164,9 @@ class MlflowSource:
         return about
 
     def _ask(self, do: str, what: str, watch: Path | None = None, **request: Any) -> Any:
-        """One question to the registry; its errors are ours."""
+        """One request to the registry; its errors are ours."""
         seconds = self._seconds if watch is None else self._download_seconds
-        answer = self._agent.ask({"do": do, **request}, seconds, watch)
+        answer = self._process.ask({"do": do, **request}, seconds, watch)
         if "ok" in answer:
             return answer["ok"]
         kind, text = answer.get("kind"), answer.get("text", "")
@@ -212,115 +201,7 @@ def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> R
             settings = dataclasses.replace(settings, defaults=chosen)
         # Who may register a model does not decide on the server's queues and memory.
         settings = dataclasses.replace(settings, serving=ServingSettings())
-    except (OnnxplainError, Refused) as error:
+    except (OnnxplainError, AgentError) as error:
         text = str(error).replace(f"{folder}{os.sep}", "").rstrip(".")
         raise InputError(f"models:/{name}/{version}: {text}. Log the version again.") from error
     return ResolvedModel(path, name, version, settings)
-
-
-class _Agent:
-    """The process that speaks to MLflow: started when first asked, killed when it does not answer in time."""
-
-    def __init__(self, base: str, seconds: float):
-        self._base, self._seconds = base, seconds
-        self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._end: weakref.finalize[Any, Any] | None = None
-
-    def ask(self, request: Mapping[str, Any], seconds: float, watch: Path | None) -> Mapping[str, Any]:
-        """Its answer, or one of the kind `down` when the time is over. watch: a folder that must not grow too large."""
-        with self._lock:
-            started = self._start()
-            if "ok" not in started:
-                return started
-            try:
-                assert self._process is not None and self._process.stdin is not None
-                self._process.stdin.write(json.dumps(request) + "\n")
-                self._process.stdin.flush()
-            except OSError:
-                self.stop()
-                return {"kind": "down", "text": "its client ended"}
-            return self._answer(seconds, watch)
-
-    def stop(self) -> None:
-        """Kill the process, if there is one."""
-        if self._end is not None:
-            self._end()
-        self._process = None
-
-    def _start(self) -> Mapping[str, Any]:
-        if self._process is not None and self._process.poll() is None:
-            return {"ok": True}
-        self.stop()
-        root = str(Path(__file__).parents[2])  # of onnxplain itself, which the agent's last check reads the model with
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-            "MLFLOW_TRACKING_URI": self._base,
-            "MLFLOW_REGISTRY_URI": self._base,
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, math.ceil(self._seconds))),
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the next poll is the retry
-            "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(AGENT), self._base],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-        )
-        self._process, self._answers = process, queue.SimpleQueue()
-        self._end = weakref.finalize(self, _kill, process)
-        threading.Thread(target=_read, args=(process.stdout, self._answers), daemon=True, name="mlflow").start()
-        return self._answer(START_SECONDS, None)
-
-    def _answer(self, seconds: float, watch: Path | None) -> Mapping[str, Any]:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            try:
-                line = self._answers.get(timeout=left if watch is None else min(left, WATCH_SECONDS))
-            except queue.Empty:
-                if problem := _too_large(watch):
-                    self.stop()
-                    return {"kind": "unsafe", "text": problem}
-                continue
-            if not line:
-                self.stop()
-                return {"kind": "down", "text": "its client ended"}
-            answer: Mapping[str, Any] = json.loads(line)
-            return answer
-        self.stop()
-        return {"kind": "down", "text": f"no answer within {seconds:g} s"}
-
-
-def _too_large(folder: Path | None) -> str:
-    if folder is not None:
-        try:
-            measured(folder, FILES, BYTES)
-        except InputError as error:
-            return str(error).rstrip(".")
-        except OSError:
-            pass  # a file was renamed while we looked
-    return ""
-
-
-def _read(stream: IO[str], answers: queue.SimpleQueue[str]) -> None:
-    """Lines into the queue; "" where they end."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in stream:
-            answers.put(line)
-    answers.put("")
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()

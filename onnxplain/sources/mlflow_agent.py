@@ -26,7 +26,7 @@ REMOTE = ("mlflow-artifacts", "s3", "gs", "wasbs", "abfss", "hdfs", "viewfs", "o
 HTTP_STATUS = re.compile(r"\b(?:error code|failed with) (\d{3})\b|\b(\d{3}) (?:Client|Server) Error")
 
 
-class Refused(Exception):
+class AgentError(Exception):
     """An answer with a reason; kind: missing, denied, unsafe or down."""
 
     def __init__(self, kind: str, text: str):
@@ -34,7 +34,7 @@ class Refused(Exception):
         self.kind = kind
 
 
-class Agent:
+class MlflowAgent:
     """The requests, each a method: `{"do": name, …}` -> what it returns."""
 
     def __init__(self, base: str):
@@ -70,7 +70,7 @@ class Agent:
                 v for v in self.client.search_model_versions(f"name='{name}'", max_results=1000) if v.status == "READY"
             ]
             if not ready:
-                raise Refused("missing", "no version that is ready")
+                raise AgentError("missing", "no version that is ready")
             found = max(ready, key=lambda v: int(v.version))
         identity = f"{getattr(found, 'model_id', None) or ''} {found.source} {found.creation_timestamp}"
         return {"version": str(found.version), "status": str(found.status), "identity": identity}
@@ -94,13 +94,13 @@ def check_place(uri: str, base: str) -> None:
     """A registry names any place for a version: not this machine's disk, and not another MLflow, with our token."""
     place = urlsplit(uri)
     if place.scheme not in REMOTE:
-        raise Refused(
+        raise AgentError(
             "unsafe",
             f"its files lie at a {place.scheme or 'local'} address, which is not read from here; "
             "start MLflow with --artifacts-destination, so that the server hands them out",
         )
     if place.scheme == "mlflow-artifacts" and place.netloc not in ("", urlsplit(base).netloc):
-        raise Refused("unsafe", "its files lie at another MLflow server; register it with one that has them")
+        raise AgentError("unsafe", "its files lie at another MLflow server; register it with one that has them")
 
 
 def check_listing(repository: Any, files: int, total: int) -> None:
@@ -113,9 +113,9 @@ def check_listing(repository: Any, files: int, total: int) -> None:
             if entry.is_dir:
                 waiting.append(entry.path)
             if seen > files:
-                raise Refused("unsafe", f"more than {files} files and folders; a model needs a few")
+                raise AgentError("unsafe", f"more than {files} files and folders; a model needs a few")
     if size > total:
-        raise Refused("unsafe", f"{size} bytes, more than the {total} allowed")
+        raise AgentError("unsafe", f"{size} bytes, more than the {total} allowed")
 
 
 def limit_file_size(total: int) -> None:
@@ -134,17 +134,19 @@ def about(folder: Path) -> dict[str, Any]:
 
     file = folder / MLMODEL
     if file.is_symlink() or not file.is_file():
-        raise Refused("unsafe", "it holds no MLmodel file; log it with mlflow.onnx or onnxplain.mlflow")
+        raise AgentError("unsafe", "it holds no MLmodel file; log it with mlflow.onnx or onnxplain.mlflow")
     if file.stat().st_size > MLMODEL_BYTES:
-        raise Refused("unsafe", f"its MLmodel is larger than {MLMODEL_BYTES} bytes")
+        raise AgentError("unsafe", f"its MLmodel is larger than {MLMODEL_BYTES} bytes")
     try:
         content = yaml.safe_load(file.read_bytes())
         flavors = content["flavors"]
         data = flavors["onnx"]["data"]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        raise Refused("unsafe", "its MLmodel is not valid YAML") from None
+        raise AgentError("unsafe", "its MLmodel is not valid YAML") from None
     except (KeyError, TypeError):
-        raise Refused("unsafe", "its MLmodel has no onnx flavor; log it with mlflow.onnx or onnxplain.mlflow") from None
+        raise AgentError(
+            "unsafe", "its MLmodel has no onnx flavor; log it with mlflow.onnx or onnxplain.mlflow"
+        ) from None
     ours = flavors.get("onnxplain")
     ours = ours if isinstance(ours, dict) else {}
     named = {key: ours[key] if isinstance(ours.get(key), str) else None for key in ("recipe", "settings", "graph")}
@@ -163,11 +165,11 @@ def check_content(folder: Path, found: dict[str, Any]) -> None:
         file = member(folder, name)
         with file.open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != sha:
-                raise Refused("unsafe", f"the file {name!r} is not the one that was logged; log the version again")
+                raise AgentError("unsafe", f"the file {name!r} is not the one that was logged; log the version again")
     try:
         load(member(folder, found["onnx"]))
     except OnnxplainError as error:
-        raise Refused("unsafe", str(error).replace(f"{folder}{os.sep}", "").rstrip(".")) from error
+        raise AgentError("unsafe", str(error).replace(f"{folder}{os.sep}", "").rstrip(".")) from error
 
 
 def member(folder: Path, name: str | None) -> Path:
@@ -175,15 +177,15 @@ def member(folder: Path, name: str | None) -> Path:
     file = folder / (name or "")
     parts = Path((name or "").replace("\\", "/")).parts
     if not name or Path(name).is_absolute() or ".." in parts or "\0" in name:
-        raise Refused("unsafe", f"its MLmodel names the file {str(name)[:100]!r}, which is no name within it")
+        raise AgentError("unsafe", f"its MLmodel names the file {str(name)[:100]!r}, which is no name within it")
     if not file.is_file() or file.is_symlink() or not file.resolve().is_relative_to(folder.resolve()):
-        raise Refused("unsafe", f"its MLmodel names the file {name[:100]!r}, which it does not hold")
+        raise AgentError("unsafe", f"its MLmodel names the file {name[:100]!r}, which it does not hold")
     return file
 
 
 def reason(error: Exception) -> tuple[str, str]:
     """(kind, one line) of whatever MLflow or requests raised. Addresses and response bodies stay out of it."""
-    if isinstance(error, Refused):
+    if isinstance(error, AgentError):
         return error.kind, str(error)
     code = str(getattr(error, "error_code", ""))
     found = HTTP_STATUS.search(str(error))
@@ -214,7 +216,7 @@ def main(base: str) -> None:
         answers.flush()
 
     try:
-        agent = Agent(base)
+        agent = MlflowAgent(base)
     except ImportError as error:
         answer({"kind": "import", "text": str(error)[:200]})
         return

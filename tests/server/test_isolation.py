@@ -683,7 +683,7 @@ def test_children_that_die_young_are_followed_more_and_more_slowly(monkeypatch):
         model = IsolatedModel(iris(), Fails())
         model._worker = Doomed()
         with contextlib.suppress(asyncio.CancelledError):
-            await model._keep()
+            await model._keep_alive()
 
     monkeypatch.setattr(proxy, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": counted}))
     asyncio.run(main())

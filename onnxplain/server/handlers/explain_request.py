@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, OnnxplainError, UsageError
 from onnxplain.explainer import Ask
-from onnxplain.inputs import bind, resolve
+from onnxplain.inputs import bind, resolve_targets
 from onnxplain.inputs.targets import Target, contrast, from_classes, from_seed
 from onnxplain.recipes import Recipe, named
 from onnxplain.runtime.session import Array
@@ -99,12 +99,12 @@ def _target_finder(target: v1.Target, where: str) -> Ask:
         return "predicted"
     if kind == "expression":
         words = target.expression or "predicted"
-        return _with_field(f"{where}.expression", lambda s, labels, k: resolve(words, s, labels, k))
+        return _with_field(f"{where}.expression", lambda s, labels, k: resolve_targets(words, s, labels, k))
     if kind == "arg_max":
         if target.arg_max.k < 0:
             raise UsageError(f"k is {target.arg_max.k}; give 1 or more.").at(f"{where}.arg_max.k")
         word = f"top{target.arg_max.k}" if target.arg_max.k > 1 else "predicted"
-        return _with_field(f"{where}.arg_max.k", lambda s, labels, k: resolve(word, s, labels, k))
+        return _with_field(f"{where}.arg_max.k", lambda s, labels, k: resolve_targets(word, s, labels, k))
     if kind == "seed":
         seed = v1_array(target.seed, f"{where}.seed")
         return _with_field(f"{where}.seed", lambda s, labels, k: from_seed(seed, s, "seed", labels, k))

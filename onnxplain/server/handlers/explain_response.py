@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxplain.compile.ledger import COLUMNS
+from onnxplain.compile.ledger import COLUMNS, LEDGER
 from onnxplain.errors import InputError, UnknownName
 from onnxplain.explanation import Explanation
 from onnxplain.runtime.session import Array
@@ -15,8 +15,6 @@ from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.server.models.variant import Variant
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.tensors import v1_tensor
-
-LEDGER = "onnxplain.ledger"
 
 
 def explain_response(

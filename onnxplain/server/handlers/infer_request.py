@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.errors import InputError
-from onnxplain.inputs import resolve
+from onnxplain.inputs import resolve_targets
 from onnxplain.runtime.session import Array
 from onnxplain.server.models.inference_metadata import TensorMetadata
 from onnxplain.server.models.variant import Variant
@@ -57,7 +57,7 @@ def target_seed(variant: Variant, feeds: Mapping[str, Array], word: str) -> dict
     """The one seed of a graph, made of a target as the command line takes it; runs the model for its scores."""
     ((name, source),) = variant.explainer.compiled.seeds.items()
     scores = feeds[source] if source in feeds else variant.forward_queue.run(feeds, [source])[source]
-    targets = resolve(word, scores, variant.explainer.labels, variant.explainer.kind)
+    targets = resolve_targets(word, scores, variant.explainer.labels, variant.explainer.kind)
     if len(targets) != 1:
         raise InputError(f"target {word!r}: a model answers one target a row; use Explain for several.").at(
             "parameters"
