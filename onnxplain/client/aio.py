@@ -158,9 +158,9 @@ class AsyncClient:
         until = time.monotonic() + seconds
         step: tuple[Any, ...] = (steps.send, None)
         while True:
-            call, found = await asyncio.to_thread(_next, *step)
+            call, value = await asyncio.to_thread(_next, *step)
             if call is None:
-                result: T = found
+                result: T = value
                 return result
             try:
                 step = (steps.send, await self._answer(call, until, seconds))

@@ -74,8 +74,8 @@ class Dialogues:
             x = (yield from self._info(base, version)).loaded(x).feeds
         specs = self._specs.get((model, version))
         if specs is None:
-            found = yield inference_call("ModelMetadata", oip.ModelMetadataRequest(name=model, version=version))
-            specs = self._specs[(model, version)] = [spec_of(entry) for entry in found.inputs]
+            metadata = yield inference_call("ModelMetadata", oip.ModelMetadataRequest(name=model, version=version))
+            specs = self._specs[(model, version)] = [spec_of(entry) for entry in metadata.inputs]
         request = oip.ModelInferRequest(model_name=model, model_version=version, id=secrets.token_hex(8))
         try:
             for name, array in bound(x, specs).items():
@@ -107,14 +107,14 @@ class Dialogues:
 
     def recipes(self) -> Steps[list[v1.RecipeInfo]]:
         """See `Client.recipes`."""
-        found: list[v1.RecipeInfo] = []
+        recipes: list[v1.RecipeInfo] = []
         token = ""
         while True:
             request = v1.ListRecipesRequest(page_size=PAGE, page_token=token)
             reply = yield explainer_call("ListRecipes", v1.ListRecipesResponse, request)
-            found += reply.recipes
+            recipes += reply.recipes
             if not reply.next_page_token or reply.next_page_token == token:
-                return found
+                return recipes
             token = reply.next_page_token
 
     def compile(
@@ -188,25 +188,25 @@ def recipe_message(
         if method or composite or rules or form:
             raise UsageError("recipe stands alone: put method, composite, rules and form into it.")
         if isinstance(recipe, str):
-            found = v1.Recipe(name=recipe)
+            message = v1.Recipe(name=recipe)
         else:
             whole = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe)
-            found = v1.Recipe(name=whole.method)
-            _override(found, whole.composite, whole.rules, whole.form)
+            message = v1.Recipe(name=whole.method)
+            _override(message, whole.composite, whole.rules, whole.form)
     else:
-        found = v1.Recipe(name="" if method in (None, default) else str(method))
-        _override(found, composite, rules, form)
+        message = v1.Recipe(name="" if method in (None, default) else str(method))
+        _override(message, composite, rules, form)
     if head:
-        found.overrides["head"] = head
-    return found
+        message.overrides["head"] = head
+    return message
 
 
 def _override(message: v1.Recipe, composite: str | None, rules: Sequence[str], form: str | None) -> None:
-    given: dict[str, Any] = {"composite": composite, "rules": list(rules), "form": form}
-    given = {key: value for key, value in given.items() if value}
-    if given:
-        message.overrides.update(given)
+    overrides: dict[str, Any] = {"composite": composite, "rules": list(rules), "form": form}
+    overrides = {key: value for key, value in overrides.items() if value}
+    if overrides:
+        message.overrides.update(overrides)
 
 
-def _names(given: Names) -> list[str]:
-    return [given] if isinstance(given, str) and given else list(given)
+def _names(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) and names else list(names)

@@ -50,7 +50,7 @@ def remote_explanation(
     scores = _array(reply.scores, "scores")
     kind = info.reply.kind or ("sigmoid" if "Sigmoid" in (provenance.get("heads") or {}).values() else None)
     timing = reply.timing
-    found = RemoteExplanation(
+    explanation = RemoteExplanation(
         method=_method(reply.method),
         recipe=_recipe(reply, info, wanted, provenance),
         targets=_targets(reply, scores, info.labels, kind, words),
@@ -75,8 +75,8 @@ def remote_explanation(
         layers=tuple(reply.layers),
         timing={name: getattr(timing, name).ToNanoseconds() / 1e9 for name in ("queue", "compile", "compute")},
     )
-    found.show(loaded, info.specs[0].name)
-    return found
+    explanation.show(loaded, info.specs[0].name)
+    return explanation
 
 
 def _array(tensor: Any, where: str) -> Array:
@@ -90,18 +90,18 @@ def _method(name: str) -> Method:
 
 def _recipe(reply: v1.ExplainResponse, info: ModelInfo, wanted: v1.Recipe, provenance: dict[str, Any]) -> Recipe:
     """The recipe whose digest the server names: what was asked for, over the model's default where that was meant."""
-    given = json_format.MessageToDict(wanted.overrides)
+    overrides = json_format.MessageToDict(wanted.overrides)
     own_options = json_format.MessageToDict(info.reply.default_options)
     start = named(wanted.name) if wanted.name in recipe_names() else Recipe(reply.method)
     if not wanted.name and own_options:
         start = Recipe.of(own_options, "the server's default recipe")
-    rules, form = (*given.get("rules", ()), *start.rules), given.get("form") or start.form
-    composite = given.get("composite") or start.composite
+    rules, form = (*overrides.get("rules", ()), *start.rules), overrides.get("form") or start.form
+    composite = overrides.get("composite") or start.composite
     own = (provenance.get("recipe") or {}).get("composite")  # as it was resolved, the method's own included
     for name in dict.fromkeys((composite, own, None)):
-        found = Recipe(reply.method, name, rules, form)
-        if found.digest == reply.recipe_digest:
-            return found
+        candidate = Recipe(reply.method, name, rules, form)
+        if candidate.digest == reply.recipe_digest:
+            return candidate
     return Recipe(reply.method, composite or own, rules, form)
 
 
@@ -114,12 +114,12 @@ def _targets(
     except OnnxplainError:  # a word that a newer server understands
         here = []
     here = here if [t.name for t in here] == [t.name for t in reply.targets] else []
-    found = []
+    targets = []
     for n, target in enumerate(reply.targets):
         index = _array(target.index, f"targets[{n}].index") if target.HasField("index") else None
         seed = here[n].seed if here else _seed(index, scores)
-        found.append(Target(target.name, tuple(target.names), seed, index, np.array(target.score, np.float64)))
-    return found
+        targets.append(Target(target.name, tuple(target.names), seed, index, np.array(target.score, np.float64)))
+    return targets
 
 
 def _seed(index: Array | None, scores: Array) -> Array:

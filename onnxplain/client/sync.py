@@ -185,8 +185,8 @@ class Client:
                 else:
                     call = steps.send(answer)
         except StopIteration as end:
-            found: T = end.value
-            return found
+            result: T = end.value
+            return result
 
     def _answer(self, call: RpcCall, until: float, seconds: float) -> Any:
         """One call, tried again where that is safe and there is time."""

@@ -39,13 +39,13 @@ class DirectoryRepository:
     def versions(self, name: str) -> list[str]:
         """Versions of one model, oldest first: numbers in order, after any other names."""
         folder = self.root / _checked(name)
-        found = (
+        versions = (
             [entry.name for entry in folder.iterdir() if NAME.fullmatch(entry.name) and holds_model(entry)]
             if folder.is_dir()
             else []
         )
         return sorted(
-            found, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version)
+            versions, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version)
         )
 
     def get(self, name: str, version: str | None = None) -> ResolvedModel:
@@ -114,8 +114,8 @@ def _from_folder(path: Path) -> ResolvedModel:
         store = DirectoryRepository(folder.parent)
         if store.versions(folder.name):
             return store.get(folder.name)
-    found = only_model(path)
-    return from_file(found)
+    path_of_model = only_model(path)
+    return from_file(path_of_model)
 
 
 def _is_model_folder(path: Path) -> bool:
@@ -132,11 +132,11 @@ def only_model(folder: Path) -> Path:
     """The model file of a version folder. Raises InputError."""
     if (folder / MODEL).is_file():
         return folder / MODEL
-    found = sorted(entry.name for entry in folder.glob("*.onnx"))
-    if len(found) == 1:
-        return folder / found[0]
-    if found:
-        raise InputError(f"{folder} holds {len(found)} models: {', '.join(found[:10])}. Name one of them.")
+    names = sorted(entry.name for entry in folder.glob("*.onnx"))
+    if len(names) == 1:
+        return folder / names[0]
+    if names:
+        raise InputError(f"{folder} holds {len(names)} models: {', '.join(names[:10])}. Name one of them.")
     raise InputError(f"{folder} holds no .onnx file, and no version folder with one. Name a model file.")
 
 
@@ -170,12 +170,12 @@ def labels_inside(settings: ModelSettings, folder: Path) -> None:
 
 def check_safe(path: Path, target: Path) -> None:
     """A folder, or a file with one name only."""
-    found = target.stat()
-    if stat.S_ISDIR(found.st_mode):
+    status = target.stat()
+    if stat.S_ISDIR(status.st_mode):
         return
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is a device, a pipe or a socket. Only files are served.")
-    if found.st_nlink > 1:
+    if status.st_nlink > 1:
         raise InputError(f"{path} has several hard links; copy it, so that it is one file.")
 
 

@@ -82,15 +82,15 @@ class MlflowSource:
             )
         self.base = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self.name = f"mlflow+{self.base}"
-        given: dict[str, list[str]] = {"model": [], "alias": []}
+        query: dict[str, list[str]] = {"model": [], "alias": []}
         for key, value in parse_qsl(parts.query, keep_blank_values=True):
-            if key not in given:
-                raise UnknownName("key of the registry's address", key, given)
-            given[key].append(value)
-        if len(given["alias"]) > 1 or any(not ALIAS.fullmatch(alias) for alias in given["alias"]):
+            if key not in query:
+                raise UnknownName("key of the registry's address", key, query)
+            query[key].append(value)
+        if len(query["alias"]) > 1 or any(not ALIAS.fullmatch(alias) for alias in query["alias"]):
             raise UsageError("alias= is one name of letters, digits, '_', '.' and '-', such as alias=champion.")
-        self.alias = "".join(given["alias"])
-        self.wanted = tuple(dict.fromkeys(Wanted.of(text, self.alias) for text in given["model"]))
+        self.alias = "".join(query["alias"])
+        self.wanted = tuple(dict.fromkeys(Wanted.of(text, self.alias) for text in query["model"]))
         if not self.wanted and not self.alias:
             raise UsageError(
                 f"which models of {self.name}? Write {EXAMPLE}, or ?alias=champion for all that have that alias."
@@ -104,7 +104,7 @@ class MlflowSource:
     def releases(self) -> Sequence[Release]:
         """What the aliases point to now. Raises Unavailable, and InputError for an entry that never resolved."""
         problems: dict[str, str] = {}
-        found: dict[tuple[str, str], Release] = {}
+        releases: dict[tuple[str, str], Release] = {}
         aliases: dict[str, Mapping[str, str]] = {}
         for wanted in self.wanted or self._all(problems):
             try:
@@ -117,9 +117,9 @@ class MlflowSource:
                 problems[str(wanted)] = f"{error} Version {self._known[wanted][0]} stays."
             version, fingerprint = self._known[wanted]
             names = sorted(alias for alias, at in aliases.get(wanted.name, {}).items() if at == version)
-            found[wanted.name, version] = Release(wanted.name, version, fingerprint, tuple(names))
+            releases[wanted.name, version] = Release(wanted.name, version, fingerprint, tuple(names))
         self.problems = problems
-        return [found[key] for key in sorted(found, key=lambda key: (key[0], int(key[1])))]
+        return [releases[key] for key in sorted(releases, key=lambda key: (key[0], int(key[1])))]
 
     def fetch(self, release: Release) -> ResolvedModel:
         """The files of a release, from the cache where it has them whole. Raises InputError, Unavailable."""
@@ -152,10 +152,12 @@ class MlflowSource:
                 f"{wanted} at {self.base}: no alias {wanted.alias!r}. {known} Set it, or write NAME/VERSION."
             )
         version = aliases[wanted.alias] if wanted.alias else wanted.version
-        found = self._ask("version", str(wanted), name=wanted.name, version=version)
-        if not NUMBER.fullmatch(found["version"]) or found["status"] != "READY":
-            raise NotFound(f"{wanted} at {self.base}: version {found['version'][:20]} is {found['status'].lower()}.")
-        return found["version"], f"{found['version']} {found['identity']}"
+        version_info = self._ask("version", str(wanted), name=wanted.name, version=version)
+        if not NUMBER.fullmatch(version_info["version"]) or version_info["status"] != "READY":
+            raise NotFound(
+                f"{wanted} at {self.base}: version {version_info['version'][:20]} is {version_info['status'].lower()}."
+            )
+        return version_info["version"], f"{version_info['version']} {version_info['identity']}"
 
     def _download(self, release: Release, spec: str, folder: Path) -> Mapping[str, Any]:
         request = {"name": release.name, "version": release.version, "folder": str(folder)}

@@ -45,35 +45,36 @@ class MlflowAgent:
 
     def model(self, name: str) -> dict[str, Any]:
         """{aliases: {alias: version}} of a registered model."""
-        found = self.client.get_registered_model(name)
-        return {"aliases": {str(alias): str(version) for alias, version in found.aliases.items()}}
+        registered = self.client.get_registered_model(name)
+        return {"aliases": {str(alias): str(version) for alias, version in registered.aliases.items()}}
 
     def names(self, alias: str) -> list[str]:
         """Registered models that have the alias."""
-        found: list[str] = []
+        names: list[str] = []
         token, seen = None, 0
         while seen < MODELS:
             page = self.client.search_registered_models(max_results=100, page_token=token)
             seen += len(page)
-            found += [model.name for model in page if alias in model.aliases]
+            names += [model.name for model in page if alias in model.aliases]
             token = page.token
             if not token or not page:
                 break
-        return found
+        return names
 
     def version(self, name: str, version: str) -> dict[str, str]:
         """{version, status, identity} of one version; version "" is the newest that is ready."""
         if version:
-            found = self.client.get_model_version(name, version)
+            model_version = self.client.get_model_version(name, version)
         else:
             ready = [
                 v for v in self.client.search_model_versions(f"name='{name}'", max_results=1000) if v.status == "READY"
             ]
             if not ready:
                 raise AgentError("missing", "no version that is ready")
-            found = max(ready, key=lambda v: int(v.version))
-        identity = f"{getattr(found, 'model_id', None) or ''} {found.source} {found.creation_timestamp}"
-        return {"version": str(found.version), "status": str(found.status), "identity": identity}
+            model_version = max(ready, key=lambda v: int(v.version))
+        logged = getattr(model_version, "model_id", None) or ""
+        identity = f"{logged} {model_version.source} {model_version.creation_timestamp}"
+        return {"version": str(model_version.version), "status": str(model_version.status), "identity": identity}
 
     def download(self, name: str, version: str, folder: str, files: int, total: int) -> dict[str, Any]:
         """Fetch a version's files into a folder; what its MLmodel says of them."""
@@ -85,9 +86,9 @@ class MlflowAgent:
         limit_file_size(total)
         check_listing(repository, files, total)
         repository.download_artifacts("", dst_path=folder)
-        found = about(Path(folder))
-        check_content(Path(folder), found)
-        return found
+        content = about(Path(folder))
+        check_content(Path(folder), content)
+        return content
 
 
 def check_place(uri: str, base: str) -> None:
@@ -147,27 +148,30 @@ def about(folder: Path) -> dict[str, Any]:
         raise AgentError(
             "unsafe", "its MLmodel has no onnx flavor; log it with mlflow.onnx or onnxplain.mlflow"
         ) from None
-    ours = flavors.get("onnxplain")
-    ours = ours if isinstance(ours, dict) else {}
-    named = {key: ours[key] if isinstance(ours.get(key), str) else None for key in ("recipe", "settings", "graph")}
-    hashes = ours.get("sha256")
+    own_flavor = flavors.get("onnxplain")
+    own_flavor = own_flavor if isinstance(own_flavor, dict) else {}
+    named = {
+        key: own_flavor[key] if isinstance(own_flavor.get(key), str) else None
+        for key in ("recipe", "settings", "graph")
+    }
+    hashes = own_flavor.get("sha256")
     hashes = hashes if isinstance(hashes, dict) else {}
     kept = {name: sha for name, sha in list(hashes.items())[:100] if isinstance(name, str) and isinstance(sha, str)}
     return {"onnx": data if isinstance(data, str) else None, **named, "sha256": kept}
 
 
-def check_content(folder: Path, found: dict[str, Any]) -> None:
+def check_content(folder: Path, content: dict[str, Any]) -> None:
     """The hashes that `onnxplain.mlflow` wrote, and whether the model can be read with all its weights."""
     from onnxplain.errors import OnnxplainError
     from onnxplain.frontend.load import load
 
-    for name, sha in found["sha256"].items():
+    for name, sha in content["sha256"].items():
         file = member(folder, name)
-        with file.open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest() != sha:
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != sha:
                 raise AgentError("unsafe", f"the file {name!r} is not the one that was logged; log the version again")
     try:
-        load(member(folder, found["onnx"]))
+        load(member(folder, content["onnx"]))
     except OnnxplainError as error:
         raise AgentError("unsafe", str(error).replace(f"{folder}{os.sep}", "").rstrip(".")) from error
 
@@ -188,8 +192,8 @@ def reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, AgentError):
         return error.kind, str(error)
     code = str(getattr(error, "error_code", ""))
-    found = HTTP_STATUS.search(str(error))
-    status = next(filter(None, found.groups()), "") if found else ""
+    match = HTTP_STATUS.search(str(error))
+    status = next(filter(None, match.groups()), "") if match else ""
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND") or status == "404":
         return "missing", "there is none"
     if code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED") or status in ("401", "403"):

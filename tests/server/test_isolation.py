@@ -259,7 +259,7 @@ def relevance(reply: v1.ExplainResponse) -> np.ndarray:
     return v1_array(reply.attributions[0].relevance, "relevance")
 
 
-def test_statistics_are_those_of_the_child(both):
+def test_statistics_are_those_of_the_worker(both):
     request = infer("iris_mlp", **{inputs("iris_mlp"): FLOWER})
     before, _, after = (
         both.ask("ModelStatistics", oip.ModelStatisticsRequest(name="iris_mlp")),
@@ -333,7 +333,7 @@ class Fault(UnsupportedModel):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_survives_the_way_through_a_child(error):
+def test_an_error_survives_the_way_through_a_worker(error):
     status = status_of(error)
     code = grpc.StatusCode[code_pb2.Code.Name(status.code)]
     arrived = worker_error(
@@ -355,7 +355,7 @@ def test_several_nodes_survive_too():
     assert status_of(arrived) == status
 
 
-def test_a_broken_connection_is_no_answer_of_the_child():
+def test_a_broken_connection_is_no_answer_of_the_worker():
     assert worker_error(AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), "Socket closed")) is None
     nonsense = Metadata((DETAILS, b"\xff\xff"))
     assert worker_error(AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), nonsense, "")) is None
@@ -365,7 +365,7 @@ def test_a_broken_connection_is_no_answer_of_the_child():
 
 
 @linux
-def test_a_child_killed_under_load_costs_unavailable_only_and_comes_back(both):
+def test_a_worker_killed_under_load_costs_unavailable_only_and_comes_back(both):
     request, name = infer("digits_cnn", **{inputs("digits_cnn"): DIGIT}), "digits_cnn"
     scores = lambda: np.frombuffer(both.ask("ModelInfer", request).raw_output_contents[0], np.float32)  # noqa: E731
     right = scores()
@@ -443,7 +443,7 @@ def short_work() -> Any:
     return infer("work", x=np.zeros((1, SIDE), np.float32), steps=np.array(1))
 
 
-def test_a_deadline_ends_the_work_of_the_child(both):
+def test_a_deadline_ends_the_work_of_the_worker(both):
     pid = both.model("work").pid
     with pytest.raises(grpc.RpcError) as error:
         both.ask("ModelInfer", long_work(), timeout=0.3)
@@ -454,7 +454,7 @@ def test_a_deadline_ends_the_work_of_the_child(both):
     assert both.model("work").pid == pid
 
 
-def test_a_cancelled_call_ends_the_work_of_the_child(both):
+def test_a_cancelled_call_ends_the_work_of_the_worker(both):
     call = (
         both.channels[both.isolated]
         .unary_unary(
@@ -478,7 +478,7 @@ def environment(pid: int) -> dict[str, str]:
 
 
 @linux
-def test_a_child_is_confined(both):
+def test_a_worker_is_confined(both):
     pid = both.model("iris_mlp").pid
     lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
     limits = {line[:26].strip(): line[26:].split() for line in lines[1:]}
@@ -494,7 +494,7 @@ def test_a_child_is_confined(both):
 
 
 @linux
-def test_a_child_inherits_no_sockets_and_no_secrets(repository):
+def test_a_worker_inherits_no_sockets_and_no_secrets(repository):
     secret = {"ONNXPLAIN_WEBHOOK_SECRET": "s3cret", "MLFLOW_TRACKING_TOKEN": "t0ken"}
     with running_server(repository / "iris_mlp" / "1" / "model.onnx", "--isolate", env=secret) as running:
         for pid in workers(running.process.pid):
@@ -506,7 +506,7 @@ def test_a_child_inherits_no_sockets_and_no_secrets(repository):
 
 
 @linux
-def test_no_child_outlives_a_parent_that_was_killed(repository, tmp_path):
+def test_no_worker_outlives_a_parent_that_was_killed(repository, tmp_path):
     model, temporary = repository / "iris_mlp" / "1" / "model.onnx", {"TMPDIR": str(tmp_path)}
     with running_server(model, "--isolate", env=temporary) as running:
         pids = workers(running.process.pid)
@@ -517,7 +517,7 @@ def test_no_child_outlives_a_parent_that_was_killed(repository, tmp_path):
 
 
 @linux
-def test_sigterm_ends_parent_and_children(repository, tmp_path):
+def test_sigterm_ends_parent_and_workers(repository, tmp_path):
     with running_server(repository / "iris_mlp" / "1" / "model.onnx", "--isolate", env={"TMPDIR": str(tmp_path)}) as r:
         pids = workers(r.process.pid)
         folders = list(tmp_path.glob("onnxplain-*"))
@@ -578,7 +578,7 @@ def iris() -> ResolvedModel:
 
 
 @linux
-def test_a_model_that_kills_or_hangs_its_child_is_refused_in_one_line():
+def test_a_model_that_kills_or_hangs_its_worker_is_refused_in_one_line():
     others = set(workers(os.getpid()))
 
     async def main() -> None:
@@ -600,7 +600,7 @@ def test_a_model_that_kills_or_hangs_its_child_is_refused_in_one_line():
     assert set(workers(os.getpid())) <= others
 
 
-def test_a_broken_file_is_refused_with_the_reason_of_the_child(tmp_path):
+def test_a_broken_file_is_refused_with_the_reason_of_the_worker(tmp_path):
     broken = tmp_path / "model.onnx"
     broken.write_bytes(b"PK\x03\x04 not a model")
 
@@ -649,7 +649,7 @@ def test_a_model_without_a_process_says_that_it_is_unavailable():
     asyncio.run(main())
 
 
-def test_children_that_die_young_are_followed_more_and_more_slowly(monkeypatch):
+def test_workers_that_die_young_are_followed_more_and_more_slowly(monkeypatch):
     waits, sleep = [], asyncio.sleep
 
     class Doomed:
@@ -694,7 +694,7 @@ def test_children_that_die_young_are_followed_more_and_more_slowly(monkeypatch):
 # What is said
 
 
-def test_orders_survive_the_pipe(tmp_path):
+def test_config_survive_the_pipe(tmp_path):
     settings = tmp_path / "model.toml"
     settings.write_text('[output]\nkind = "regression"\n')
     given = ResolvedModel(
@@ -728,11 +728,11 @@ def test_what_nobody_expected_is_named_without_its_text():
 @pytest.mark.parametrize(
     "report", [None, {}, [], ["run"], ["run", 1, 2, "3"], ["run", 1, 2, float("nan")], ["serve", 1, 2], [["run"], 1]]
 )
-def test_what_a_child_makes_up_is_not_counted(report):
+def test_what_a_worker_makes_up_is_not_counted(report):
     assert observation(report) is None
 
 
-def test_a_child_cannot_fill_the_log(caplog):
+def test_a_worker_cannot_fill_the_log(caplog):
     logger = logging.getLogger("onnxplain.server.worker")
     logger.propagate, parent = True, logging.getLogger("onnxplain")
     before, parent.propagate = parent.propagate, True

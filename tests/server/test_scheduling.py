@@ -270,3 +270,18 @@ def test_a_session_is_made_once_however_many_ask(scheduler):
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert made == [1]
+
+
+def test_a_run_comes_back_with_how_it_went(scheduler):
+    """Seconds in the queue and rows of the shared run, to each who shared it; of several runs to whoever made them."""
+    queue = queue_of(scheduler, Doubler(0.1))
+    results = [future.result(10) for future in together(queue, [rows(n) for n in range(3)])]
+    assert [result.report.batch_rows for result in results] == [3, 3, 3]
+    assert all(0.05 < result.report.queue_seconds < 5 for result in results)
+    with collected_reports() as reports:
+        queue.run(rows(1))
+        queue.run(rows(2, 2))
+    queue.run(rows(3))
+    assert [report.batch_rows for report in reports] == [1, 2]
+    both = reports[0].then(reports[1])
+    assert both.batch_rows == 2 and both.queue_seconds == reports[0].queue_seconds + reports[1].queue_seconds

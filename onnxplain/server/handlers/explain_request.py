@@ -50,11 +50,11 @@ def bound_inputs(request: v1.ExplainRequest, model: LoadedModel) -> dict[str, Ar
         raise error.at(error.field or "inputs") from None
 
 
-def recipe_and_head(given: v1.Recipe, model: LoadedModel) -> tuple[Recipe | None, str]:
+def recipe_and_head(message: v1.Recipe, model: LoadedModel) -> tuple[Recipe | None, str]:
     """The recipe (None: the model's own) and how the head is treated ("": as by default)."""
     try:
-        base = named(given.name) if given.name else None
-        overrides = json_format.MessageToDict(given.overrides) if given.HasField("overrides") else {}
+        base = named(message.name) if message.name else None
+        overrides = json_format.MessageToDict(message.overrides) if message.HasField("overrides") else {}
         head = overrides.pop("head", "")
         if head not in ("", "cut", "keep"):
             raise UsageError(f"head is cut or keep, not {head!r}.")
@@ -87,9 +87,9 @@ def compile_request(
         raise UsageError("at most 64 tensors can be asked for at once.").at("attribute_to")
     own = {str(value.name) for value in model.subject.source.model.graph.outputs}
     kept = tuple(name for name in outputs if name not in own)
-    chosen = tuple(explain) or model.request.explain
-    head = "" if head == "cut" and not chosen else head  # the default, by its name
-    return Request(chosen, head, "tensor", tuple(attribute_to), kept, ledger)
+    explained = tuple(explain) or model.request.explain
+    head = "" if head == "cut" and not explained else head  # the default, by its name
+    return Request(explained, head, "tensor", tuple(attribute_to), kept, ledger)
 
 
 def _target_finder(target: v1.Target, where: str) -> Ask:
@@ -120,10 +120,10 @@ def _target_finder(target: v1.Target, where: str) -> Ask:
 def _with_field(field: str, make: Any) -> Ask:
     def find(scores: Array, labels: Sequence[str], kind: str | None) -> list[Target]:
         try:
-            found: list[Target] = make(scores, labels, kind)
+            targets: list[Target] = make(scores, labels, kind)
         except OnnxplainError as error:
             raise error.at(field) from None
-        return found
+        return targets
 
     return find
 
@@ -140,12 +140,12 @@ def target_count(target: v1.Target) -> int:
 
 def struct_fields(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """A table as google.protobuf.Struct takes it: tuples become lists, what is None is left out."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in mapping.items():
         if value is None:
             continue
-        found[key] = list(map(_listed, value)) if isinstance(value, tuple | list) else value
-    return found
+        fields[key] = list(map(_listed, value)) if isinstance(value, tuple | list) else value
+    return fields
 
 
 def _listed(value: Any) -> Any:

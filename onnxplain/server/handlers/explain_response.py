@@ -89,8 +89,8 @@ def _conservation(explanation: Explanation) -> Sequence[v1.Conservation]:
     for target, sample, row in explanation.rows():
         scores = np.atleast_1d(target.score)
         seeded = float(scores[min(sample, len(scores) - 1)])
-        where = explanation.where(row)
-        arrived, absorbed = where.pop("input"), float(sum(where.values()))
+        sums = explanation.where(row)
+        arrived, absorbed = sums.pop("input"), float(sum(sums.values()))
         error = abs(seeded - arrived - absorbed) / max(abs(seeded), 1e-30)
         rows.append(
             v1.Conservation(seed_sum=seeded, attributed_sum=arrived, absorbed_sum=absorbed, relative_error=error)

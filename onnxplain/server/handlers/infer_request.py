@@ -30,17 +30,17 @@ def bound_feeds(arrays: Mapping[str, Array], expected: Sequence[TensorMetadata])
     for spec in expected:
         if spec.name not in arrays:
             raise InputError(f"input {spec.name!r} ({spec.datatype}) is missing.").at("inputs")
-        array, where = arrays[spec.name], f"inputs[{order[spec.name]}]"
-        found = datatype_of(array.dtype)
-        if found != spec.datatype:
-            raise InputError(f"{spec.name}: found {found}, expected {spec.datatype}.").at(f"{where}.datatype")
+        array, field = arrays[spec.name], f"inputs[{order[spec.name]}]"
+        datatype = datatype_of(array.dtype)
+        if datatype != spec.datatype:
+            raise InputError(f"{spec.name}: found {datatype}, expected {spec.datatype}.").at(f"{field}.datatype")
         if spec.shape is not None and (
             len(spec.shape) != array.ndim
             or any(want not in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True))
         ):
             raise InputError(
                 f"{spec.name}: found shape {list(array.shape)}, expected {list(spec.shape)} (-1: any length)."
-            ).at(f"{where}.shape")
+            ).at(f"{field}.shape")
         feeds[spec.name] = array
     return feeds
 
@@ -68,12 +68,12 @@ def target_seed(variant: Variant, feeds: Mapping[str, Array], word: str) -> dict
 
 def own_parameters(request: Any) -> dict[str, Any]:
     """Our own request parameters, without their prefix."""
-    found = {}
+    parameters = {}
     for name, value in request.parameters.items():
         if name.startswith(PREFIX):
             kind = value.WhichOneof("parameter_choice")
-            found[name.removeprefix(PREFIX)] = getattr(value, kind) if kind else None
-    return found
+            parameters[name.removeprefix(PREFIX)] = getattr(value, kind) if kind else None
+    return parameters
 
 
 def requested_outputs(request: Any, known: list[str]) -> list[str]:

@@ -98,8 +98,8 @@ class LocalModel:
         inputs, outputs = variant.signature
         seeds = [tensor for tensor in inputs if tensor.name in variant.explainer.compiled.seeds]
         names = requested_outputs(request, [tensor.name for tensor in outputs])
-        given = [tensor for tensor in seeds if tensor.name in arrays]
-        if len(given) == len(seeds):
+        given_seeds = [tensor for tensor in seeds if tensor.name in arrays]
+        if len(given_seeds) == len(seeds):
             if parameters:
                 raise InputError("give a seed or a target, not both.").at("parameters")
             feeds = bound_feeds(arrays, inputs)
@@ -107,7 +107,7 @@ class LocalModel:
             if not finite(variant.explainer.compiled, result.outputs):
                 await self._in_thread(lambda: variant.explainer.require_finite(feeds, result.outputs))
             return result
-        if given or len(seeds) > 1:
+        if given_seeds or len(seeds) > 1:
             missing = ", ".join(tensor.name for tensor in seeds if tensor.name not in arrays)
             raise InputError(f"several tensors are explained: give every seed; {missing} is missing.").at("inputs")
         feeds = bound_feeds(arrays, [tensor for tensor in inputs if tensor not in seeds])
@@ -136,13 +136,13 @@ class LocalModel:
 
     async def statistics(self) -> list[Any]:
         """Of the model, and of each recipe that was asked for."""
-        found = []
+        statistics = []
         for title, queue in self.model.queues().items():
             name = self.name if not title else f"{self.name}{EXPLAIN}.{title}"
             if title and title == self.model.recipe.title:
                 name = self.name + EXPLAIN
-            found.append(model_statistics(name, self.version, queue))
-        return found
+            statistics.append(model_statistics(name, self.version, queue))
+        return statistics
 
     async def ready(self, name: str) -> bool:
         """Whether a name answers: the model does; M.explain where its recipe is possible; M.explain.R likewise."""
@@ -251,9 +251,9 @@ class LocalModel:
             raise NotFound(f"no recipe {recipe[:100]!r}; `ListRecipes` or `onnxplain methods` has their names.").at(
                 "model_name"
             )
-        chosen = named(recipe) if recipe else self.model.default_recipe()
-        cached = self.model.cached_variant(chosen)
-        return cached if cached is not None else await self._in_thread(lambda: self.model.variant(chosen))
+        wanted = named(recipe) if recipe else self.model.default_recipe()
+        cached = self.model.cached_variant(wanted)
+        return cached if cached is not None else await self._in_thread(lambda: self.model.variant(wanted))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Do blocking work in a thread that knows the current call."""

@@ -63,15 +63,15 @@ class ModelDescription:
         recipe, _ = recipe_and_head(request.recipe, model)
         recipe = recipe or model.recipe
         all_methods = model.coverage()
-        chosen = coverage(subject.normalised, subject.resolved, subject.request, recipe)
-        reply.supported = recipe.method not in chosen.blocked
-        reply.attributable.extend(chosen.attributed or all_methods.attributed)
+        covered = coverage(subject.normalised, subject.resolved, subject.request, recipe)
+        reply.supported = recipe.method not in covered.blocked
+        reply.attributable.extend(covered.attributed or all_methods.attributed)
         reply.methods.extend(name for name in METHODS if name not in all_methods.blocked)
-        reply.streams = chosen.streams or all_methods.streams
+        reply.streams = covered.streams or all_methods.streams
         for name, reason in all_methods.blocked.items():
             reply.blocked_methods.add(method=name, reason=reason)
-        self._ops(reply, chosen.rules.get(recipe.method, {}), chosen.nodes.get(recipe.method, {}))
-        if recipe.method not in chosen.blocked:
+        self._ops(reply, covered.rules.get(recipe.method, {}), covered.nodes.get(recipe.method, {}))
+        if recipe.method not in covered.blocked:
             variant = model.variant(recipe)
             reply.estimated_bytes_per_row = bytes_per_stream(variant.explainer.compiled.model)
 

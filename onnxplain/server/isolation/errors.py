@@ -93,8 +93,8 @@ def _field(status: Any) -> str:
 def _detail(status: Any, kind: Any) -> Any:
     """The first detail of a kind, None without one."""
     for detail in status.details:
-        found = kind()
+        message = kind()
         if detail.Is(kind.DESCRIPTOR):
-            detail.Unpack(found)
-            return found
+            detail.Unpack(message)
+            return message
     return None

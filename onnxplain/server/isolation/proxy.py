@@ -45,10 +45,10 @@ class IsolatedModel:
     @classmethod
     async def start(cls, model: ResolvedModel, pool: WorkerPool) -> IsolatedModel:
         """Load it in a worker. Raises OnnxplainError with the reason if that fails; nothing is left behind."""
-        found = cls(model, pool)
-        found._worker = await pool.start_worker(model)
-        found._watch = asyncio.get_running_loop().create_task(found._keep_alive())
-        return found
+        isolated = cls(model, pool)
+        isolated._worker = await pool.start_worker(model)
+        isolated._watch = asyncio.get_running_loop().create_task(isolated._keep_alive())
+        return isolated
 
     @property
     def pid(self) -> int | None:

@@ -30,15 +30,15 @@ class TensorMetadata:
 
 def tensor_metadata(values: Iterable[ir.Value]) -> list[TensorMetadata]:
     """The inputs or outputs of a graph. Raises UnsupportedModel for what cannot be sent."""
-    found = []
+    tensors = []
     for value in values:
         if value.dtype is None or not isinstance(value.type, ir.TensorType):
             raise UnsupportedModel(
                 f"{value.name}: it is {value.type}, and only tensors can be served; export the model without it "
                 "(skl2onnx: options={'zipmap': False})."
             )
-        found.append(TensorMetadata(str(value.name), _datatype(value), _shape(value)))
-    return found
+        tensors.append(TensorMetadata(str(value.name), _datatype(value), _shape(value)))
+    return tensors
 
 
 def _datatype(value: ir.Value) -> str:
@@ -63,8 +63,8 @@ def _shape(value: ir.Value) -> tuple[int, ...] | None:
 def model_metadata(name: str, versions: list[str], inputs: list[TensorMetadata], outputs: list[TensorMetadata]) -> Any:
     """ModelMetadataResponse. Field 6 stays empty: KServe, MLServer and Triton disagree on it."""
     reply = oip.ModelMetadataResponse(name=name, versions=versions, platform=PLATFORM)
-    for target, found in ((reply.inputs, inputs), (reply.outputs, outputs)):
-        for tensor in found:
+    for target, tensors in ((reply.inputs, inputs), (reply.outputs, outputs)):
+        for tensor in tensors:
             target.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape or ())
     return reply
 
@@ -77,8 +77,8 @@ def model_config(name: str, inputs: list[TensorMetadata], outputs: list[TensorMe
     batched = queue.axes is not None and all(queue.axes.get(p.name) == 0 for p in (*inputs, *outputs))
     config.max_batch_size = queue.max_rows if batched else 0
     config.version_policy.latest.num_versions = 1
-    for target, found in ((config.input, inputs), (config.output, outputs)):
-        for tensor in found:
+    for target, tensors in ((config.input, inputs), (config.output, outputs)):
+        for tensor in tensors:
             dims = tensor.shape or ()
             entry = target.add(name=tensor.name, dims=dims[1:] if batched else dims)
             entry.data_type = TYPES[f"TYPE_{'STRING' if tensor.datatype == 'BYTES' else tensor.datatype}"].number
@@ -90,20 +90,20 @@ def model_config(name: str, inputs: list[TensorMetadata], outputs: list[TensorMe
 def model_statistics(name: str, version: str, queue: ModelQueue) -> Any:
     """ModelStatistics of one queue. Times in nanoseconds, as Triton counts them."""
     counted = queue.stats
-    found = oip.ModelStatistics(
+    statistics = oip.ModelStatistics(
         name=name,
         version=version,
         last_inference=int(1000 * counted.last),
         inference_count=counted.rows,
         execution_count=counted.runs,
     )
-    stats = found.inference_stats
+    stats = statistics.inference_stats
     good = counted.requests - counted.failures
     stats.success.count, stats.success.ns = good, int(1e9 * (counted.queued + counted.computed))
     stats.fail.count = counted.failures
     stats.queue.count, stats.queue.ns = counted.requests, int(1e9 * counted.queued)
     stats.compute_infer.count, stats.compute_infer.ns = good, int(1e9 * counted.computed)
     for rows, runs in sorted(counted.batches.items()):
-        batch = found.batch_stats.add(batch_size=rows)
+        batch = statistics.batch_stats.add(batch_size=rows)
         batch.compute_infer.count = runs
-    return found
+    return statistics

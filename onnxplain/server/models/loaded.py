@@ -139,10 +139,10 @@ class LoadedModel:
         key = (recipe, request)
         with self._making.holding(key):
             with self._lock:
-                found = self._variants.get(key)
-                if found is not None:
+                cached = self._variants.get(key)
+                if cached is not None:
                     self._variants.move_to_end(key)
-                    return found
+                    return cached
             variant = self._compile(recipe, request)
             with self._lock:
                 self._variants[key] = variant
@@ -163,8 +163,8 @@ class LoadedModel:
     def queues(self) -> dict[str, ModelQueue]:
         """Every queue by what it answers: "" the model itself, else the recipe's title."""
         with self._lock:
-            found = {v.explainer.recipe.title: v.queue for v in self._variants.values()}
-        return {"": self.forward_queue, **found}
+            by_title = {v.explainer.recipe.title: v.queue for v in self._variants.values()}
+        return {"": self.forward_queue, **by_title}
 
     # Inside
 
@@ -240,10 +240,10 @@ class LoadedModel:
         key = (request.explain, request.head, request.attribute_to, request.keep)
         with self._making.holding(("subject", key)):
             with self._lock:
-                found = self._subjects.get(key)
-                if found is not None:
+                cached = self._subjects.get(key)
+                if cached is not None:
                     self._subjects.move_to_end(key)
-                    return found
+                    return cached
             subject = self._load_subject(request)
             with self._lock:
                 while len(self._subjects) > SUBJECTS:

@@ -100,10 +100,10 @@ class ModelRepository:
 
     def problems(self) -> dict[str, str]:
         """What is not as it should be, by source or model/version, whether or not an older version answers."""
-        found = dict(self.health.silent)
+        problems = dict(self.health.silent)
         for name, versions in self._models.items():
-            found |= {f"{name}/{version}": reason for version, reason in versions.problems.items()}
-        return found
+            problems |= {f"{name}/{version}": reason for version, reason in versions.problems.items()}
+        return problems
 
     # What changes it
 

@@ -105,8 +105,8 @@ class InferenceService:
         if request.name:
             model, recipe = split(request.name)
             async with self.repository.use(model, request.version) as served:
-                found = await served.statistics()
-            reply.model_stats.extend(s for s in found if s.name == request.name)
+                statistics = await served.statistics()
+            reply.model_stats.extend(s for s in statistics if s.name == request.name)
             if not reply.model_stats and recipe is not None:
                 raise NotFound(f"{request.name[:200]!r} was not asked for yet.").at("name")
         else:
