@@ -13,7 +13,7 @@ from onnxplain.errors import Busy, Cancelled, Expired, InputError, OutOfMemory, 
 from onnxplain.server.call import CALL, Call
 from onnxplain.server.models.probe import rows_are_independent
 from onnxplain.server.scheduling.admission import AdmissionControl
-from onnxplain.server.scheduling.queue import ModelQueue
+from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.metrics import Metrics
