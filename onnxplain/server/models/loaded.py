@@ -48,7 +48,7 @@ class ExplainQuery:
     request: Request | None = None
 
 
-class Explained(NamedTuple):
+class ExplainResult(NamedTuple):
     """What `LoadedModel.explain` returns. report: of all runs it took."""
 
     explanation: Explanation
@@ -113,12 +113,12 @@ class LoadedModel:
         """The model's own outputs."""
         return self.forward_queue.submit(feeds, outputs)
 
-    def explain(self, query: ExplainQuery) -> Explained:
+    def explain(self, query: ExplainQuery) -> ExplainResult:
         """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline."""
         variant = self.variant(query.recipe or self.default_recipe(), query.request)
         with collected_reports() as reports:
             explanation = variant.explainer.explain(query.feeds, query.asks)
-        return Explained(explanation, variant, reduce(RunReport.then, reports, RunReport()))
+        return ExplainResult(explanation, variant, reduce(RunReport.then, reports, RunReport()))
 
     def default_recipe(self) -> Recipe:
         """The default recipe. Raises UnsupportedModel where the model cannot be explained by it."""
