@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime
 
 from onnxplain.errors import Expired, UnsupportedModel
 
@@ -53,7 +53,7 @@ class CpuSession:
         weights: Mapping[str, np.ndarray] | None = None,
         nodes: int = 0,
     ):
-        options = ort.SessionOptions()
+        options = onnxruntime.SessionOptions()
         options.log_severity_level = SILENT
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1
@@ -64,18 +64,20 @@ class CpuSession:
             # tensors of a run are in an arena: without, those that outlive others leave glibc's heap full of holes
             options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
             options.enable_mem_pattern = False  # else a second run of a shape takes all its tensors in one piece
-            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        level = ort.GraphOptimizationLevel
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         self._weights = dict(weights or {})  # onnxruntime reads them where they lie: they must live as long as it
         if self._weights:
             _give(options, self._weights)
         try:
-            self._session = ort.InferenceSession(
+            self._session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            raise UnsupportedModel(f"onnxruntime {ort.__version__} refuses the model: {one_line(error)}") from error
+            raise UnsupportedModel(
+                f"onnxruntime {onnxruntime.__version__} refuses the model: {one_line(error)}"
+            ) from error
         self.inputs = [_port(node) for node in self._session.get_inputs()]
         self.outputs = [_port(node) for node in self._session.get_outputs()]
 
@@ -88,7 +90,7 @@ class CpuSession:
         """
         names = list(outputs) if outputs is not None else [port.name for port in self.outputs]
         limit = SECONDS if seconds is None else seconds
-        options = ort.RunOptions()
+        options = onnxruntime.RunOptions()
         options.log_severity_level = SILENT
         timer = threading.Timer(limit, setattr, (options, "terminate", True))
         timer.daemon = True
@@ -109,7 +111,7 @@ def place(i: int) -> str:
     return f"onnxplain.weights.{i}"
 
 
-def _give(options: ort.SessionOptions, weights: Mapping[str, np.ndarray]) -> None:
+def _give(options: onnxruntime.SessionOptions, weights: Mapping[str, np.ndarray]) -> None:
     """Weights by the names of their files, which onnxruntime does not copy; by their own where it is too old for it."""
     if hasattr(options, "add_external_initializers_from_files_in_memory"):
         options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
@@ -117,7 +119,7 @@ def _give(options: ort.SessionOptions, weights: Mapping[str, np.ndarray]) -> Non
         options.add_external_initializers_from_files_in_memory(places, arrays, [array.nbytes for array in arrays])
         return
     options.add_external_initializers(
-        list(weights), [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.compile import Compiled, compile_graph
-from onnxplain.compile.ledger import NAME as LEDGER
+from onnxplain.compile.ledger import LEDGER
 from onnxplain.compile.save import save
 from onnxplain.composites import Bounds
 from onnxplain.cpu_session import CpuSession

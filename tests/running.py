@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from onnxplain.server.app import Server
 from onnxplain.server.options import ServerOptions
-from onnxplain.sources import Source
+from onnxplain.sources import ModelSource
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 START_SECONDS = 90.0  # a loaded machine of two cores takes 20 for all models of the checkout
@@ -123,7 +123,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.asynccontextmanager
 async def in_process_server(
-    options: ServerOptions | None = None, sources: Sequence[Source] = (), wait: bool = True, **more: Any
+    options: ServerOptions | None = None, sources: Sequence[ModelSource] = (), wait: bool = True, **more: Any
 ) -> AsyncIterator[Server]:
     """A Server in this event loop on a free port (`.port`), closed at once at the end.
 

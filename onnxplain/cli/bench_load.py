@@ -13,9 +13,9 @@ import grpc
 import numpy as np
 
 from onnxplain.runtime.session import Array
-from onnxplain.wire.inference import METHODS, SERVICE
+from onnxplain.wire.inference import INFERENCE, RPCS
 
-INFER, STATISTICS = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStatistics"
+INFER, STATISTICS = f"/{INFERENCE}/ModelInfer", f"/{INFERENCE}/ModelStatistics"
 WARM_UP = 5  # calls of every connection that are not counted
 CHANNELS = 8  # connections of one process at most: one alone is bounded by its streams
 
@@ -162,7 +162,7 @@ async def _runs(channel: grpc.aio.Channel, name: str) -> tuple[int, int]:
     """(runs, rows) of a model so far; zeros where nobody wants to know or the server does not say."""
     if not name:
         return 0, 0
-    method = METHODS["ModelStatistics"]
+    method = RPCS["ModelStatistics"]
     call: Any = channel.unary_unary(STATISTICS, method.request.SerializeToString, method.response.FromString)
     try:
         found = (await call(method.request(name=name), timeout=10)).model_stats

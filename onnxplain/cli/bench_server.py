@@ -21,7 +21,7 @@ from onnxplain.cli.bench_load import Job, Outcome, generate
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.errors import InputError, OnnxplainError, UsageError
 from onnxplain.runtime.session import Array, Session
-from onnxplain.wire.inference import METHODS, SERVICE
+from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
 from onnxplain.wire.tensors import DATATYPES, datatype_of, to_raw
 
@@ -138,8 +138,8 @@ def alone(session: Session, arrays: dict[str, Array], seconds: float) -> Array:
 
 def ask(channel: grpc.Channel, method: str, request: Any) -> Any:
     """One call of the Open Inference Protocol. Raises InputError with the server's own words."""
-    found = METHODS[method]
-    call = channel.unary_unary(f"/{SERVICE}/{method}", found.request.SerializeToString, found.response.FromString)
+    found = RPCS[method]
+    call = channel.unary_unary(f"/{INFERENCE}/{method}", found.request.SerializeToString, found.response.FromString)
     try:
         return call(request, timeout=30)
     except grpc.RpcError as error:

@@ -13,7 +13,7 @@ import click
 from onnxplain import render
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import RecipeWords, recipe_options
-from onnxplain.cli.output import Run, write_run
+from onnxplain.cli.output import Invocation, write_run
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.errors import UsageError
 from onnxplain.inputs.paths import read_text
@@ -84,7 +84,7 @@ def explain(
     ):
         step = progress.add_task(f"asking {address}")
         info = ModelInfo(client.explainability(name, version=version))
-        done = Run(
+        done = Invocation(
             where=f"{name}/{info.version}@{address}",
             name=name,
             version=info.version,

@@ -28,7 +28,7 @@ from onnxplain.exports import kserve as kserve_export
 from onnxplain.exports import triton as triton_export
 from onnxplain.inputs import Preprocessing
 from onnxplain.runtime.open import bytes_per_stream
-from onnxplain.sources import Resolved
+from onnxplain.sources import ResolvedModel
 from onnxplain.sources.directory import NAME
 
 RECIPE = {"method", *(field.name for field in fields(RecipeWords))}
@@ -122,7 +122,7 @@ def _refuse_others(context: click.Context, target: str, taken: Collection[str]) 
         )
 
 
-def _triton(explainer: Explainer, resolved: Resolved, folder: Path, with_model: bool, force: bool) -> None:
+def _triton(explainer: Explainer, resolved: ResolvedModel, folder: Path, with_model: bool, force: bool) -> None:
     entries = triton_export.export(explainer, resolved.name, folder, with_model=with_model, force=force)
     for note in [*(n for entry in entries for n in entry.notes), *cuda.notes(explainer.compiled.model.graph)]:
         click.echo(f"note: {note}", err=True)
@@ -132,7 +132,9 @@ def _triton(explainer: Explainer, resolved: Resolved, folder: Path, with_model: 
         click.echo(f"{entry.path}  {size:.1f} MB, max_batch_size {entry.rows}{state}")
 
 
-def _kserve(explainer: Explainer, resolved: Resolved, storage: str, image: str, out: Path | None, force: bool) -> None:
+def _kserve(
+    explainer: Explainer, resolved: ResolvedModel, storage: str, image: str, out: Path | None, force: bool
+) -> None:
     weights = sum(value.const_value.nbytes for value in _weights(explainer) if value.const_value is not None)
     runtime = kserve_export.Runtime(image, weights, bytes_per_stream(explainer.compiled.model))
     files = kserve_export.manifests(resolved.name, storage, runtime)
@@ -148,7 +150,7 @@ def _weights(explainer: Explainer) -> Collection[ir.Value]:
     return list(explainer.subject.normalised.model.graph.initializers.values())
 
 
-def _mlflow(explainer: Explainer, resolved: Resolved, uri: str) -> None:
+def _mlflow(explainer: Explainer, resolved: ResolvedModel, uri: str) -> None:
     files = resolved.settings.files
     if len(files) > 1:
         raise UsageError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect as python
 import json
+from inspect import Parameter
 from typing import Any
 
 import click
@@ -74,7 +74,7 @@ def _plain(value: Any) -> str:
 def _default(name: str, value: Any, choices: dict[str, tuple[str, ...]]) -> str:
     if name in choices:
         return "|".join(dict.fromkeys((value, *choices[name])))
-    return "" if value is python.Parameter.empty else f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if value is Parameter.empty else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _first(doc: str | None) -> str:

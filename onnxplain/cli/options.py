@@ -18,8 +18,7 @@ from onnxplain.explainer import Explainer
 from onnxplain.inputs import ModelSettings
 from onnxplain.methods import METHODS, Looped
 from onnxplain.recipes import Recipe, named
-from onnxplain.sources import Resolved
-from onnxplain.sources import resolve as resolve_model
+from onnxplain.sources import ResolvedModel, resolve_model
 from onnxplain.subject import Subject
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -207,7 +206,7 @@ def subject_of(
     threads: int = 0,
     sample: Path | None = None,
     shapes: Sequence[str] = (),
-) -> tuple[Resolved, Subject]:
+) -> tuple[ResolvedModel, Subject]:
     """Find, load, normalise and verify the model of a command. sample, shapes: as on the command line."""
     resolved = resolve_model(model)
     if not request.explain and resolved.settings.output.explain:

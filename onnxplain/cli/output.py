@@ -20,7 +20,7 @@ from onnxplain.inputs import Loaded
 
 
 @dataclass
-class Run:
+class Invocation:
     """One invocation: which model was asked, here or on a server, and what came out.
 
     where: the model's path, or its address. file: its name there. inputs: what it takes, in words. graph: what ran, in
@@ -45,7 +45,7 @@ class Run:
     random_seed: int | None = None
 
 
-def write_run(done: Run, folder: Path, palette: str | None) -> None:
+def write_run(done: Invocation, folder: Path, palette: str | None) -> None:
     """Write everything into `folder`. Raises InputError; nothing half written is left."""
     samples = (
         [file.name for file in done.loaded.files] if len(done.loaded.files) == done.explanations[0].samples else []
@@ -88,11 +88,11 @@ def _unique(names: list[str]) -> list[str]:
     return found
 
 
-def _kept(done: Run) -> dict[str, Any]:
+def _kept(done: Invocation) -> dict[str, Any]:
     return dict(done.explanations[0].kept)
 
 
-def _manifest(done: Run) -> dict[str, Any]:
+def _manifest(done: Invocation) -> dict[str, Any]:
     return {
         "onnxplain": __version__,
         "model": {
@@ -113,7 +113,7 @@ def _manifest(done: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _report(done: Run, panels: list[render.Panel], grid: bytes, manifest: dict[str, Any]) -> render.Report:
+def _report(done: Invocation, panels: list[render.Panel], grid: bytes, manifest: dict[str, Any]) -> render.Report:
     first = done.explanations[0]
     facts = {
         "model": f"{done.name} ({done.file})",

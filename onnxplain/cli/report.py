@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from onnxplain.cli.output import Run
+from onnxplain.cli.output import Invocation
 
 
 def progress_line(quiet: bool) -> Progress:
@@ -23,7 +23,7 @@ def progress_line(quiet: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=quiet or not sys.stderr.isatty())
 
 
-def tell(done: Run, folder: Path | None, as_json: bool, answer: Mapping[str, str]) -> None:
+def tell(done: Invocation, folder: Path | None, as_json: bool, answer: Mapping[str, str]) -> None:
     """Print the result. answer: the model's outputs in brief, where there are no explanations."""
     if as_json:
         click.echo(json.dumps(_summary(done, folder, answer), indent=2, ensure_ascii=False))
@@ -31,7 +31,7 @@ def tell(done: Run, folder: Path | None, as_json: bool, answer: Mapping[str, str
         _print(done, folder, answer)
 
 
-def _summary(done: Run, folder: Path | None, answer: Mapping[str, str]) -> dict[str, Any]:
+def _summary(done: Invocation, folder: Path | None, answer: Mapping[str, str]) -> dict[str, Any]:
     """What `--json` prints."""
     first = done.explanations[0] if done.explanations else None
     return {
@@ -66,7 +66,7 @@ def _summary(done: Run, folder: Path | None, answer: Mapping[str, str]) -> dict[
     }
 
 
-def _print(done: Run, folder: Path | None, answer: Mapping[str, str]) -> None:
+def _print(done: Invocation, folder: Path | None, answer: Mapping[str, str]) -> None:
     """What a person reads."""
     if done.explanations:
         _print_explanations(done)
@@ -88,7 +88,7 @@ def _print(done: Run, folder: Path | None, answer: Mapping[str, str]) -> None:
         click.echo(f"wrote {folder}/report.html, grid.png, heat maps, overlays, arrays, manifest.json")
 
 
-def _print_explanations(done: Run) -> None:
+def _print_explanations(done: Invocation) -> None:
     first = done.explanations[0]
     files = [str(file) for file in done.loaded.files]
     for sample in range(first.samples):

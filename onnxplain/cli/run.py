@@ -24,7 +24,7 @@ from onnxplain.cli.options import (
     sample_options,
     subject_of,
 )
-from onnxplain.cli.output import Run, write_run
+from onnxplain.cli.output import Invocation, write_run
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.compile import Request
 from onnxplain.coverage import coverage
@@ -99,7 +99,7 @@ def run(
         pictures = Preprocessing.of(resolved.settings, preprocess, layout, mean, std, scale, labels)
         fallback = [] if given else ["gradient", "lrp"]
         wanted = recipes(methods, words, resolved.settings, fallback)
-        done = Run(
+        done = Invocation(
             where=str(resolved.path),
             name=resolved.name,
             version=resolved.version,
@@ -164,8 +164,8 @@ def _load(
 
 
 def _explain(
-    done: Run, subject: Subject, recipe: Recipe, pictures: Preprocessing, names: Sequence[str], targets: Sequence[str],
-    strict: bool, progress: Callable[[int, int], None],
+    done: Invocation, subject: Subject, recipe: Recipe, pictures: Preprocessing, names: Sequence[str],
+    targets: Sequence[str], strict: bool, progress: Callable[[int, int], None],
 ) -> NotFinite | None:  # fmt: skip
     """Explain by one recipe. What failed is noted where `strict` is False; what was not finite is returned too."""
     begun = time.perf_counter()

@@ -15,7 +15,7 @@ from onnxplain.errors import InputError
 from onnxplain.server.app import Server
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.telemetry.logs import set_up
-from onnxplain.sources import DirectorySource, FileSource, Source, default_repositories
+from onnxplain.sources import DirectorySource, FileSource, ModelSource, default_repositories
 from onnxplain.sources.directory import VARIABLE
 from onnxplain.sources.mlflow import MlflowSource
 from onnxplain.sources.webhook import WebhookReceiver
@@ -97,7 +97,7 @@ def serve(
     asyncio.run(_serve(options, sources, webhook_port))
 
 
-def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerOptions) -> list[Source]:
+def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerOptions) -> list[ModelSource]:
     """The places that models are served from. Raises InputError where there is none."""
     if not paths and not registries:
         named = [str(folder) for folder in default_repositories()]
@@ -108,7 +108,7 @@ def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerO
                 f"nothing to serve: no folder {' or '.join(named)}. Name a repository or a model file, "
                 f"set ${VARIABLE}, or give --registry."
             )
-    found: list[Source] = []
+    found: list[ModelSource] = []
     for path in paths:
         if Path(path).is_file():
             found.append(FileSource(Path(path)))
@@ -124,7 +124,7 @@ def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerO
     return found
 
 
-async def _serve(options: ServerOptions, sources: list[Source], webhook_port: int) -> None:
+async def _serve(options: ServerOptions, sources: list[ModelSource], webhook_port: int) -> None:
     server = Server(options, sources)
     receiver = None
     if webhook_port:

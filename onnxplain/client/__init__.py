@@ -1,6 +1,6 @@
 """Ask a running server: the same Explanation as offline, over gRPC. `Client` waits, `AsyncClient` is for asyncio.
 
-One conversation (`talk.py`) says which calls are made; the two clients only differ in how they wait for the answers.
+`dialogues.py` says which calls are made; the two clients only differ in how they wait for the answers.
 """
 
 from onnxplain.client.aio import AsyncClient

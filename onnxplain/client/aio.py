@@ -11,9 +11,9 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from onnxplain.client.calls import Call, ModelState, pauses, serialised, worth_another
+from onnxplain.client.calls import ModelState, RpcCall, pauses, serialised, worth_another
 from onnxplain.client.connection import OPTIONS, Connection
-from onnxplain.client.dialogues import Ask, Talk
+from onnxplain.client.dialogues import Ask, Dialogues
 from onnxplain.client.errors import error_of
 from onnxplain.client.requests import X
 from onnxplain.client.responses import RemoteExplanation
@@ -43,7 +43,7 @@ class AsyncClient:
         insecure: bool = False,
     ):
         self._connection = Connection(address, token, ca, cert, key, insecure)
-        self._timeout, self._retries, self._talk = timeout, retries, Talk()
+        self._timeout, self._retries, self._dialogues = timeout, retries, Dialogues()
         self._metadata = self._connection.metadata()
         self._credentials = self._connection.credentials()
         self._channel: grpc.aio.Channel | None = None
@@ -70,7 +70,7 @@ class AsyncClient:
     ) -> RemoteExplanation:
         """See `Client.explain`."""
         return await self._run(
-            self._talk.explain(
+            self._dialogues.explain(
                 model, x, target, version, method, recipe, options, explain, head, attribute_to,
                 outputs, ledger, progress,
             ),
@@ -88,21 +88,21 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> dict[str, Array]:
         """See `Client.infer`."""
-        return await self._run(self._talk.infer(model, x, outputs, version, parameters or {}), timeout)
+        return await self._run(self._dialogues.infer(model, x, outputs, version, parameters or {}), timeout)
 
     async def prepare(self, model: str, x: X, *, version: str = "", timeout: float | None = None) -> Loaded:
         """See `Client.prepare`."""
-        return await self._run(self._talk.prepare(model, x, version), timeout)
+        return await self._run(self._dialogues.prepare(model, x, version), timeout)
 
     async def explainability(
         self, model: str, *, version: str = "", timeout: float | None = None
     ) -> v1.GetExplainabilityResponse:
         """See `Client.explainability`."""
-        return await self._run(self._talk.explainability(model, version), timeout)
+        return await self._run(self._dialogues.explainability(model, version), timeout)
 
     async def recipes(self, *, timeout: float | None = None) -> list[v1.RecipeInfo]:
         """See `Client.recipes`."""
-        return await self._run(self._talk.recipes(), timeout)
+        return await self._run(self._dialogues.recipes(), timeout)
 
     async def compile(
         self,
@@ -120,17 +120,17 @@ class AsyncClient:
     ) -> bytes:
         """See `Client.compile`."""
         return await self._run(
-            self._talk.compile(model, version, method, recipe, options, explain, head, attribute_to, progress),
+            self._dialogues.compile(model, version, method, recipe, options, explain, head, attribute_to, progress),
             timeout,
         )
 
     async def models(self, *, timeout: float | None = None) -> list[ModelState]:
         """See `Client.models`."""
-        return await self._run(self._talk.models(), timeout)
+        return await self._run(self._dialogues.models(), timeout)
 
     async def ready(self, model: str = "", *, version: str = "", timeout: float | None = None) -> bool:
         """See `Client.ready`."""
-        return await self._run(self._talk.ready(model, version), timeout)
+        return await self._run(self._dialogues.ready(model, version), timeout)
 
     async def close(self) -> None:
         """End the connection; calls that wait are cancelled."""
@@ -146,22 +146,22 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _run(self, steps: Generator[Call, Any, T], timeout: float | None) -> T:
-        """Make the calls of a conversation; what it does between them (reading pictures) is done in a thread."""
+    async def _run(self, steps: Generator[RpcCall, Any, T], timeout: float | None) -> T:
+        """Make the calls of a dialogue; what it does between them (reading pictures) is done in a thread."""
         seconds = self._timeout if timeout is None else timeout
         until = time.monotonic() + seconds
         step: tuple[Any, ...] = (steps.send, None)
         while True:
-            call, found = await asyncio.to_thread(_next, *step)
+            call, value = await asyncio.to_thread(_next, *step)
             if call is None:
-                result: T = found
+                result: T = value
                 return result
             try:
                 step = (steps.send, await self._answer(call, until, seconds))
             except OnnxplainError as error:
                 step = (steps.throw, error)
 
-    async def _answer(self, call: Call, until: float, seconds: float) -> Any:
+    async def _answer(self, call: RpcCall, until: float, seconds: float) -> Any:
         """One call, tried again where that is safe and there is time."""
         waits = pauses(self._retries)
         while True:
@@ -174,7 +174,7 @@ class AsyncClient:
                 raise meant
             await asyncio.sleep(pause)
 
-    async def _once(self, call: Call, timeout: float) -> Any:
+    async def _once(self, call: RpcCall, timeout: float) -> Any:
         method = self._methods.get(call.path)
         if method is None:
             method = getattr(self._open(), call.kind)(call.path, serialised, call.reply.FromString)
@@ -207,8 +207,8 @@ class AsyncClient:
         return self._channel
 
 
-def _next(go: Any, value: Any) -> tuple[Call | None, Any]:
-    """The next call of a conversation, or None and what it came to; StopIteration does not pass between threads."""
+def _next(go: Any, value: Any) -> tuple[RpcCall | None, Any]:
+    """The next call of a dialogue, or None and what it came to; StopIteration does not pass between threads."""
     try:
         return go(value), None
     except StopIteration as end:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from onnxplain.errors import OnnxplainError, Unavailable
-from onnxplain.v1 import explainer_pb2
-from onnxplain.wire import inference
+from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.wire.inference import INFERENCE, RPCS
 
-EXPLAINER = explainer_pb2.DESCRIPTOR.services_by_name["ExplainerService"].full_name
+EXPLAINER = v1.DESCRIPTOR.services_by_name["ExplainerService"].full_name
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two tries; each pause is twice the one before
 
 
@@ -37,7 +37,7 @@ class Collector(Protocol):
 
 
 @dataclass(frozen=True)
-class Call:
+class RpcCall:
     """request: the message, or a function that makes the messages of a stream anew for each try.
 
     collector: makes what takes the replies of a stream, anew for each try; None: there is one reply.
@@ -51,22 +51,22 @@ class Call:
     @property
     def kind(self) -> str:
         """The name of the channel's method that makes calls of this kind."""
-        asks = "stream" if callable(self.request) else "unary"
-        return f"{asks}_{'unary' if self.collector is None else 'stream'}"
+        sends = "stream" if callable(self.request) else "unary"
+        return f"{sends}_{'unary' if self.collector is None else 'stream'}"
 
     def outgoing(self) -> Any:
         """The message, or an iterator over messages."""
         return self.request() if callable(self.request) else self.request
 
 
-def explainer(method: str, reply: Any, request: Any, collector: Callable[[], Collector] | None = None) -> Call:
+def explainer_call(method: str, reply: Any, request: Any, collector: Callable[[], Collector] | None = None) -> RpcCall:
     """A call to onnxplain.v1.ExplainerService."""
-    return Call(f"/{EXPLAINER}/{method}", reply, request, collector)
+    return RpcCall(f"/{EXPLAINER}/{method}", reply, request, collector)
 
 
-def oip(method: str, request: Any) -> Call:
+def inference_call(method: str, request: Any) -> RpcCall:
     """A call to the Open Inference Protocol's service; all that we make have one reply."""
-    return Call(f"/{inference.SERVICE}/{method}", inference.METHODS[method].response, request)
+    return RpcCall(f"/{INFERENCE}/{method}", RPCS[method].response, request)
 
 
 def serialised(message: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Which calls answer a question: generators that yield calls and are sent replies, whoever makes the calls.
+"""Which calls answer a request: generators that yield calls and are sent replies, whoever makes the calls.
 
 So both clients share every decision, and neither waiting nor event loops are in here.
 """
@@ -11,27 +11,27 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxplain.client.calls import Call, ModelState, explainer, oip
+from onnxplain.client.calls import ModelState, RpcCall, explainer_call, inference_call
 from onnxplain.client.requests import ModelInfo, X, bound, is_file, spec_of
-from onnxplain.client.responses import RemoteExplanation, rebuilt
+from onnxplain.client.responses import RemoteExplanation, remote_explanation
 from onnxplain.client.streams import OneFile, OneReply, Progress, messages, streamed
 from onnxplain.errors import InputError, Unavailable, UsageError
 from onnxplain.inputs import InputSpec, Loaded
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
 from onnxplain.v1 import explainer_pb2 as v1
-from onnxplain.wire.inference import messages as wire
+from onnxplain.wire.inference import messages as oip
 from onnxplain.wire.tensors import datatype_of, to_array, to_raw, v1_tensor
 
 T = TypeVar("T")
-Steps = Generator[Call, Any, T]
+Steps = Generator[RpcCall, Any, T]
 Ask = str | int
 Names = str | Sequence[str]
 PAGE = 100  # recipes of one reply
 
 
-class Talk:
-    """What is known of the server's models, and the conversations about them."""
+class Dialogues:
+    """What is known of the server's models, and the dialogues about them."""
 
     def __init__(self) -> None:
         self._infos: dict[tuple[str, str], ModelInfo] = {}
@@ -47,22 +47,22 @@ class Talk:
         info = yield from self._info(model, version)
         while True:
             loaded = info.loaded(x)
-            asked = recipe_message(info.method, method, recipe, options, head)
+            wanted = recipe_message(info.method, method, recipe, options, head)
             request = v1.ExplainRequest(
                 model=v1.ModelRef(name=model, version=version),
                 request_id=secrets.token_hex(8),
                 targets=[v1.Target(output=explain, expression=word) for word in words],
-                recipe=asked,
+                recipe=wanted,
                 attribute_to=_names(attribute_to),
                 outputs=_names(outputs),
                 diagnostics=v1.DIAGNOSTICS_LAYERS if ledger else v1.DIAGNOSTICS_SUMMARY,
             )
-            reply = yield self._asked(request, loaded.feeds, info.reply.max_message_bytes, len(words), progress)
+            reply = yield self._explain_call(request, loaded.feeds, info.reply.max_message_bytes, len(words), progress)
             if reply.model.version == info.version:
-                return rebuilt(reply, info, loaded, words)
+                return remote_explanation(reply, info, loaded, words)
             before, info = info, (yield from self._info(model, version, anew=True))
             if before.same_inputs(info) and reply.model.version == info.version:
-                return rebuilt(reply, info, loaded, words)
+                return remote_explanation(reply, info, loaded, words)
             # what was prepared was prepared for another version: once more, by the settings of this one
 
     def infer(
@@ -74,9 +74,9 @@ class Talk:
             x = (yield from self._info(base, version)).loaded(x).feeds
         specs = self._specs.get((model, version))
         if specs is None:
-            found = yield oip("ModelMetadata", wire.ModelMetadataRequest(name=model, version=version))
-            specs = self._specs[(model, version)] = [spec_of(entry) for entry in found.inputs]
-        request = wire.ModelInferRequest(model_name=model, model_version=version, id=secrets.token_hex(8))
+            metadata = yield inference_call("ModelMetadata", oip.ModelMetadataRequest(name=model, version=version))
+            specs = self._specs[(model, version)] = [spec_of(entry) for entry in metadata.inputs]
+        request = oip.ModelInferRequest(model_name=model, model_version=version, id=secrets.token_hex(8))
         try:
             for name, array in bound(x, specs).items():
                 request.inputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
@@ -86,7 +86,7 @@ class Talk:
             for name, value in parameters.items():
                 kind = {bool: "bool_param", int: "int64_param"}.get(type(value), "string_param")
                 setattr(request.parameters[name], kind, value)
-            reply = yield oip("ModelInfer", request)
+            reply = yield inference_call("ModelInfer", request)
         except InputError:
             self._specs.pop((model, version), None)  # perhaps another version takes other inputs
             raise
@@ -107,14 +107,14 @@ class Talk:
 
     def recipes(self) -> Steps[list[v1.RecipeInfo]]:
         """See `Client.recipes`."""
-        found: list[v1.RecipeInfo] = []
+        recipes: list[v1.RecipeInfo] = []
         token = ""
         while True:
             request = v1.ListRecipesRequest(page_size=PAGE, page_token=token)
-            reply = yield explainer("ListRecipes", v1.ListRecipesResponse, request)
-            found += reply.recipes
+            reply = yield explainer_call("ListRecipes", v1.ListRecipesResponse, request)
+            recipes += reply.recipes
             if not reply.next_page_token or reply.next_page_token == token:
-                return found
+                return recipes
             token = reply.next_page_token
 
     def compile(
@@ -129,43 +129,45 @@ class Talk:
             target=v1.Target(output=explain),
             attribute_to=_names(attribute_to),
         )
-        content: bytes = yield explainer("CompileGraph", v1.CompileGraphResponse, request, lambda: OneFile(progress))
+        content: bytes = yield explainer_call(
+            "CompileGraph", v1.CompileGraphResponse, request, lambda: OneFile(progress)
+        )
         return content
 
     def models(self) -> Steps[list[ModelState]]:
         """See `Client.models`."""
-        reply = yield oip("RepositoryIndex", wire.RepositoryIndexRequest())
+        reply = yield inference_call("RepositoryIndex", oip.RepositoryIndexRequest())
         return [ModelState(entry.name, entry.version, entry.state, entry.reason) for entry in reply.models]
 
     def ready(self, model: str, version: str) -> Steps[bool]:
         """See `Client.ready`."""
         try:
             if model:
-                reply = yield oip("ModelReady", wire.ModelReadyRequest(name=model, version=version))
+                reply = yield inference_call("ModelReady", oip.ModelReadyRequest(name=model, version=version))
             else:
-                reply = yield oip("ServerReady", wire.ServerReadyRequest())
+                reply = yield inference_call("ServerReady", oip.ServerReadyRequest())
         except Unavailable:
             return False
         return bool(reply.ready)
 
     def _info(self, model: str, version: str, anew: bool = False) -> Steps[ModelInfo]:
-        """What the server told of a model, asked once."""
+        """What the server says of a model, fetched once."""
         info = None if anew else self._infos.get((model, version))
         if info is None:
             view = v1.EXPLAINABILITY_VIEW_FULL if anew else v1.EXPLAINABILITY_VIEW_BASIC
             request = v1.GetExplainabilityRequest(model=v1.ModelRef(name=model, version=version), view=view)
-            info = ModelInfo((yield explainer("GetExplainability", v1.GetExplainabilityResponse, request)))
+            info = ModelInfo((yield explainer_call("GetExplainability", v1.GetExplainabilityResponse, request)))
             self._infos[(model, version)] = info
         return info
 
-    def _asked(
+    def _explain_call(
         self, request: v1.ExplainRequest, feeds: Mapping[str, Array], limit: int, targets: int,
         progress: Progress | None,
-    ) -> Call:  # fmt: skip
+    ) -> RpcCall:  # fmt: skip
         """One message each way where both are small, else a stream of pieces."""
         size = sum(array.nbytes for array in feeds.values())
         if streamed(size * max(1, targets), limit):
-            return explainer(
+            return explainer_call(
                 "ExplainStream",
                 v1.ExplainStreamResponse,
                 lambda: messages(request, feeds, limit, progress),
@@ -173,7 +175,7 @@ class Talk:
             )
         for name, array in feeds.items():
             request.inputs.append(v1_tensor(name, array))
-        return explainer("Explain", v1.ExplainResponse, request)
+        return explainer_call("Explain", v1.ExplainResponse, request)
 
 
 def recipe_message(
@@ -192,17 +194,17 @@ def recipe_message(
                 f"recipe stands alone: put {', '.join([*(['method'] if method else []), *given])} into it."
             )
         if isinstance(recipe, str):
-            found = v1.Recipe(name=recipe)
+            message = v1.Recipe(name=recipe)
         else:
             table = recipe.content() if isinstance(recipe, Recipe) else dict(recipe)
-            found = v1.Recipe(name=str(table.pop("method", "lrp")))
-            _override(found, table)
+            message = v1.Recipe(name=str(table.pop("method", "lrp")))
+            _override(message, table)
     else:
-        found = v1.Recipe(name="" if method in (None, default) else str(method))
-        _override(found, given)
+        message = v1.Recipe(name="" if method in (None, default) else str(method))
+        _override(message, given)
     if head:
-        found.overrides["head"] = head
-    return found
+        message.overrides["head"] = head
+    return message
 
 
 def _override(message: v1.Recipe, table: Mapping[str, Any]) -> None:
@@ -219,5 +221,5 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _names(given: Names) -> list[str]:
-    return [given] if isinstance(given, str) and given else list(given)
+def _names(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) and names else list(names)

@@ -35,7 +35,7 @@ class ServerError(OnnxplainError):
     status = "INTERNAL"
 
 
-class Unimplemented(InputError):
+class NotImplementedByServer(InputError):
     """What answers there does not know this call: an older server, or another one."""
 
     status = "UNIMPLEMENTED"
@@ -58,7 +58,7 @@ CLASSES: dict[str, type[OnnxplainError]] = {
     "CANCELLED": Cancelled,
     "PERMISSION_DENIED": Denied,
     "UNAUTHENTICATED": Unauthenticated,
-    "UNIMPLEMENTED": Unimplemented,
+    "UNIMPLEMENTED": NotImplementedByServer,
 }
 
 
@@ -89,10 +89,10 @@ def made(code: str, text: str, field: str = "", retry: float = 0.0) -> Onnxplain
     kind = CLASSES.get(code, ServerError)
     if code == "INVALID_ARGUMENT" and field.startswith(QUESTIONS):
         kind = UsageError
-    found = Busy(text, retry) if code == "RESOURCE_EXHAUSTED" and retry else kind(text)
-    if isinstance(found, NotNow):
-        found.retry = retry
-    return found.at(field)
+    error = Busy(text, retry) if code == "RESOURCE_EXHAUSTED" and retry else kind(text)
+    if isinstance(error, NotNow):
+        error.retry = retry
+    return error.at(field)
 
 
 def _from_details(code: str, text: str, status: Any) -> OnnxplainError:

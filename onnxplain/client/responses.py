@@ -1,4 +1,4 @@
-"""A reply becomes the Explanation that the same question gives offline."""
+"""A reply becomes the Explanation that the same request gives offline."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from google.protobuf import json_format
 from onnxplain.client.requests import ModelInfo
 from onnxplain.errors import InputError, OnnxplainError
 from onnxplain.explanation import Explanation
-from onnxplain.inputs import Loaded, Target
-from onnxplain.inputs import resolve as resolve_targets
+from onnxplain.inputs import Loaded, Target, resolve_targets
 from onnxplain.methods import METHODS
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
@@ -41,7 +40,9 @@ class RemoteExplanation(Explanation):
     timing: dict[str, float] = field(default_factory=dict)
 
 
-def rebuilt(reply: v1.ExplainResponse, info: ModelInfo, loaded: Loaded, words: Sequence[str]) -> RemoteExplanation:
+def remote_explanation(
+    reply: v1.ExplainResponse, info: ModelInfo, loaded: Loaded, words: Sequence[str]
+) -> RemoteExplanation:
     """All that the reply says. words: the targets as they were asked. Raises InputError for a reply with a hole."""
     if not reply.attributions or not reply.targets:
         raise InputError("the server's reply has no relevance in it; is it a newer server? Update this package.")
@@ -49,7 +50,7 @@ def rebuilt(reply: v1.ExplainResponse, info: ModelInfo, loaded: Loaded, words: S
     scores = _array(reply.scores, "scores")
     kind = info.reply.kind or ("sigmoid" if "Sigmoid" in (provenance.get("heads") or {}).values() else None)
     timing = reply.timing
-    found = RemoteExplanation(
+    explanation = RemoteExplanation(
         method=_method(reply.method),
         recipe=_recipe(reply),
         targets=_targets(reply, scores, info.labels, kind, words),
@@ -74,8 +75,8 @@ def rebuilt(reply: v1.ExplainResponse, info: ModelInfo, loaded: Loaded, words: S
         layers=tuple(reply.layers),
         timing={name: getattr(timing, name).ToNanoseconds() / 1e9 for name in ("queue", "compile", "compute")},
     )
-    found.show(loaded, info.specs[0].name)
-    return found
+    explanation.show(loaded, info.specs[0].name)
+    return explanation
 
 
 def _array(tensor: Any, where: str) -> Array:
@@ -103,12 +104,12 @@ def _targets(
     except OnnxplainError:  # a word that a newer server understands
         here = []
     here = here if [t.name for t in here] == [t.name for t in reply.targets] else []
-    found = []
+    targets = []
     for n, target in enumerate(reply.targets):
         index = _array(target.index, f"targets[{n}].index") if target.HasField("index") else None
         seed = here[n].seed if here else _seed(index, scores)
-        found.append(Target(target.name, tuple(target.names), seed, index, np.array(target.score, np.float64)))
-    return found
+        targets.append(Target(target.name, tuple(target.names), seed, index, np.array(target.score, np.float64)))
+    return targets
 
 
 def _seed(index: Array | None, scores: Array) -> Array:

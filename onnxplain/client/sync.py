@@ -10,9 +10,9 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from onnxplain.client.calls import Call, ModelState, pauses, serialised, worth_another
+from onnxplain.client.calls import ModelState, RpcCall, pauses, serialised, worth_another
 from onnxplain.client.connection import OPTIONS, Connection
-from onnxplain.client.dialogues import Ask, Talk
+from onnxplain.client.dialogues import Ask, Dialogues
 from onnxplain.client.errors import error_of
 from onnxplain.client.requests import X
 from onnxplain.client.responses import RemoteExplanation
@@ -48,7 +48,7 @@ class Client:
         insecure: bool = False,
     ):
         self._connection = Connection(address, token, ca, cert, key, insecure)
-        self._timeout, self._retries, self._talk = timeout, retries, Talk()
+        self._timeout, self._retries, self._dialogues = timeout, retries, Dialogues()
         self._metadata = self._connection.metadata()
         credentials = self._connection.credentials()
         self._channel = (
@@ -89,7 +89,7 @@ class Client:
         progress: called with (stage, completed, total) where tensors travel in pieces, and while a looped method runs.
         """
         return self._run(
-            self._talk.explain(
+            self._dialogues.explain(
                 model, x, target, version, method, recipe, options, explain, head, attribute_to,
                 outputs, ledger, progress,
             ),
@@ -110,21 +110,21 @@ class Client:
 
         x: as for `explain`. outputs: names, default all. parameters: for `NAME.explain`, onnxplain_target="tabby".
         """
-        return self._run(self._talk.infer(model, x, outputs, version, parameters or {}), timeout)
+        return self._run(self._dialogues.infer(model, x, outputs, version, parameters or {}), timeout)
 
     def prepare(self, model: str, x: X, *, version: str = "", timeout: float | None = None) -> Loaded:
         """What `explain` would send for x; `explain` takes it, so that several recipes prepare it once."""
-        return self._run(self._talk.prepare(model, x, version), timeout)
+        return self._run(self._dialogues.prepare(model, x, version), timeout)
 
     def explainability(
         self, model: str, *, version: str = "", timeout: float | None = None
     ) -> v1.GetExplainabilityResponse:
         """What the model takes and returns, which methods work on it and what blocks the others. Asked anew."""
-        return self._run(self._talk.explainability(model, version), timeout)
+        return self._run(self._dialogues.explainability(model, version), timeout)
 
     def recipes(self, *, timeout: float | None = None) -> list[v1.RecipeInfo]:
         """The recipes that `explain` takes by name."""
-        return self._run(self._talk.recipes(), timeout)
+        return self._run(self._dialogues.recipes(), timeout)
 
     def compile(
         self,
@@ -142,17 +142,17 @@ class Client:
     ) -> bytes:
         """The compiled graph as an ONNX file, from a server that allows it (--allow-export)."""
         return self._run(
-            self._talk.compile(model, version, method, recipe, options, explain, head, attribute_to, progress),
+            self._dialogues.compile(model, version, method, recipe, options, explain, head, attribute_to, progress),
             timeout,
         )
 
     def models(self, *, timeout: float | None = None) -> list[ModelState]:
         """Every version of every model the server knows, explanations (`NAME.explain`) among them."""
-        return self._run(self._talk.models(), timeout)
+        return self._run(self._dialogues.models(), timeout)
 
     def ready(self, model: str = "", *, version: str = "", timeout: float | None = None) -> bool:
         """Whether the server, or one model, answers now. False also where nothing listens."""
-        return self._run(self._talk.ready(model, version), timeout)
+        return self._run(self._dialogues.ready(model, version), timeout)
 
     def close(self) -> None:
         """End the connection; calls that wait are cancelled."""
@@ -166,8 +166,8 @@ class Client:
     ) -> None:
         self.close()
 
-    def _run(self, steps: Generator[Call, Any, T], timeout: float | None) -> T:
-        """Make the calls of a conversation one after another."""
+    def _run(self, steps: Generator[RpcCall, Any, T], timeout: float | None) -> T:
+        """Make the calls of a dialogue one after another."""
         seconds = self._timeout if timeout is None else timeout
         until = time.monotonic() + seconds
         try:
@@ -180,10 +180,10 @@ class Client:
                 else:
                     call = steps.send(answer)
         except StopIteration as end:
-            found: T = end.value
-            return found
+            result: T = end.value
+            return result
 
-    def _answer(self, call: Call, until: float, seconds: float) -> Any:
+    def _answer(self, call: RpcCall, until: float, seconds: float) -> Any:
         """One call, tried again where that is safe and there is time."""
         waits = pauses(self._retries)
         while True:
@@ -196,7 +196,7 @@ class Client:
                 raise meant
             time.sleep(pause)
 
-    def _once(self, call: Call, timeout: float) -> Any:
+    def _once(self, call: RpcCall, timeout: float) -> Any:
         method = self._methods.get(call.path)
         if method is None:
             method = getattr(self._channel, call.kind)(call.path, serialised, call.reply.FromString)

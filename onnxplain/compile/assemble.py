@@ -13,7 +13,7 @@ from onnxplain.compile import provenance
 from onnxplain.compile.analysis import Analysis
 from onnxplain.compile.contract import Request, Resolved
 from onnxplain.compile.fold import fold, share
-from onnxplain.compile.ledger import COLUMNS, NAME, Ledger
+from onnxplain.compile.ledger import COLUMNS, LEDGER, Ledger
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
 from onnxplain.composites import LAST_RULES, Composite
@@ -154,7 +154,7 @@ class _Job:
                 self.graph.outputs.append(self.found.values[name])
         if ledger is not None:
             result = ledger.emit()
-            self._output(result, NAME, "")
+            self._output(result, LEDGER, "")
             self.ledger_rows = ledger.rows
         prune(self.graph, self.forward_count)
         share(self.graph, self.forward_count)

@@ -15,7 +15,7 @@ from onnxplain.rules import RuleCall
 from onnxplain.vjp import lookup
 
 COLUMNS = ("in", "out", "bias", "stabiliser", "padding", "rule")
-NAME = "onnxplain.ledger"
+LEDGER = "onnxplain.ledger"
 
 
 PADDING = ("Pad", "CenterCropPad")

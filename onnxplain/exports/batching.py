@@ -39,8 +39,8 @@ def obstacle(explainer: Explainer, ports: Sequence[Port], axes: Mapping[str, int
             return f"the rows of {port.name} are not proven to lie along its axis 0"
         if isinstance(port.shape[0], int):
             return f"axis 0 of {port.name} is {port.shape[0]}, not open"
-    found = counted(explainer.subject.normalised.model.graph)
-    return f"{found} depends on how many rows there are" if found else ""
+    reason = counted(explainer.subject.normalised.model.graph)
+    return f"{reason} depends on how many rows there are" if reason else ""
 
 
 def counted(graph: ir.Graph) -> str:
@@ -118,12 +118,12 @@ def _seeds(name: str, y: Array) -> Array:
     return rng.standard_normal((ROWS, *y.shape[1:])).astype(np.float64 if y.dtype == np.float64 else np.float32)
 
 
-def _close(expected: Array, found: Array) -> bool:
+def _close(expected: Array, actual: Array) -> bool:
     if expected.dtype.kind != "f":
-        return bool(np.array_equal(expected, found))
-    expected, found = expected.astype(np.float64), found.astype(np.float64)
+        return bool(np.array_equal(expected, actual))
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
     finite = np.isfinite(expected)
-    if not np.array_equal(finite, np.isfinite(found)):
+    if not np.array_equal(finite, np.isfinite(actual)):
         return False
     scale = float(np.abs(expected[finite]).max(initial=0.0))
-    return bool(np.abs(expected[finite] - found[finite]).max(initial=0.0) <= TOLERANCE * scale)
+    return bool(np.abs(expected[finite] - actual[finite]).max(initial=0.0) <= TOLERANCE * scale)

@@ -27,7 +27,7 @@ BATCH_BYTES = 2**30  # of activations that one full batch may take
 
 
 @dataclass(frozen=True)
-class Entry:
+class TritonEntry:
     """One model in the repository. rows: Triton's max_batch_size. fresh: False where the same was there already."""
 
     name: str
@@ -39,7 +39,7 @@ class Entry:
 
 def export(
     explainer: Explainer, name: str, folder: Path, *, with_model: bool = False, force: bool = False
-) -> list[Entry]:
+) -> list[TritonEntry]:
     """Write `<name>.explain` (and `<name>`) into a Triton model repository, all of it or nothing.
 
     Raises InputError where something else lies there, UnsupportedModel where Triton could not load the graph.
@@ -60,7 +60,7 @@ def export(
                 explainer.verify(version / FILE)
             (stage / config.name / "config.pbtxt").write_text(text, encoding="utf-8")
         fresh = place(stage, folder, force)
-    return [Entry(c.name, folder / c.name, c.rows, tuple(_notes(c)), folder / c.name in fresh) for c in configs]
+    return [TritonEntry(c.name, folder / c.name, c.rows, tuple(_notes(c)), folder / c.name in fresh) for c in configs]
 
 
 def config_of(explainer: Explainer, name: str) -> str:

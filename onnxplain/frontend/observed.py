@@ -24,7 +24,7 @@ Sizes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass
-class Run:
+class ObservedRun:
     """One run: how long the open axes of the inputs were, and every tensor's shape."""
 
     lengths: dict[str, int]
@@ -43,7 +43,7 @@ def correct(
         if value.type is None and value.name in watched.types:
             value.type = watched.types[value.name]
     declared = declared_shapes(model, feeds)
-    runs = [Run(lengths_of(declared, {name: array.shape for name, array in feeds.items()}), shapes)]
+    runs = [ObservedRun(lengths_of(declared, {name: array.shape for name, array in feeds.items()}), shapes)]
     wrong = _wrong(model, runs[:1])
     if not wrong:
         return
@@ -81,18 +81,20 @@ def _values(model: ir.Model) -> list[ir.Value]:
     return [value for node in model.graph for value in node.outputs if value.name]
 
 
-def _again(watched: Watched, feeds: Mapping[str, np.ndarray], declared: Mapping[str, tuple[Dim, ...]]) -> Run | None:
+def _again(
+    watched: Watched, feeds: Mapping[str, np.ndarray], declared: Mapping[str, tuple[Dim, ...]]
+) -> ObservedRun | None:
     """A run with other lengths, where there is one."""
     for other in stretched(feeds, declared):
         try:
             _, shapes = watched.run(other)
         except (Expired, UnsupportedModel):
             continue
-        return Run(lengths_of(declared, {name: array.shape for name, array in other.items()}), shapes)
+        return ObservedRun(lengths_of(declared, {name: array.shape for name, array in other.items()}), shapes)
     return None
 
 
-def _wrong(model: ir.Model, runs: Sequence[Run]) -> dict[ir.Value, list[int] | None]:
+def _wrong(model: ir.Model, runs: Sequence[ObservedRun]) -> dict[ir.Value, list[int] | None]:
     """Values whose shape a run contradicts, with the axes; None for all axes: the rank is unknown or another."""
     found: dict[ir.Value, list[int] | None] = {}
     for run in runs:
@@ -131,7 +133,7 @@ def _off(dim: int | ir.SymbolicDim, size: int, known: dict[str, int]) -> bool:
 
 
 def _corrected(
-    value: ir.Value, axes: Sequence[int] | None, runs: Sequence[Run], any_open: bool, data: bool
+    value: ir.Value, axes: Sequence[int] | None, runs: Sequence[ObservedRun], any_open: bool, data: bool
 ) -> list[Dim]:
     """The shape by the runs: a number where it is one in every run, an input's symbol where it always is that long."""
     name = value.name or ""

@@ -9,7 +9,7 @@ from onnxplain.inputs.preprocessing import Preprocessing
 from onnxplain.inputs.presets import PRESETS, from_options, guess
 from onnxplain.inputs.settings import ModelSettings, OutputSettings, load_settings
 from onnxplain.inputs.specs import InputSpec, random_inputs
-from onnxplain.inputs.targets import Target, resolve
+from onnxplain.inputs.targets import Target, resolve_targets
 
 __all__ = [
     "PRESETS",
@@ -31,5 +31,5 @@ __all__ = [
     "load_settings",
     "prepare",
     "random_inputs",
-    "resolve",
+    "resolve_targets",
 ]

@@ -37,7 +37,7 @@ class Target:
     score: Array
 
 
-def resolve(
+def resolve_targets(
     spec: str, scores: Array, labels: Labels = (), kind: str | None = None, class_axis: int | None = None
 ) -> list[Target]:
     """Targets for one word of the user; only topK gives several. Scores (N, …) are the explained tensor's values.
@@ -276,7 +276,7 @@ class _Scores:
 
 
 def _class_axis(shape: tuple[int, ...], labels: Labels, given: int | None) -> int:
-    """See `resolve`; −1 where there are no classes."""
+    """See `resolve_targets`; −1 where there are no classes."""
     if given is not None:
         if not -len(shape) <= given < len(shape):
             raise UsageError(f"class axis {given}: scores of shape {shape} have axes 0 to {len(shape) - 1}.")

@@ -4,8 +4,10 @@
 serve` and `mlflow.pyfunc.load_model` work without onnxplain.
 """
 
+from importlib import import_module
+
 try:
-    import mlflow as _mlflow  # type: ignore[import-not-found, unused-ignore]
+    import_module("mlflow")
 except ImportError as error:
     raise ImportError("onnxplain.mlflow needs MLflow: pip install 'onnxplain[mlflow]'.") from error
 

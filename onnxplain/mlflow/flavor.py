@@ -27,8 +27,8 @@ from onnxplain.inputs import Preprocessing, load_settings
 from onnxplain.recipes import Recipe
 from onnxplain.sources.cache import BYTES, FILES, measured
 from onnxplain.sources.mlflow import opened
-from onnxplain.sources.mlflow_agent import MLMODEL, Refused, about, check_content
-from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.mlflow_agent import MLMODEL, AgentError, about, check_content
+from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.subject import Subject
 
 FLAVOR = "onnxplain"
@@ -130,7 +130,7 @@ def load_explainer(uri: str, *, provider: str = "auto", threads: int = 0, ledger
         measured(folder, FILES, BYTES)
         found = about(folder)
         check_content(folder, found)
-    except Refused as error:
+    except AgentError as error:
         raise InputError(f"{uri}: {error}.") from error
     return _explainer(opened(folder, found, folder.name, ""), provider, threads, ledger, _signature(folder))
 
@@ -145,7 +145,7 @@ def _signature(folder: Path) -> list[str]:
 
 
 def _explainer(
-    resolved: Resolved, provider: str, threads: int, ledger: bool = False, columns: Sequence[str] = ()
+    resolved: ResolvedModel, provider: str, threads: int, ledger: bool = False, columns: Sequence[str] = ()
 ) -> Explainer:
     """With the recipe that the settings hold. columns: of the signature; those of model.toml hold."""
     output, recipe = resolved.settings.output, Recipe.of(resolved.settings.defaults)

@@ -31,8 +31,8 @@ REPORT = "Please report this model."
 Arrays = Mapping[str, np.ndarray]
 
 
-class Runs(Protocol):
-    """A session."""
+class _Session(Protocol):
+    """What runs a graph: a Session, a CpuSession, or what a server puts in their place."""
 
     def run(self, feeds: Arrays) -> Mapping[str, Any]:
         """Outputs by name."""
@@ -75,8 +75,8 @@ def verify(
     compiled: Compiled,
     asked: Sequence[Question],
     outputs: Sequence[str],
-    open_users: Callable[[], Runs],
-    open_plain: Callable[[], Runs],
+    open_users: Callable[[], _Session],
+    open_plain: Callable[[], _Session],
 ) -> list[str]:
     """Compare what users run with the source and with the graph as written; returns what is not finite, as notes.
 
@@ -99,7 +99,7 @@ def verify(
     return _holes(compiled, asked[0].feeds, answers[0], outputs)
 
 
-def _answers(open_session: Callable[[], Runs], asked: Sequence[Question]) -> tuple[list[Mapping[str, Any]], float]:
+def _answers(open_session: Callable[[], _Session], asked: Sequence[Question]) -> tuple[list[Mapping[str, Any]], float]:
     """What a session answers, and how coarsely it computes; it is gone when this returns."""
     session = open_session()
     coarse = set(getattr(session, "providers", CPU)) != set(CPU)
@@ -110,7 +110,7 @@ class Comparison:
     """One question's answers with optimisation (`answer`) and without."""
 
     def __init__(
-        self, compiled: Compiled, question: Question, answer: Mapping[str, Any], plain: Runs, noise: float
+        self, compiled: Compiled, question: Question, answer: Mapping[str, Any], plain: _Session, noise: float
     ) -> None:
         self.compiled, self.question, self.answer, self.plain = compiled, question, answer, plain
         self.expected = plain.run(question.feeds)

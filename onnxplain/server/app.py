@@ -18,7 +18,8 @@ from onnxplain.errors import InputError
 from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
-from onnxplain.server.models.loaded import LoadedModel, ServerContext
+from onnxplain.server.models.context import ServerContext
+from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.server.models.repository import Loader, ModelRepository
 from onnxplain.server.models.served import Served
 from onnxplain.server.options import ServerOptions
@@ -32,14 +33,14 @@ from onnxplain.server.telemetry.logs import event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
 from onnxplain.server.tokens import Tokens
-from onnxplain.sources import DirectorySource, Release, Source
-from onnxplain.v1 import explainer_pb2, explainer_pb2_grpc
-from onnxplain.wire.inference import SERVICE as INFERENCE
-from onnxplain.wire.inference import pool
+from onnxplain.sources import DirectorySource, ModelSource, Release
+from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.v1 import explainer_pb2_grpc
+from onnxplain.wire.inference import INFERENCE, POOL
 
 LOG = logging.getLogger("onnxplain.server")
-EXPLAINER = explainer_pb2.DESCRIPTOR.services_by_name["ExplainerService"].full_name
-THREADS = 128  # explanations that think or wait at a time; those beyond wait for a thread
+EXPLAINER = v1.DESCRIPTOR.services_by_name["ExplainerService"].full_name
+THREADS = 128  # explanations that compute or wait at a time; those beyond wait for a thread
 LOADERS = 1  # models loading at a time: loading is heavy, and nobody waits for the second but for the first
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -48,29 +49,29 @@ class Server:
     """A gRPC server over some sources of models.
 
     start() returns when the port answers; models load behind it. Health and readiness say when they are there. load:
-    for tests and for a child process that was given its model.
+    for tests and for a worker process that was given its model.
     """
 
-    def __init__(self, options: ServerOptions, sources: Sequence[Source], loader: Loader | None = None):
+    def __init__(self, options: ServerOptions, sources: Sequence[ModelSource], loader: Loader | None = None):
         self.options = options
         self.metrics = Metrics()
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
         self.scheduler = Scheduler(options.slots)
-        self.house = ServerContext(
+        self.context = ServerContext(
             options, self.scheduler, SessionCache(options.session_bytes, self.metrics.sessions), self.metrics
         )
-        self._nursery = WorkerPool(options, self.metrics) if options.isolate else None
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-think")
+        self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="onnxplain-load")
-        self.catalogue = ModelRepository(sources, loader or self._load, options.control, options.load, self._changed)
+        self.repository = ModelRepository(sources, loader or self._load, options.control, options.load, self._changed)
         self._sources = sources
         self._health = health.aio.HealthServicer()
         self._known: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_metrics: Callable[[], None] = lambda: None
         self._stopping: asyncio.Task[None] | None = None
-        self._guard = Interceptor(
+        self._interceptor = Interceptor(
             self.metrics,
             Tokens(options.token_file) if options.token_file else None,
             options.max_request_seconds,
@@ -78,18 +79,18 @@ class Server:
             tracing(),
             options.tls_ca is not None,
         )
-        self._server = grpc.aio.server(interceptors=[self._guard], options=channel_options(options))
+        self._server = grpc.aio.server(interceptors=[self._interceptor], options=channel_options(options))
 
     async def start(self) -> None:
         """Bind, answer, and begin to load. Raises InputError where the port is taken."""
         options, server = self.options, self._server
         register: Any = explainer_pb2_grpc.add_ExplainerServiceServicer_to_server  # generated, without types
-        register(ExplainerService(self.catalogue, options), server)
-        server.add_generic_rpc_handlers((InferenceService(self.catalogue).handler(),))
+        register(ExplainerService(self.repository, options), server)
+        server.add_generic_rpc_handlers((InferenceService(self.repository).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if options.reflection:
             names = [EXPLAINER, INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(names, server, pool=pool)
+            reflection.enable_server_reflection(names, server, pool=POOL)
         await self._set_health("", NOT_SERVING)
         address = f"unix:{options.socket}" if options.socket else f"{_bracketed(options.host)}:{options.port}"
         try:
@@ -126,13 +127,13 @@ class Server:
         await self._health.enter_graceful_shutdown()
         if grace is None and self.options.drain_delay:
             await asyncio.sleep(self.options.drain_delay)
-        self._guard.draining = True
+        self._interceptor.draining = True
         for task in self._tasks:
             task.cancel()
         await self._server.stop(self.options.drain_timeout if grace is None else grace)
-        await self.catalogue.close()
-        if self._nursery is not None:
-            await self._nursery.close()
+        await self.repository.close()
+        if self._worker_pool is not None:
+            await self._worker_pool.close()
         self.scheduler.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loaders.shutdown(wait=False, cancel_futures=True)
@@ -148,14 +149,14 @@ class Server:
 
     async def _follow(self) -> None:
         """Load what there is; look again for ever where the sources may change."""
-        await self.catalogue.refresh()
+        await self.repository.refresh()
         if self.options.control == "poll":
-            await self.catalogue.poll(self.options.poll_seconds, self.wake)
-        while self.catalogue.silent:  # a source that was down at the start is asked until it answers once
+            await self.repository.poll(self.options.poll_seconds, self.wake)
+        while self.repository.health.silent:  # a source that was down at the start is asked until it answers once
             await asyncio.sleep(self.options.poll_seconds)
-            await self.catalogue.refresh()
+            await self.repository.refresh()
 
-    async def _load(self, source: Source, release: Release) -> Served:
+    async def _load(self, source: ModelSource, release: Release) -> Served:
         """A release from its source, ready to answer."""
         try:
             served = await self._open(source, release)
@@ -166,12 +167,12 @@ class Server:
         self.metrics.model_loaded(served.name, int(served.version))
         return served
 
-    async def _open(self, source: Source, release: Release) -> Served:
+    async def _open(self, source: ModelSource, release: Release) -> Served:
         loop = asyncio.get_running_loop()
         resolved = await loop.run_in_executor(self._loaders, source.fetch, release)
-        if self._nursery is not None:
-            return await IsolatedModel.start(resolved, self._nursery)
-        model = await loop.run_in_executor(self._loaders, lambda: LoadedModel(resolved, self.house))
+        if self._worker_pool is not None:
+            return await IsolatedModel.start(resolved, self._worker_pool)
+        model = await loop.run_in_executor(self._loaders, lambda: LoadedModel(resolved, self.context))
         try:
             return LocalModel(model, self._threads)
         except BaseException:
@@ -179,14 +180,15 @@ class Server:
             raise
 
     def _changed(self) -> None:
-        """The catalogue is another: tell health and metrics."""
+        """The repository changed: health and metrics follow."""
         self._spawn(self._publish())
 
     async def _publish(self) -> None:
-        await self._set_health("", SERVING if self.catalogue.ready else NOT_SERVING)
-        states: dict[str, Any] = {f"model/{name}": SERVING for name in self.catalogue.names()}
+        await self._set_health("", SERVING if self.repository.ready else NOT_SERVING)
+        states: dict[str, Any] = {f"model/{name}": SERVING for name in self.repository.names()}
         states |= {
-            f"source/{s.name}": NOT_SERVING if s.name in self.catalogue.silent else SERVING for s in self._sources
+            f"source/{s.name}": NOT_SERVING if s.name in self.repository.health.silent else SERVING
+            for s in self._sources
         }
         for gone in self._known - states.keys():
             await self._set_health(gone, NOT_SERVING)
@@ -211,7 +213,7 @@ def channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # else a second server would take half of the calls in silence
         # gRPC refuses streams while so many are not cleared away, answered ones too: clients see UNAVAILABLE. Far above
-        # what one connection needs, so that our own gates are what says no.
+        # what one connection needs, so that our own admission control is what says no.
         ("grpc.max_concurrent_streams", 1024),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -14,17 +14,17 @@ from onnxplain.server.tokens import ANYONE, Caller
 class Call:
     """One call, or one request of a stream.
 
-    deadline: as time.monotonic() counts, None: never. fields: what the service learns on the way (model, version, rows,
-    recipe); the access log and the trace show them.
+    deadline: as time.monotonic() counts, None: never. log_fields: for the access log and the trace, which show them;
+    nothing else may read them. Write them by `log_fields`.
     """
 
-    __slots__ = ("_callbacks", "_lock", "_reason", "caller", "deadline", "fields", "method", "request_id")
+    __slots__ = ("_callbacks", "_lock", "_reason", "caller", "deadline", "log_fields", "method", "request_id")
 
     def __init__(
         self, request_id: str = "", method: str = "", caller: Caller = ANYONE, deadline: float | None = None
     ) -> None:
         self.request_id, self.method, self.caller, self.deadline = request_id, method, caller, deadline
-        self.fields: dict[str, object] = {}
+        self.log_fields: dict[str, object] = {}
         self._reason: OnnxplainError | None = None
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._lock = threading.Lock()
@@ -82,3 +82,10 @@ class Call:
 
 
 CALL: ContextVar[Call] = ContextVar("call")  # unset outside of a call: CALL.get(None)
+
+
+def log_fields(**fields: object) -> None:
+    """What the access log and the trace of the current call show; for them only."""
+    call = CALL.get(None)
+    if call is not None:
+        call.log_fields.update(fields)

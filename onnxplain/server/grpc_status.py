@@ -120,9 +120,9 @@ def _entries(folder: str) -> list[str]:
         return []
 
 
-def _last_name(found: re.Match[str]) -> str:
-    quoted = found["quote"] or ""
-    path = found[0][1:-1] if quoted else found[0]
+def _last_name(match: re.Match[str]) -> str:
+    quoted = match["quote"] or ""
+    path = match[0][1:-1] if quoted else match[0]
     tail = "." if not quoted and path.endswith(".") else ""  # the sentence's, not the path's
     return quoted + (re.split(r"[/\\]+", path.rstrip("/\\."))[-1] or "a file") + tail + quoted
 
@@ -132,8 +132,8 @@ def _meant(error: BaseException) -> OnnxplainError | None:
     if isinstance(error, OnnxplainError):
         return error
     if isinstance(error, BaseExceptionGroup):
-        found = [_meant(inner) for inner in error.exceptions]
-        return found[0] if found and None not in found else None
+        errors = [_meant(inner) for inner in error.exceptions]
+        return errors[0] if errors and None not in errors else None
     return None
 
 

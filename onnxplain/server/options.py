@@ -1,4 +1,4 @@
-"""What `onnxplain serve` was told."""
+"""The options of `onnxplain serve`."""
 
 from __future__ import annotations
 

@@ -96,13 +96,13 @@ class Tokens:
             raise Unauthenticated("this server wants a token: send metadata `authorization: Bearer TOKEN`.")
         token = _bearer(values)
         digest = hashlib.sha256(token.encode("utf-8", "replace")).digest()
-        found = None
+        matched = None
         for known, caller in self._callers.items():  # all of them: the time taken tells nothing
             if hmac.compare_digest(known, digest):
-                found = caller
-        if found is None:
+                matched = caller
+        if matched is None:
             raise Unauthenticated("this token is not known here. It may have been withdrawn; ask for a new one.")
-        return found
+        return matched
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -183,7 +183,7 @@ def _bearer(values: list[str | bytes]) -> str:
 
 def _stamp(path: Path) -> tuple[int, int, int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise InputError(f"{path}: the token file cannot be read ({error}).") from error
-    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode

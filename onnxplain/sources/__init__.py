@@ -1,17 +1,17 @@
 """Where models come from. For the command line and the service only; the engine takes a path."""
 
-from onnxplain.sources.directory import DirectoryRepository, default_repositories, resolve
+from onnxplain.sources.directory import DirectoryRepository, default_repositories, resolve_model
 from onnxplain.sources.folder import DirectorySource, FileSource
-from onnxplain.sources.resolved import Resolved
-from onnxplain.sources.source import Release, Source
+from onnxplain.sources.resolved import ResolvedModel
+from onnxplain.sources.source import ModelSource, Release
 
 __all__ = [
     "DirectoryRepository",
     "DirectorySource",
     "FileSource",
+    "ModelSource",
     "Release",
-    "Resolved",
-    "Source",
+    "ResolvedModel",
     "default_repositories",
-    "resolve",
+    "resolve_model",
 ]

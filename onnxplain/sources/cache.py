@@ -160,7 +160,7 @@ class ContentCache:
 
 def measured(folder: Path, files: int, total: int) -> dict[str, int]:
     """Size of every file below a folder by its relative name. Raises InputError for links and where a cap is passed."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     waiting, entries = [folder], 0
     while waiting:
         with os.scandir(waiting.pop()) as listing:
@@ -178,12 +178,12 @@ def measured(folder: Path, files: int, total: int) -> dict[str, int]:
             elif status.st_nlink > 1:
                 raise InputError(f"the file {name[:200]!r} has several hard links; store a copy of its own.")
             else:
-                found[name] = status.st_size
+                sizes[name] = status.st_size
             if entries > files:
                 raise InputError(f"more than {files} files and folders; a model needs a few.")
-        if sum(found.values()) > total:
+        if sum(sizes.values()) > total:
             raise InputError(f"the files take more than {total} bytes, the limit of one model.")
-    return dict(sorted(found.items()))
+    return dict(sorted(sizes.items()))
 
 
 def _digest(index: Mapping[str, Any]) -> str:

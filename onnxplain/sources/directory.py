@@ -1,6 +1,6 @@
 """A model repository in a folder: <name>/model.toml, <name>/<version>/model.onnx, and perhaps a model.toml there.
 
-`resolve` and `DirectoryRepository` answer for the command line, `DirectorySource` and `FileSource` for the service.
+`resolve_model` and `DirectoryRepository` answer for the command line, `DirectorySource` and `FileSource` for a server.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from onnxplain.errors import InputError, NotFound, UsageError
 from onnxplain.inputs.settings import ModelSettings, load_settings
-from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.resolved import ResolvedModel
 
 VARIABLE = "ONNXPLAIN_MODELS"  # folders, separated as in PATH, searched before ./models
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")  # of a model or a version: never "..", never absolute
@@ -39,16 +39,16 @@ class DirectoryRepository:
     def versions(self, name: str) -> list[str]:
         """Versions of one model, oldest first: numbers in order, after any other names."""
         folder = self.root / _checked(name)
-        found = (
+        versions = (
             [entry.name for entry in folder.iterdir() if NAME.fullmatch(entry.name) and holds_model(entry)]
             if folder.is_dir()
             else []
         )
         return sorted(
-            found, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version)
+            versions, key=lambda version: (version.isdecimal(), int(version) if version.isdecimal() else 0, version)
         )
 
-    def get(self, name: str, version: str | None = None) -> Resolved:
+    def get(self, name: str, version: str | None = None) -> ResolvedModel:
         """One version of one model; None: the highest."""
         versions = self.versions(name)
         if not versions:
@@ -60,7 +60,7 @@ class DirectoryRepository:
         folder = self.root / name
         settings = settings_of(folder, folder / version)
         labels_inside(settings, folder)
-        return Resolved(only_model(folder / version), name, version, settings)
+        return ResolvedModel(only_model(folder / version), name, version, settings)
 
 
 def default_repositories() -> list[Path]:
@@ -69,7 +69,7 @@ def default_repositories() -> list[Path]:
     return [*named, Path("models")]
 
 
-def resolve(spec: str | Path, repositories: Sequence[str | Path] | None = None) -> Resolved:
+def resolve_model(spec: str | Path, repositories: Sequence[str | Path] | None = None) -> ResolvedModel:
     """The model a user means: a file, a folder that holds one, or a repository's name, such as `digits_cnn/1`.
 
     repositories: folders searched in order; None: `default_repositories()`.
@@ -97,25 +97,25 @@ def resolve(spec: str | Path, repositories: Sequence[str | Path] | None = None) 
     raise InputError(f"no model {text!r}: no such file, and no such name in {searched}. {_near(text, known + beside)}")
 
 
-def from_file(path: Path) -> Resolved:
+def from_file(path: Path) -> ResolvedModel:
     """A plain file; a model.toml beside it counts, and so do the ones above a version folder."""
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes). Give an ONNX model.")
     folder = path.absolute().parent
     if path.name == MODEL and folder.name.isdecimal():
-        return Resolved(path, folder.parent.name, folder.name, settings_of(folder.parent, folder))
-    return Resolved(path, path.stem if path.name != MODEL else folder.name, "", settings_of(folder))
+        return ResolvedModel(path, folder.parent.name, folder.name, settings_of(folder.parent, folder))
+    return ResolvedModel(path, path.stem if path.name != MODEL else folder.name, "", settings_of(folder))
 
 
-def _from_folder(path: Path) -> Resolved:
+def _from_folder(path: Path) -> ResolvedModel:
     """A model's folder, one of its versions, or any folder with exactly one .onnx file."""
     folder = path.absolute()
     if not holds_model(folder) and NAME.fullmatch(folder.name):
         store = DirectoryRepository(folder.parent)
         if store.versions(folder.name):
             return store.get(folder.name)
-    found = only_model(path)
-    return from_file(found)
+    path_of_model = only_model(path)
+    return from_file(path_of_model)
 
 
 def _is_model_folder(path: Path) -> bool:
@@ -132,11 +132,11 @@ def only_model(folder: Path) -> Path:
     """The model file of a version folder. Raises InputError."""
     if (folder / MODEL).is_file():
         return folder / MODEL
-    found = sorted(entry.name for entry in folder.glob("*.onnx"))
-    if len(found) == 1:
-        return folder / found[0]
-    if found:
-        raise InputError(f"{folder} holds {len(found)} models: {', '.join(found[:10])}. Name one of them.")
+    names = sorted(entry.name for entry in folder.glob("*.onnx"))
+    if len(names) == 1:
+        return folder / names[0]
+    if names:
+        raise InputError(f"{folder} holds {len(names)} models: {', '.join(names[:10])}. Name one of them.")
     raise InputError(f"{folder} holds no .onnx file, and no version folder with one. Name a model file.")
 
 
@@ -170,12 +170,12 @@ def labels_inside(settings: ModelSettings, folder: Path) -> None:
 
 def check_safe(path: Path, target: Path) -> None:
     """A folder, or a file with one name only."""
-    found = target.stat()
-    if stat.S_ISDIR(found.st_mode):
+    status = target.stat()
+    if stat.S_ISDIR(status.st_mode):
         return
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is a device, a pipe or a socket. Only files are served.")
-    if found.st_nlink > 1:
+    if status.st_nlink > 1:
         raise InputError(f"{path} has several hard links; copy it, so that it is one file.")
 
 

@@ -24,7 +24,7 @@ from onnxplain.sources.directory import (
     only_model,
     settings_of,
 )
-from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
 LOG = logging.getLogger(__name__)
@@ -63,20 +63,20 @@ class DirectorySource:
         except OSError as error:
             raise Unavailable(f"the model folder {self.name!r} cannot be listed: {error.strerror}.") from error
         self.problems = {}
-        found: dict[str, list[Release]] = {}
+        offered: dict[str, list[Release]] = {}
         seen: dict[tuple[str, str], str] = {}
         for folder in folders:
             try:
-                found[folder.name] = self._offered(folder, seen)
+                offered[folder.name] = self._offered(folder, seen)
             except (OnnxplainError, OSError) as error:
                 self.problems[folder.name] = self._public(error)
                 if self._last.get(folder.name):  # a model.toml half written takes no model away
-                    found[folder.name] = self._last[folder.name]
+                    offered[folder.name] = self._last[folder.name]
         self._settled = {key: mark for key, mark in self._settled.items() if key in seen or key[0] in self.problems}
-        self._seen, self._last = seen, found
-        return [release for name in sorted(found) for release in found[name]]
+        self._seen, self._last = seen, offered
+        return [release for name in sorted(offered) for release in offered[name]]
 
-    def fetch(self, release: Release) -> Resolved:
+    def fetch(self, release: Release) -> ResolvedModel:
         """The files of a release: they are here already, so they are only checked. Raises InputError, NotFound."""
         name, version = release.name, release.version
         if reason := _unservable(name):
@@ -95,7 +95,7 @@ class DirectorySource:
             for path in settings.files:
                 check_safe(path, self._inside(path, self.root))
             labels_inside(settings, home)
-            return Resolved(only_model(place), name, version, settings)
+            return ResolvedModel(only_model(place), name, version, settings)
         except NotFound:
             raise
         except (OnnxplainError, OSError) as error:
@@ -123,8 +123,8 @@ class DirectorySource:
                 self._settled[key] = mark
             if key in self._settled:
                 settled.append(version)
-        chosen = _chosen(settled, settings_of(folder).serving.versions)
-        return [Release(name, version, self._settled[name, version]) for version in chosen]
+        served = _chosen(settled, settings_of(folder).serving.versions)
+        return [Release(name, version, self._settled[name, version]) for version in served]
 
     def _inside(self, path: Path, base: Path) -> Path:
         """Where a path leads, links followed; it must be below `base`."""
@@ -165,20 +165,20 @@ class FileSource:
             digest.update(_mark(path, path.name))
         return [Release(*self._as, digest.hexdigest())]
 
-    def fetch(self, release: Release) -> Resolved:
+    def fetch(self, release: Release) -> ResolvedModel:
         """The file with its settings. Raises InputError, NotFound."""
         if (release.name, release.version) != self._as:
             raise NotFound(f"no model {release.name[:200]!r} with version {release.version[:100]!r} here.")
         return self._resolved()
 
-    def _resolved(self) -> Resolved:
+    def _resolved(self) -> ResolvedModel:
         try:
             if not self.path.is_file():
                 raise InputError(f"no model file {self.path}.")
-            found = from_file(self.path)
+            model = from_file(self.path)
         except (OSError, ValueError) as error:
             raise InputError(f"{str(self.path)[:80]!r} cannot be read as a path ({error}).") from error
-        return Resolved(found.path, *self._as, found.settings)
+        return ResolvedModel(model.path, *self._as, model.settings)
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -206,8 +206,8 @@ def _fingerprint(version: Path, settings: ModelSettings) -> str:
 def _mark(path: Path, name: str) -> bytes:
     """A line that is another one when the file is."""
     try:
-        found = path.stat()
-        state = f"{found.st_mtime_ns} {found.st_size} {found.st_ino}"
+        status = path.stat()
+        state = f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
     except (OSError, ValueError):
         state = "missing"  # a file that goes while we look, a dangling link
     return f"{name}\0{state}\n".encode(errors="surrogateescape")

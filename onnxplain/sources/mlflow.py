@@ -5,40 +5,29 @@ MLflow itself runs in a process of its own (`mlflow_agent.py` says why); here is
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import math
 import os
-import queue
 import re
-import subprocess
-import sys
-import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from onnxplain.errors import InputError, NotFound, OnnxplainError, Unavailable, UnknownName, UsageError
 from onnxplain.inputs.settings import ModelSettings, ServingSettings, load_settings
 from onnxplain.recipes import Recipe
-from onnxplain.sources.cache import BYTES, FILES, ContentCache, measured
+from onnxplain.sources.cache import BYTES, FILES, ContentCache
 from onnxplain.sources.directory import NAME
-from onnxplain.sources.mlflow_agent import Refused, member
-from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.mlflow_agent import AgentError, member
+from onnxplain.sources.mlflow_process import MlflowProcess
+from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
-START_SECONDS = 60.0  # importing MLflow: 2 s on an idle core
 DOWNLOAD_SECONDS = 900.0  # for all files of one version
-WATCH_SECONDS = 0.25  # how often a running download is measured
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 ALIAS = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 EXAMPLE = "mlflow+http://HOST:5000?model=NAME@ALIAS"
-AGENT = Path(__file__).with_name("mlflow_agent.py")
 INSTALL = "pip install 'onnxplain[mlflow]'"
 
 
@@ -93,15 +82,15 @@ class MlflowSource:
             )
         self.base = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self.name = f"mlflow+{self.base}"
-        given: dict[str, list[str]] = {"model": [], "alias": []}
+        query: dict[str, list[str]] = {"model": [], "alias": []}
         for key, value in parse_qsl(parts.query, keep_blank_values=True):
-            if key not in given:
-                raise UnknownName("key of the registry's address", key, given)
-            given[key].append(value)
-        if len(given["alias"]) > 1 or any(not ALIAS.fullmatch(alias) for alias in given["alias"]):
+            if key not in query:
+                raise UnknownName("key of the registry's address", key, query)
+            query[key].append(value)
+        if len(query["alias"]) > 1 or any(not ALIAS.fullmatch(alias) for alias in query["alias"]):
             raise UsageError("alias= is one name of letters, digits, '_', '.' and '-', such as alias=champion.")
-        self.alias = "".join(given["alias"])
-        self.wanted = tuple(dict.fromkeys(Wanted.of(text, self.alias) for text in given["model"]))
+        self.alias = "".join(query["alias"])
+        self.wanted = tuple(dict.fromkeys(Wanted.of(text, self.alias) for text in query["model"]))
         if not self.wanted and not self.alias:
             raise UsageError(
                 f"which models of {self.name}? Write {EXAMPLE}, or ?alias=champion for all that have that alias."
@@ -109,13 +98,13 @@ class MlflowSource:
         self.cache = ContentCache(Path(cache))
         self.problems: dict[str, str] = {}
         self._seconds, self._download_seconds = seconds, download_seconds
-        self._agent = _Agent(self.base, seconds)
+        self._process = MlflowProcess(self.base, seconds)
         self._known: dict[Wanted, tuple[str, str]] = {}  # version and fingerprint, when it last resolved
 
     def releases(self) -> Sequence[Release]:
         """What the aliases point to now. Raises Unavailable, and InputError for an entry that never resolved."""
         problems: dict[str, str] = {}
-        found: dict[tuple[str, str], Release] = {}
+        releases: dict[tuple[str, str], Release] = {}
         aliases: dict[str, Mapping[str, str]] = {}
         for wanted in self.wanted or self._all(problems):
             try:
@@ -128,11 +117,11 @@ class MlflowSource:
                 problems[str(wanted)] = f"{error} Version {self._known[wanted][0]} stays."
             version, fingerprint = self._known[wanted]
             names = sorted(alias for alias, at in aliases.get(wanted.name, {}).items() if at == version)
-            found[wanted.name, version] = Release(wanted.name, version, fingerprint, tuple(names))
+            releases[wanted.name, version] = Release(wanted.name, version, fingerprint, tuple(names))
         self.problems = problems
-        return [found[key] for key in sorted(found, key=lambda key: (key[0], int(key[1])))]
+        return [releases[key] for key in sorted(releases, key=lambda key: (key[0], int(key[1])))]
 
-    def fetch(self, release: Release) -> Resolved:
+    def fetch(self, release: Release) -> ResolvedModel:
         """The files of a release, from the cache where it has them whole. Raises InputError, Unavailable."""
         spec = f"models:/{release.name}/{release.version}"
         key = "\n".join((self.base, spec, release.fingerprint))
@@ -143,7 +132,7 @@ class MlflowSource:
 
     def close(self) -> None:
         """End MLflow's process; it starts again when it is needed."""
-        self._agent.stop()
+        self._process.stop()
 
     def _all(self, problems: dict[str, str]) -> list[Wanted]:
         """Every registered model that has the alias now."""
@@ -163,10 +152,12 @@ class MlflowSource:
                 f"{wanted} at {self.base}: no alias {wanted.alias!r}. {known} Set it, or write NAME/VERSION."
             )
         version = aliases[wanted.alias] if wanted.alias else wanted.version
-        found = self._ask("version", str(wanted), name=wanted.name, version=version)
-        if not NUMBER.fullmatch(found["version"]) or found["status"] != "READY":
-            raise NotFound(f"{wanted} at {self.base}: version {found['version'][:20]} is {found['status'].lower()}.")
-        return found["version"], f"{found['version']} {found['identity']}"
+        version_info = self._ask("version", str(wanted), name=wanted.name, version=version)
+        if not NUMBER.fullmatch(version_info["version"]) or version_info["status"] != "READY":
+            raise NotFound(
+                f"{wanted} at {self.base}: version {version_info['version'][:20]} is {version_info['status'].lower()}."
+            )
+        return version_info["version"], f"{version_info['version']} {version_info['identity']}"
 
     def _download(self, release: Release, spec: str, folder: Path) -> Mapping[str, Any]:
         request = {"name": release.name, "version": release.version, "folder": str(folder)}
@@ -175,9 +166,9 @@ class MlflowSource:
         return about
 
     def _ask(self, do: str, what: str, watch: Path | None = None, **request: Any) -> Any:
-        """One question to the registry; its errors are ours."""
+        """One request to the registry; its errors are ours."""
         seconds = self._seconds if watch is None else self._download_seconds
-        answer = self._agent.ask({"do": do, **request}, seconds, watch)
+        answer = self._process.ask({"do": do, **request}, seconds, watch)
         if "ok" in answer:
             return answer["ok"]
         kind, text = answer.get("kind"), answer.get("text", "")
@@ -195,7 +186,7 @@ class MlflowSource:
         raise Unavailable(f"{where}. Is the registry running? It is asked again.")
 
 
-def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> Resolved:
+def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> ResolvedModel:
     """The model, the settings and the recipe in an MLflow artifact, by what its MLmodel says (`mlflow_agent.about`)."""
     settings = ModelSettings()
     try:
@@ -211,115 +202,7 @@ def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> R
             settings = dataclasses.replace(settings, defaults=recipe.content())
         # Who may register a model does not decide on the server's queues and memory.
         settings = dataclasses.replace(settings, serving=ServingSettings())
-    except (OnnxplainError, Refused) as error:
+    except (OnnxplainError, AgentError) as error:
         text = str(error).replace(f"{folder}{os.sep}", "").rstrip(".")
         raise InputError(f"models:/{name}/{version}: {text}. Log the version again.") from error
-    return Resolved(path, name, version, settings)
-
-
-class _Agent:
-    """The process that speaks to MLflow: started when first asked, killed when it does not answer in time."""
-
-    def __init__(self, base: str, seconds: float):
-        self._base, self._seconds = base, seconds
-        self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._end: weakref.finalize[Any, Any] | None = None
-
-    def ask(self, request: Mapping[str, Any], seconds: float, watch: Path | None) -> Mapping[str, Any]:
-        """Its answer, or one of the kind `down` when the time is over. watch: a folder that must not grow too large."""
-        with self._lock:
-            started = self._start()
-            if "ok" not in started:
-                return started
-            try:
-                assert self._process is not None and self._process.stdin is not None
-                self._process.stdin.write(json.dumps(request) + "\n")
-                self._process.stdin.flush()
-            except OSError:
-                self.stop()
-                return {"kind": "down", "text": "its client ended"}
-            return self._answer(seconds, watch)
-
-    def stop(self) -> None:
-        """Kill the process, if there is one."""
-        if self._end is not None:
-            self._end()
-        self._process = None
-
-    def _start(self) -> Mapping[str, Any]:
-        if self._process is not None and self._process.poll() is None:
-            return {"ok": True}
-        self.stop()
-        root = str(Path(__file__).parents[2])  # of onnxplain itself, which the agent's last check reads the model with
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-            "MLFLOW_TRACKING_URI": self._base,
-            "MLFLOW_REGISTRY_URI": self._base,
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, math.ceil(self._seconds))),
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the next poll is the retry
-            "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(AGENT), self._base],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-        )
-        self._process, self._answers = process, queue.SimpleQueue()
-        self._end = weakref.finalize(self, _kill, process)
-        threading.Thread(target=_read, args=(process.stdout, self._answers), daemon=True, name="mlflow").start()
-        return self._answer(START_SECONDS, None)
-
-    def _answer(self, seconds: float, watch: Path | None) -> Mapping[str, Any]:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            try:
-                line = self._answers.get(timeout=left if watch is None else min(left, WATCH_SECONDS))
-            except queue.Empty:
-                if problem := _too_large(watch):
-                    self.stop()
-                    return {"kind": "unsafe", "text": problem}
-                continue
-            if not line:
-                self.stop()
-                return {"kind": "down", "text": "its client ended"}
-            answer: Mapping[str, Any] = json.loads(line)
-            return answer
-        self.stop()
-        return {"kind": "down", "text": f"no answer within {seconds:g} s"}
-
-
-def _too_large(folder: Path | None) -> str:
-    if folder is not None:
-        try:
-            measured(folder, FILES, BYTES)
-        except InputError as error:
-            return str(error).rstrip(".")
-        except OSError:
-            pass  # a file was renamed while we looked
-    return ""
-
-
-def _read(stream: IO[str], answers: queue.SimpleQueue[str]) -> None:
-    """Lines into the queue; "" where they end."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in stream:
-            answers.put(line)
-    answers.put("")
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
+    return ResolvedModel(path, name, version, settings)

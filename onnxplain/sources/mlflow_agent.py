@@ -26,7 +26,7 @@ REMOTE = ("mlflow-artifacts", "s3", "gs", "wasbs", "abfss", "hdfs", "viewfs", "o
 HTTP_STATUS = re.compile(r"\b(?:error code|failed with) (\d{3})\b|\b(\d{3}) (?:Client|Server) Error")
 
 
-class Refused(Exception):
+class AgentError(Exception):
     """An answer with a reason; kind: missing, denied, unsafe or down."""
 
     def __init__(self, kind: str, text: str):
@@ -34,7 +34,7 @@ class Refused(Exception):
         self.kind = kind
 
 
-class Agent:
+class MlflowAgent:
     """The requests, each a method: `{"do": name, …}` -> what it returns."""
 
     def __init__(self, base: str):
@@ -45,35 +45,36 @@ class Agent:
 
     def model(self, name: str) -> dict[str, Any]:
         """{aliases: {alias: version}} of a registered model."""
-        found = self.client.get_registered_model(name)
-        return {"aliases": {str(alias): str(version) for alias, version in found.aliases.items()}}
+        registered = self.client.get_registered_model(name)
+        return {"aliases": {str(alias): str(version) for alias, version in registered.aliases.items()}}
 
     def names(self, alias: str) -> list[str]:
         """Registered models that have the alias."""
-        found: list[str] = []
+        names: list[str] = []
         token, seen = None, 0
         while seen < MODELS:
             page = self.client.search_registered_models(max_results=100, page_token=token)
             seen += len(page)
-            found += [model.name for model in page if alias in model.aliases]
+            names += [model.name for model in page if alias in model.aliases]
             token = page.token
             if not token or not page:
                 break
-        return found
+        return names
 
     def version(self, name: str, version: str) -> dict[str, str]:
         """{version, status, identity} of one version; version "" is the newest that is ready."""
         if version:
-            found = self.client.get_model_version(name, version)
+            model_version = self.client.get_model_version(name, version)
         else:
             ready = [
                 v for v in self.client.search_model_versions(f"name='{name}'", max_results=1000) if v.status == "READY"
             ]
             if not ready:
-                raise Refused("missing", "no version that is ready")
-            found = max(ready, key=lambda v: int(v.version))
-        identity = f"{getattr(found, 'model_id', None) or ''} {found.source} {found.creation_timestamp}"
-        return {"version": str(found.version), "status": str(found.status), "identity": identity}
+                raise AgentError("missing", "no version that is ready")
+            model_version = max(ready, key=lambda v: int(v.version))
+        logged = getattr(model_version, "model_id", None) or ""
+        identity = f"{logged} {model_version.source} {model_version.creation_timestamp}"
+        return {"version": str(model_version.version), "status": str(model_version.status), "identity": identity}
 
     def download(self, name: str, version: str, folder: str, files: int, total: int) -> dict[str, Any]:
         """Fetch a version's files into a folder; what its MLmodel says of them."""
@@ -85,22 +86,22 @@ class Agent:
         limit_file_size(total)
         check_listing(repository, files, total)
         repository.download_artifacts("", dst_path=folder)
-        found = about(Path(folder))
-        check_content(Path(folder), found)
-        return found
+        content = about(Path(folder))
+        check_content(Path(folder), content)
+        return content
 
 
 def check_place(uri: str, base: str) -> None:
     """A registry names any place for a version: not this machine's disk, and not another MLflow, with our token."""
     place = urlsplit(uri)
     if place.scheme not in REMOTE:
-        raise Refused(
+        raise AgentError(
             "unsafe",
             f"its files lie at a {place.scheme or 'local'} address, which is not read from here; "
             "start MLflow with --artifacts-destination, so that the server hands them out",
         )
     if place.scheme == "mlflow-artifacts" and place.netloc not in ("", urlsplit(base).netloc):
-        raise Refused("unsafe", "its files lie at another MLflow server; register it with one that has them")
+        raise AgentError("unsafe", "its files lie at another MLflow server; register it with one that has them")
 
 
 def check_listing(repository: Any, files: int, total: int) -> None:
@@ -113,9 +114,9 @@ def check_listing(repository: Any, files: int, total: int) -> None:
             if entry.is_dir:
                 waiting.append(entry.path)
             if seen > files:
-                raise Refused("unsafe", f"more than {files} files and folders; a model needs a few")
+                raise AgentError("unsafe", f"more than {files} files and folders; a model needs a few")
     if size > total:
-        raise Refused("unsafe", f"{size} bytes, more than the {total} allowed")
+        raise AgentError("unsafe", f"{size} bytes, more than the {total} allowed")
 
 
 def limit_file_size(total: int) -> None:
@@ -134,40 +135,45 @@ def about(folder: Path) -> dict[str, Any]:
 
     file = folder / MLMODEL
     if file.is_symlink() or not file.is_file():
-        raise Refused("unsafe", "it holds no MLmodel file; log it with mlflow.onnx or onnxplain.mlflow")
+        raise AgentError("unsafe", "it holds no MLmodel file; log it with mlflow.onnx or onnxplain.mlflow")
     if file.stat().st_size > MLMODEL_BYTES:
-        raise Refused("unsafe", f"its MLmodel is larger than {MLMODEL_BYTES} bytes")
+        raise AgentError("unsafe", f"its MLmodel is larger than {MLMODEL_BYTES} bytes")
     try:
         content = yaml.safe_load(file.read_bytes())
         flavors = content["flavors"]
         data = flavors["onnx"]["data"]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        raise Refused("unsafe", "its MLmodel is not valid YAML") from None
+        raise AgentError("unsafe", "its MLmodel is not valid YAML") from None
     except (KeyError, TypeError):
-        raise Refused("unsafe", "its MLmodel has no onnx flavor; log it with mlflow.onnx or onnxplain.mlflow") from None
-    ours = flavors.get("onnxplain")
-    ours = ours if isinstance(ours, dict) else {}
-    named = {key: ours[key] if isinstance(ours.get(key), str) else None for key in ("recipe", "settings", "graph")}
-    hashes = ours.get("sha256")
+        raise AgentError(
+            "unsafe", "its MLmodel has no onnx flavor; log it with mlflow.onnx or onnxplain.mlflow"
+        ) from None
+    own_flavor = flavors.get("onnxplain")
+    own_flavor = own_flavor if isinstance(own_flavor, dict) else {}
+    named = {
+        key: own_flavor[key] if isinstance(own_flavor.get(key), str) else None
+        for key in ("recipe", "settings", "graph")
+    }
+    hashes = own_flavor.get("sha256")
     hashes = hashes if isinstance(hashes, dict) else {}
     kept = {name: sha for name, sha in list(hashes.items())[:100] if isinstance(name, str) and isinstance(sha, str)}
     return {"onnx": data if isinstance(data, str) else None, **named, "sha256": kept}
 
 
-def check_content(folder: Path, found: dict[str, Any]) -> None:
+def check_content(folder: Path, content: dict[str, Any]) -> None:
     """The hashes that `onnxplain.mlflow` wrote, and whether the model can be read with all its weights."""
     from onnxplain.errors import OnnxplainError
     from onnxplain.frontend.load import load
 
-    for name, sha in found["sha256"].items():
+    for name, sha in content["sha256"].items():
         file = member(folder, name)
-        with file.open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest() != sha:
-                raise Refused("unsafe", f"the file {name!r} is not the one that was logged; log the version again")
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != sha:
+                raise AgentError("unsafe", f"the file {name!r} is not the one that was logged; log the version again")
     try:
-        load(member(folder, found["onnx"]))
+        load(member(folder, content["onnx"]))
     except OnnxplainError as error:
-        raise Refused("unsafe", str(error).replace(f"{folder}{os.sep}", "").rstrip(".")) from error
+        raise AgentError("unsafe", str(error).replace(f"{folder}{os.sep}", "").rstrip(".")) from error
 
 
 def member(folder: Path, name: str | None) -> Path:
@@ -175,19 +181,19 @@ def member(folder: Path, name: str | None) -> Path:
     file = folder / (name or "")
     parts = Path((name or "").replace("\\", "/")).parts
     if not name or Path(name).is_absolute() or ".." in parts or "\0" in name:
-        raise Refused("unsafe", f"its MLmodel names the file {str(name)[:100]!r}, which is no name within it")
+        raise AgentError("unsafe", f"its MLmodel names the file {str(name)[:100]!r}, which is no name within it")
     if not file.is_file() or file.is_symlink() or not file.resolve().is_relative_to(folder.resolve()):
-        raise Refused("unsafe", f"its MLmodel names the file {name[:100]!r}, which it does not hold")
+        raise AgentError("unsafe", f"its MLmodel names the file {name[:100]!r}, which it does not hold")
     return file
 
 
 def reason(error: Exception) -> tuple[str, str]:
     """(kind, one line) of whatever MLflow or requests raised. Addresses and response bodies stay out of it."""
-    if isinstance(error, Refused):
+    if isinstance(error, AgentError):
         return error.kind, str(error)
     code = str(getattr(error, "error_code", ""))
-    found = HTTP_STATUS.search(str(error))
-    status = next(filter(None, found.groups()), "") if found else ""
+    match = HTTP_STATUS.search(str(error))
+    status = next(filter(None, match.groups()), "") if match else ""
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND") or status == "404":
         return "missing", "there is none"
     if code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED") or status in ("401", "403"):
@@ -214,7 +220,7 @@ def main(base: str) -> None:
         answers.flush()
 
     try:
-        agent = Agent(base)
+        agent = MlflowAgent(base)
     except ImportError as error:
         answer({"kind": "import", "text": str(error)[:200]})
         return

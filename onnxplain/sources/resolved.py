@@ -9,7 +9,7 @@ from onnxplain.inputs.settings import ModelSettings
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedModel:
     """One model file. version is "" for a file outside a repository."""
 
     path: Path

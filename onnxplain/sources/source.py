@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from onnxplain.sources.resolved import Resolved
+from onnxplain.sources.resolved import ResolvedModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Release:
     aliases: tuple[str, ...] = ()
 
 
-class Source(Protocol):
+class ModelSource(Protocol):
     """A place that models come from. Both methods block; the service calls them from threads, never two at a time."""
 
     name: str  # as the repository index shows it
@@ -33,6 +33,6 @@ class Source(Protocol):
         """What is to be served now, after the source's version policy. Raises InputError or Unavailable."""
         ...
 
-    def fetch(self, release: Release) -> Resolved:
+    def fetch(self, release: Release) -> ResolvedModel:
         """The files of a release on this machine. Raises InputError where they are missing, unsafe or corrupt."""
         ...

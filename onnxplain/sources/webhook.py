@@ -33,7 +33,7 @@ REASONS = {
 }
 
 
-class Refused(Exception):
+class DeliveryRefused(Exception):
     """A request that is not believed; code: of the HTTP answer."""
 
     def __init__(self, code: int):
@@ -54,13 +54,13 @@ class Webhooks:
         self._seen: OrderedDict[str, None] = OrderedDict()
 
     def accept(self, headers: Mapping[str, str], body: bytes) -> bool:
-        """True for a new delivery, False for one that came before. headers: by lower-case name. Raises Refused."""
+        """True for a new delivery, False for one seen before. headers: by lower-case name. Raises DeliveryRefused."""
         delivery, timestamp = headers.get(DELIVERY, ""), headers.get(TIMESTAMP, "")
         if not hmac.compare_digest(self.signature(delivery, timestamp, body), headers.get(SIGNATURE, "").encode()):
-            raise Refused(401)
+            raise DeliveryRefused(401)
         recent = timestamp.isdecimal() and len(timestamp) < 16 and abs(self._clock() - int(timestamp)) <= TOLERANCE
         if not delivery or not recent:
-            raise Refused(401)
+            raise DeliveryRefused(401)
         if delivery in self._seen:
             return False
         self._seen[delivery] = None
@@ -127,7 +127,7 @@ class WebhookReceiver:
                 if self.webhooks.accept(*await self._read(reader)):
                     self._wake()
                 return 200
-        except Refused as refused:
+        except DeliveryRefused as refused:
             return refused.code
         except TimeoutError:
             return 408
@@ -139,17 +139,17 @@ class WebhookReceiver:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         except asyncio.LimitOverrunError as error:
-            raise Refused(413) from error
+            raise DeliveryRefused(413) from error
         first, *lines = head[:-4].split("\r\n")
         verb, target, _ = f"{first}  ".split(" ", 2)
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if target.partition("?")[0] != self.path:
-            raise Refused(404)
+            raise DeliveryRefused(404)
         if verb != "POST":
-            raise Refused(405)
+            raise DeliveryRefused(405)
         length = headers.get("content-length", "")
         if not (length.isascii() and length.isdecimal()) or "transfer-encoding" in headers:
-            raise Refused(411)
+            raise DeliveryRefused(411)
         if len(length) > 9 or int(length) > BODY:
-            raise Refused(413)
+            raise DeliveryRefused(413)
         return headers, await reader.readexactly(int(length))

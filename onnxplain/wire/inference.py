@@ -17,12 +17,13 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from onnxplain.v1 import explainer_pb2, tensor_pb2
+from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.v1 import tensor_pb2
 
-SERVICE = "inference.GRPCInferenceService"
+INFERENCE = "inference.GRPCInferenceService"
 
 
-class Method(NamedTuple):
+class Rpc(NamedTuple):
     """One RPC: the message classes of both directions, and whether each is a stream."""
 
     request: Any
@@ -40,7 +41,7 @@ def _pool() -> tuple[DescriptorPool, list[str]]:
     for file in files:  # protoc writes a file behind those it imports
         filled.AddSerializedFile(file.SerializeToString())
     added: set[str] = set()
-    for module in (explainer_pb2, tensor_pb2, health_pb2, reflection_pb2):
+    for module in (v1, tensor_pb2, health_pb2, reflection_pb2):
         _copy(module.DESCRIPTOR, filled, added)
     return filled, [file.name for file in files]
 
@@ -57,7 +58,7 @@ def _copy(file: FileDescriptor, into: DescriptorPool, added: set[str]) -> None:
 
 def _classes(names: list[str]) -> dict[str, Any]:
     """Classes of the messages at the top of the files, by name."""
-    files = (pool.FindFileByName(name) for name in names)
+    files = (POOL.FindFileByName(name) for name in names)
     return {
         name: message_factory.GetMessageClass(described)
         for file in files
@@ -65,16 +66,16 @@ def _classes(names: list[str]) -> dict[str, Any]:
     }
 
 
-pool, _names = _pool()
+POOL, _names = _pool()
 messages = SimpleNamespace(
     **_classes(_names)
 )  # messages.ModelInferRequest; nested ones are attributes of their parents
-METHODS: dict[str, Method] = {
-    method.name: Method(
+RPCS: dict[str, Rpc] = {
+    method.name: Rpc(
         getattr(messages, method.input_type.name),
         getattr(messages, method.output_type.name),
         method.client_streaming,
         method.server_streaming,
     )
-    for method in pool.FindServiceByName(SERVICE).methods
+    for method in POOL.FindServiceByName(INFERENCE).methods
 }

@@ -212,16 +212,16 @@ def _strings(raw: bytes, count: int, where: str) -> list[str]:
     """Strings of raw BYTES: each its length in four bytes, then itself."""
     if len(raw) < 4 * count:
         raise InputError(f"{where}: {len(raw)} bytes, {count} strings take at least {4 * count}.").at(where)
-    found, at = list[str](), 0
+    strings, at = list[str](), 0
     for number in range(count):
         end = at + 4 + struct.unpack_from("<I", raw, at)[0] if at + 4 <= len(raw) else len(raw) + 1
         if end > len(raw):
             raise InputError(f"{where}: string {number} ends beyond the {len(raw)} bytes.").at(where)
-        found.append(_decoded(raw[at + 4 : end], number, where))
+        strings.append(_decoded(raw[at + 4 : end], number, where))
         at = end
     if at != len(raw):
         raise InputError(f"{where}: {len(raw) - at} bytes behind the last of {count} strings.").at(where)
-    return found
+    return strings
 
 
 def _decoded(text: bytes, number: int, where: str) -> str:

@@ -18,7 +18,7 @@ from running import running_server
 
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
-from onnxplain.wire.inference import METHODS, SERVICE
+from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
 from onnxplain.wire.tensors import v1_tensor
 
@@ -103,10 +103,10 @@ async def until(address: str, version: str, seconds: float = 20.0) -> float:
 
 async def index(address: str) -> dict[tuple[str, str], tuple[str, str]]:
     """(name, version) -> (state, reason)."""
-    method = METHODS["RepositoryIndex"]
+    method = RPCS["RepositoryIndex"]
     async with grpc.aio.insecure_channel(address) as channel:
         call = channel.unary_unary(
-            f"/{SERVICE}/RepositoryIndex",
+            f"/{INFERENCE}/RepositoryIndex",
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )

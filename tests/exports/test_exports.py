@@ -27,7 +27,7 @@ from onnxplain.exports import batching, kserve, triton
 from onnxplain.exports.pbtxt import TYPES, Config, quoted
 from onnxplain.graph.outline import runtime
 from onnxplain.recipes import Recipe
-from onnxplain.wire.inference import messages
+from onnxplain.wire.inference import messages as oip
 
 DATA = Path(__file__).parents[1] / "data" / "kserve"
 RECIPES = {  # model -> its recipe and seed, whether its rows may be joined
@@ -46,7 +46,7 @@ def onnxplain(*arguments: object) -> str:
 
 def parsed(folder: Path):
     """A config.pbtxt as Triton reads it: an unknown field or a wrong value is an error."""
-    return text_format.Parse((folder / "config.pbtxt").read_text(), messages.ModelConfig())
+    return text_format.Parse((folder / "config.pbtxt").read_text(), oip.ModelConfig())
 
 
 def session(folder: Path) -> onnxruntime.InferenceSession:
@@ -94,7 +94,7 @@ def test_a_config_says_what_onnxruntime_says(repository, name):
         assert list(tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims) == shape
         assert list(tensor.dims) and 0 not in tensor.dims  # as Triton demands
         assert (
-            messages.ModelConfig.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number[tensor.data_type].name
+            oip.ModelConfig.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number[tensor.data_type].name
             == TYPES[port.type[len("tensor(") : -1]]
         )
 
@@ -237,7 +237,7 @@ def test_what_triton_cannot_serve_is_refused_or_left_out():
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "tab\t", "é.relevance", "a/b:0", "\x7f"])
 def test_any_name_survives_the_text_format(name):
-    config = text_format.Parse(f"name: {quoted(name)}", messages.ModelConfig())
+    config = text_format.Parse(f"name: {quoted(name)}", oip.ModelConfig())
     assert config.name == name
 
 

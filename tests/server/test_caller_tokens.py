@@ -9,13 +9,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from guarded import (
+from intercepted import (
     COMPILE,
     EXPLAIN,
     LIVE,
     SECRET,
     counted,
-    guarded,
+    intercepted,
     refused,
 )
 
@@ -44,7 +44,7 @@ def token_file(tmp_path):
 
 def every_method() -> list[str]:
     services = [
-        inference.pool.FindServiceByName(inference.SERVICE),
+        inference.POOL.FindServiceByName(inference.INFERENCE),
         *explainer_pb2.DESCRIPTOR.services_by_name.values(),
         *health_pb2.DESCRIPTOR.services_by_name.values(),
         *reflection_pb2.DESCRIPTOR.services_by_name.values(),
@@ -68,7 +68,7 @@ def test_a_token_lets_in_for_its_scopes_only(token_file):
     )  # a digest may be read
 
     async def main():
-        async with guarded(Interceptor(Metrics(), Tokens(path))) as (echo, channel, metrics):
+        async with intercepted(Interceptor(Metrics(), Tokens(path))) as (echo, channel, metrics):
             explain, compile_ = channel.unary_unary(EXPLAIN), channel.unary_stream(COMPILE)
             none = await refused(explain(b"x"))
             assert none.code() is grpc.StatusCode.UNAUTHENTICATED and "Bearer" in none.details()
@@ -94,7 +94,7 @@ def test_a_stranger_is_turned_away_before_his_message_is_read(token_file):
     parsed = []
 
     async def main():
-        async with guarded(Interceptor(Metrics(), Tokens(path)), parse=lambda raw: parsed.append(raw) or raw) as (
+        async with intercepted(Interceptor(Metrics(), Tokens(path)), parse=lambda raw: parsed.append(raw) or raw) as (
             _,
             channel,
             _m,

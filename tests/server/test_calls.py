@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from guarded import (
+from intercepted import (
     COLLECT,
     COMPILE,
     EXPLAIN,
@@ -19,7 +19,7 @@ from guarded import (
     counted,
     details,
     eventually,
-    guarded,
+    intercepted,
     refused,
 )
 
@@ -32,7 +32,7 @@ from onnxplain.server.telemetry.metrics import Metrics
 
 def test_all_four_kinds_answer_and_fail_alike():
     async def main():
-        async with guarded() as (_, channel, metrics):
+        async with intercepted() as (_, channel, metrics):
             assert await channel.unary_unary(EXPLAIN)(b"a") == b"a"
             assert [reply async for reply in channel.unary_stream(COMPILE)(b"a b")] == [b"a", b"b"]
             written = channel.unary_stream("/onnxplain.v1.ExplainerService/ListRecipes")
@@ -62,7 +62,7 @@ def test_all_four_kinds_answer_and_fail_alike():
 
 def test_what_a_handler_aborts_itself_is_counted_as_that():
     async def main():
-        async with guarded() as (_, channel, metrics):
+        async with intercepted() as (_, channel, metrics):
             error = await refused(channel.unary_unary(EXPLAIN)(b"abort"))
             assert (error.code(), error.details()) == (grpc.StatusCode.DATA_LOSS, "mine")
             await eventually(lambda: counted(metrics, "DATA_LOSS") == 1)
@@ -73,7 +73,7 @@ def test_what_a_handler_aborts_itself_is_counted_as_that():
 @pytest.mark.parametrize("kind", ["unary", "server_stream", "client_stream", "bidi_stream"])
 def test_a_cancelled_call_ends_its_handler_and_its_work(kind):
     async def main():
-        async with guarded() as (echo, channel, metrics):
+        async with intercepted() as (echo, channel, metrics):
             call, method = {
                 "unary": lambda: (channel.unary_unary(EXPLAIN)(b"sleep"), "Explain"),
                 "server_stream": lambda: (channel.unary_stream(COMPILE)(b"sleep"), "CompileGraph"),
@@ -99,7 +99,7 @@ async def _wait(call):
 
 def test_the_clients_deadline_ends_the_handler_and_counts_as_a_deadline():
     async def main():
-        async with guarded() as (echo, channel, metrics):
+        async with intercepted() as (echo, channel, metrics):
             error = await refused(channel.unary_unary(EXPLAIN)(b"sleep", timeout=0.1))
             assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             await eventually(lambda: counted(metrics, "DEADLINE_EXCEEDED") == 1)
@@ -114,7 +114,7 @@ def test_the_clients_deadline_ends_the_handler_and_counts_as_a_deadline():
 @pytest.mark.parametrize("method", [EXPLAIN, COMPILE])
 def test_the_server_has_a_deadline_of_its_own(timeout, method):
     async def main():
-        async with guarded(Interceptor(Metrics(), max_request_seconds=0.1)) as (echo, channel, _):
+        async with intercepted(Interceptor(Metrics(), max_request_seconds=0.1)) as (echo, channel, _):
             call = (
                 channel.unary_unary(EXPLAIN)(b"sleep", timeout=timeout)
                 if method == EXPLAIN
@@ -129,7 +129,7 @@ def test_the_server_has_a_deadline_of_its_own(timeout, method):
 
 def test_a_message_that_never_comes_has_a_time_limit_too():
     async def main():
-        async with guarded(Interceptor(Metrics(), max_request_seconds=0.1)) as (echo, channel, metrics):
+        async with intercepted(Interceptor(Metrics(), max_request_seconds=0.1)) as (echo, channel, metrics):
             silent = channel.stream_unary(EXPLAIN)()  # for the server this method takes one message
             error = await refused(silent)
             assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not echo.calls
@@ -140,7 +140,7 @@ def test_a_message_that_never_comes_has_a_time_limit_too():
 
 def test_of_many_calls_those_not_cancelled_are_answered_and_nothing_is_left():
     async def main():
-        async with guarded() as (echo, channel, metrics):
+        async with intercepted() as (echo, channel, metrics):
             explain = channel.unary_unary(EXPLAIN)
 
             async def one(number):
@@ -168,12 +168,12 @@ def test_of_many_calls_those_not_cancelled_are_answered_and_nothing_is_left():
 
 def test_draining_refuses_new_work_and_lets_old_work_and_probes_go_on():
     async def main():
-        guard = Interceptor(Metrics())
-        async with guarded(guard) as (_echo, channel, metrics):
+        interceptor = Interceptor(Metrics())
+        async with intercepted(interceptor) as (_echo, channel, metrics):
             stream = channel.stream_stream(STREAM)()
             await stream.write(b"1")
             assert await stream.read() == b"1"
-            guard.draining = True
+            interceptor.draining = True
             error = await refused(channel.unary_unary(EXPLAIN)(b"x"))
             assert error.code() is grpc.StatusCode.UNAVAILABLE
             status = status_pb2.Status.FromString(dict(error.trailing_metadata())[grpc_status.DETAILS])
@@ -220,7 +220,7 @@ def test_health_can_be_watched_longer_than_a_request_may_take():
 )
 def test_a_plain_request_id_is_kept_and_any_other_replaced(given, kept):
     async def main():
-        async with guarded() as (echo, channel, _):
+        async with intercepted() as (echo, channel, _):
             call = channel.unary_unary(EXPLAIN)(b"x", metadata=[("x-request-id", given)])
             await call
             found = echo.calls[0].request_id

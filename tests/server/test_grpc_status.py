@@ -9,13 +9,13 @@ import os
 import grpc
 import pytest
 from google.rpc import status_pb2
-from guarded import (
+from intercepted import (
     ERRORS,
     EXPLAIN,
     ROOT,
     counted,
     details,
-    guarded,
+    intercepted,
     log,
     make,
     refused,
@@ -114,7 +114,7 @@ def test_paths_of_this_machine_are_removed_and_names_of_nodes_are_not(text, left
 def test_an_unexpected_error_is_an_id_that_is_in_the_log():
     async def main():
         with log() as stream:
-            async with guarded() as (_, channel, metrics):
+            async with intercepted() as (_, channel, metrics):
                 error = await refused(channel.unary_unary(EXPLAIN)(b"crash"))
         assert error.code() is grpc.StatusCode.INTERNAL
         status = status_pb2.Status.FromString(dict(error.trailing_metadata())[grpc_status.DETAILS])
@@ -130,7 +130,7 @@ def test_an_unexpected_error_is_an_id_that_is_in_the_log():
 def test_bytes_that_are_no_message_are_the_clients_fault():
     async def main():
         parse = explainer_pb2.ExplainRequest.FromString
-        async with guarded(parse=parse) as (_, channel, metrics):
+        async with intercepted(parse=parse) as (_, channel, metrics):
             error = await refused(channel.unary_unary(EXPLAIN)(b"\xff\xff\xff"))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and counted(metrics, "INVALID_ARGUMENT") == 1
 

@@ -1,4 +1,4 @@
-"""Laws of what a request asks for and what is told of a model."""
+"""Laws of what a request asks for and what is said of a model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from running import MODELS
 from onnxplain import Explainer
 from onnxplain.errors import InputError, OnnxplainError, UnknownName, UsageError
 from onnxplain.recipes import named, recipe_names
-from onnxplain.server.handlers.explain_request import question, recipe_of, targets_of
+from onnxplain.server.handlers.explain_request import explain_query, recipe_and_head, target_count
 from onnxplain.server.handlers.local_model import LocalModel
-from onnxplain.server.handlers.model_info import Answers, recipes
-from onnxplain.server.models.loaded import LoadedModel, ServerContext
+from onnxplain.server.handlers.model_description import ModelDescription, list_recipes
+from onnxplain.server.models.context import ServerContext
+from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
@@ -33,8 +34,8 @@ X = np.load(MODELS / "digits_cnn/samples/three.npy")
 @pytest.fixture(scope="module")
 def model():
     scheduler = Scheduler(1)
-    house = ServerContext(ServerOptions(), scheduler, SessionCache(10**9), Metrics())
-    loaded = LoadedModel(DirectoryRepository(MODELS).get("digits_cnn"), house)
+    context = ServerContext(ServerOptions(), scheduler, SessionCache(10**9), Metrics())
+    loaded = LoadedModel(DirectoryRepository(MODELS).get("digits_cnn"), context)
     yield loaded
     loaded.close()
     scheduler.close()
@@ -64,12 +65,12 @@ SAME = {  # a target of the protocol -> the command line's words for it
 @pytest.mark.parametrize("kind", SAME)
 def test_every_kind_of_target_is_the_offline_one(kind, model, offline):
     target, words = SAME[kind]
-    found, _ = model.explain(question(asking(target), model))
+    found, *_ = model.explain(explain_query(asking(target), model))
     assert np.array_equal(found.relevance, offline.explain(X, words).relevance)
 
 
 def test_a_contrast_with_all_others_shares_minus_one_among_them(model):
-    found, _ = model.explain(question(asking(v1.Target(contrast=v1.Contrast(positive=3))), model))
+    found, *_ = model.explain(explain_query(asking(v1.Target(contrast=v1.Contrast(positive=3))), model))
     (seed,) = found.targets[0].seed
     assert seed[3] == 1 and np.allclose(np.delete(seed, 3), -1 / 9)
 
@@ -78,9 +79,9 @@ def test_indices_are_one_for_each_row(model):
     request = v1.ExplainRequest(
         inputs=[v1_tensor("input", np.concatenate([X, X]))], targets=[v1.Target(indices=v1.Indices(index=[3, 8]))]
     )
-    both, _ = model.explain(question(request, model))
+    both, *_ = model.explain(explain_query(request, model))
     for row, klass in enumerate((3, 8)):
-        one, _ = model.explain(question(asking(v1.Target(indices=v1.Indices(index=[klass]))), model))
+        one, *_ = model.explain(explain_query(asking(v1.Target(indices=v1.Indices(index=[klass]))), model))
         scale = np.abs(one.relevance).max()
         np.testing.assert_allclose(both.relevance[row], one.relevance[0], atol=1e-5 * scale)  # batches sum otherwise
 
@@ -101,7 +102,7 @@ BAD = {
 def test_a_bad_target_is_named_by_its_field(what, model):
     target, field = BAD[what]
     with pytest.raises(OnnxplainError) as caught:
-        model.explain(question(asking(target), model))
+        model.explain(explain_query(asking(target), model))
     assert caught.value.field == field and caught.value.status == "INVALID_ARGUMENT"
 
 
@@ -120,7 +121,7 @@ def test_inputs_of_a_request_bind_by_name_or_not_at_all(what, model, served):
     names, field, says = NAMES[what]
     tensors = [v1_tensor(name, X) for name in names]
     with pytest.raises(InputError, match=says) as caught:
-        question(v1.ExplainRequest(inputs=tensors), model)
+        explain_query(v1.ExplainRequest(inputs=tensors), model)
     assert caught.value.field == field and caught.value.status == "INVALID_ARGUMENT"
     request = oip.ModelInferRequest(model_name="digits_cnn")
     for name in names:
@@ -134,7 +135,7 @@ def test_inputs_of_a_request_bind_by_name_or_not_at_all(what, model, served):
 
 
 def test_a_lone_tensor_without_a_name_is_the_only_input(model):
-    assert np.array_equal(question(v1.ExplainRequest(inputs=[v1_tensor("", X)]), model).feeds["input"], X)
+    assert np.array_equal(explain_query(v1.ExplainRequest(inputs=[v1_tensor("", X)]), model).feeds["input"], X)
 
 
 @pytest.mark.parametrize("axes", [[0], [-4], [1, 1], [1, -3], [4]])
@@ -152,7 +153,7 @@ def test_a_head_says_nothing_of_a_tensor_that_is_named(head, model):
     recipe = v1.Recipe()
     recipe.overrides["head"] = head
     with pytest.raises(UsageError, match=HEADS[head]):
-        question(asking(v1.Target(output="logits"), recipe=recipe), model)
+        explain_query(asking(v1.Target(output="logits"), recipe=recipe), model)
 
 
 @pytest.mark.parametrize("overrides", [{"form": "code"}, {"rules": ["name:nowhere=flat"]}])
@@ -160,20 +161,20 @@ def test_overrides_that_cannot_act_are_refused(overrides, model):
     recipe = v1.Recipe(name="lrp")
     recipe.overrides.update(overrides)
     with pytest.raises(UsageError, match=r"takes no form|fits no node"):
-        model.explain(question(asking(recipe=recipe), model))
+        model.explain(explain_query(asking(recipe=recipe), model))
 
 
 def test_targets_of_one_request_explain_one_tensor(model):
     with pytest.raises(UsageError, match="one tensor"):
-        question(asking(v1.Target(output="logits"), v1.Target(output="other")), model)
+        explain_query(asking(v1.Target(output="logits"), v1.Target(output="other")), model)
 
 
 def test_recipes_by_name_and_by_parts(model):
-    assert recipe_of(v1.Recipe(), model) == (None, "")
-    assert recipe_of(v1.Recipe(name="lrp-epsilon"), model)[0] == named("lrp-epsilon")
+    assert recipe_and_head(v1.Recipe(), model) == (None, "")
+    assert recipe_and_head(v1.Recipe(name="lrp-epsilon"), model)[0] == named("lrp-epsilon")
     given = v1.Recipe(name="lrp")
     given.overrides.update({"composite": "epsilon_plus", "rules": ["last=zero"], "head": "keep"})
-    recipe, head = recipe_of(given, model)
+    recipe, head = recipe_and_head(given, model)
     assert (recipe.composite, recipe.options["rules"], head) == ("epsilon_plus", ("last=zero",), "keep")
     for key, value, error in (
         ("nonsense", "x", UnknownName),
@@ -183,24 +184,24 @@ def test_recipes_by_name_and_by_parts(model):
         wrong = v1.Recipe()
         wrong.overrides[key] = value
         with pytest.raises(error) as caught:
-            recipe_of(wrong, model)
+            recipe_and_head(wrong, model)
         assert caught.value.field == "recipe"
     with pytest.raises(UnknownName):
-        recipe_of(v1.Recipe(name="lrp2"), model)
+        recipe_and_head(v1.Recipe(name="lrp2"), model)
 
 
 def test_rules_go_in_front_of_the_default_recipes_as_on_the_command_line(model, monkeypatch):
     monkeypatch.setattr(model, "recipe", named("lrp").of({"method": "lrp", "rules": ["last=zero"]}))
     given = v1.Recipe()
     given.overrides["rules"] = ["first=flat"]
-    assert recipe_of(given, model)[0].options["rules"] == ("first=flat", "last=zero")
+    assert recipe_and_head(given, model)[0].options["rules"] == ("first=flat", "last=zero")
 
 
 @pytest.mark.parametrize(
     "text, count", [("predicted", 1), ("top7", 7), ("TOP-2", 2), ("top", 1), ("tabby", 1), ("topsoil", 1)]
 )
 def test_the_size_of_the_work_is_known_before_the_scores(text, count):
-    assert targets_of(v1.Target(expression=text)) == count
+    assert target_count(v1.Target(expression=text)) == count
 
 
 @pytest.fixture
@@ -210,11 +211,11 @@ def served(model):
 
 
 def test_the_basic_view_has_what_a_request_needs_and_the_full_one_all(model, served):
-    def told(view):
+    def described(view):
         request = v1.GetExplainabilityRequest(view=view)
-        return Answers(model).explainability(request, served._inputs, served._outputs)
+        return ModelDescription(model).explainability(request, served._inputs, served._outputs)
 
-    basic, full = told(v1.EXPLAINABILITY_VIEW_BASIC), told(v1.EXPLAINABILITY_VIEW_FULL)
+    basic, full = described(v1.EXPLAINABILITY_VIEW_BASIC), described(v1.EXPLAINABILITY_VIEW_FULL)
     assert list(basic.labels) == [str(n) for n in range(10)]
     assert basic.input_settings["input"]["size"] == [28, 28] and basic.default_recipe == "lrp-epsilon_plus_flat"
     assert dict(basic.default_options) == {"method": "lrp", "composite": "epsilon_plus_flat", "rules": []}
@@ -225,15 +226,15 @@ def test_the_basic_view_has_what_a_request_needs_and_the_full_one_all(model, ser
 def test_recipes_come_in_pages_that_hold_each_once():
     seen, token = [], ""
     while True:
-        page = recipes(5, token)
+        page = list_recipes(5, token)
         seen += [info.name for info in page.recipes]
         token = page.next_page_token
         if not token:
             break
         assert len(page.recipes) == 5
-    assert seen == list(recipe_names()) == [info.name for info in recipes(0, "").recipes]
+    assert seen == list(recipe_names()) == [info.name for info in list_recipes(0, "").recipes]
     with pytest.raises(InputError, match="page_token"):
-        recipes(5, "nothing")
+        list_recipes(5, "nothing")
 
 
 @pytest.mark.parametrize(
@@ -254,24 +255,25 @@ def test_a_compiled_graph_is_asked_by_seed_or_by_index(target, name, served):
 
 def test_a_recipe_that_fails_and_a_model_that_is_closed_leave_no_session(monkeypatch):
     scheduler = Scheduler(1)
-    shelf = SessionCache(10**9)
+    session_cache = SessionCache(10**9)
     loaded = LoadedModel(
-        DirectoryRepository(MODELS).get("digits_cnn"), ServerContext(ServerOptions(), scheduler, shelf, Metrics())
+        DirectoryRepository(MODELS).get("digits_cnn"),
+        ServerContext(ServerOptions(), scheduler, session_cache, Metrics()),
     )
-    before = shelf.nbytes
+    before = session_cache.nbytes
     assert before > 0
 
     def fail(variant):
-        variant.lane.session()
+        variant.queue.session()
         raise InputError("no")
 
     with monkeypatch.context() as patched:
         patched.setattr(loaded, "_verify", fail)
         with pytest.raises(InputError):
             loaded.variant(named("lrp-epsilon"))
-    assert shelf.nbytes == before
+    assert session_cache.nbytes == before
     loaded.variant(named("gradient"))
-    assert shelf.nbytes > before
+    assert session_cache.nbytes > before
     loaded.close()
-    assert shelf.nbytes == 0
+    assert session_cache.nbytes == 0
     scheduler.close()

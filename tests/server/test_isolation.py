@@ -1,4 +1,4 @@
-"""Laws of `--isolate`: no client sees a difference, and whatever happens to a child happens to its model only."""
+"""Laws of `--isolate`: no client sees a difference, and whatever happens to a worker happens to its model only."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ from onnxplain.errors import (
 from onnxplain.inputs.settings import ModelSettings
 from onnxplain.server.grpc_status import DETAILS, status_of
 from onnxplain.server.isolation import proxy
-from onnxplain.server.isolation.errors import told
-from onnxplain.server.isolation.log_relay import LINES, Relay
-from onnxplain.server.isolation.messages import WorkerConfig, failed, failure, observation
+from onnxplain.server.isolation.errors import worker_error
+from onnxplain.server.isolation.log_forwarder import LINES, LogForwarder
+from onnxplain.server.isolation.messages import WorkerConfig, failure_report, observation, reported_error
 from onnxplain.server.isolation.pool import WorkerPool
-from onnxplain.server.isolation.process import Child
+from onnxplain.server.isolation.process import WorkerProcess
 from onnxplain.server.isolation.proxy import IsolatedModel
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.telemetry.metrics import Metrics
-from onnxplain.sources import DirectorySource, Resolved
+from onnxplain.sources import DirectorySource, ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
-from onnxplain.wire.inference import METHODS, SERVICE
+from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
 from onnxplain.wire.tensors import datatype_of, v1_array, v1_tensor
 
 EXPLAINER = "/onnxplain.v1.ExplainerService/"
 SIDE = 256
-BOUND = 2**30  # bytes of a child's address space
+BOUND = 2**30  # bytes of a worker's address space
 DIGIT = np.load(MODELS / "digits_cnn" / "samples" / "three.npy").astype(np.float32).reshape(1, 1, 28, 28)
 FLOWER = np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)
 
@@ -117,12 +117,12 @@ class Both:
         self.channels = {s: grpc.insecure_channel(f"127.0.0.1:{s.port}") for s in (plain, isolated)}
 
     def model(self, name: str) -> IsolatedModel:
-        return self.isolated.catalogue.entry(name).served
+        return self.isolated.repository.entry(name).served
 
     def ask(self, method: str, request: Any, server: Any = None, **more: Any) -> Any:
         channel = self.channels[server or self.isolated]
-        kind = METHODS[method]
-        call = channel.unary_unary(f"/{SERVICE}/{method}", kind.request.SerializeToString, kind.response.FromString)
+        kind = RPCS[method]
+        call = channel.unary_unary(f"/{INFERENCE}/{method}", kind.request.SerializeToString, kind.response.FromString)
         return call(request, timeout=more.pop("timeout", 60), **more)
 
     def explainer(self, method: str, request: Any, reply: Any, server: Any = None) -> Any:
@@ -131,7 +131,7 @@ class Both:
         return call(request, timeout=60)
 
     def back(self, name: str, pid: int | None, seconds: float = 20.0) -> float:
-        """Seconds until a model has a child other than `pid` and answers."""
+        """Seconds until a model has a worker other than `pid` and answers."""
         begun = time.monotonic()
         while time.monotonic() < begun + seconds:
             model = self.model(name)
@@ -259,7 +259,7 @@ def relevance(reply: v1.ExplainResponse) -> np.ndarray:
     return v1_array(reply.attributions[0].relevance, "relevance")
 
 
-def test_statistics_are_those_of_the_child(both):
+def test_statistics_are_those_of_the_worker(both):
     request = infer("iris_mlp", **{inputs("iris_mlp"): FLOWER})
     before, _, after = (
         both.ask("ModelStatistics", oip.ModelStatisticsRequest(name="iris_mlp")),
@@ -333,10 +333,12 @@ class Fault(UnsupportedModel):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_survives_the_way_through_a_child(error):
+def test_an_error_survives_the_way_through_a_worker(error):
     status = status_of(error)
     code = grpc.StatusCode[code_pb2.Code.Name(status.code)]
-    arrived = told(AioRpcError(code, Metadata(), Metadata((DETAILS, status.SerializeToString())), status.message))
+    arrived = worker_error(
+        AioRpcError(code, Metadata(), Metadata((DETAILS, status.SerializeToString())), status.message)
+    )
     assert status_of(arrived) == status
 
 
@@ -344,7 +346,7 @@ def test_several_nodes_survive_too():
     error = UnsupportedOp("two nodes are in the way")
     error.violations = {"n1": "no rule for A", "n2": "no rule for B"}
     status = status_of(error)
-    arrived = told(
+    arrived = worker_error(
         AioRpcError(
             grpc.StatusCode.FAILED_PRECONDITION, Metadata(), Metadata((DETAILS, status.SerializeToString())), "two"
         )
@@ -353,17 +355,17 @@ def test_several_nodes_survive_too():
     assert status_of(arrived) == status
 
 
-def test_a_broken_connection_is_no_answer_of_the_child():
-    assert told(AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), "Socket closed")) is None
+def test_a_broken_connection_is_no_answer_of_the_worker():
+    assert worker_error(AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), "Socket closed")) is None
     nonsense = Metadata((DETAILS, b"\xff\xff"))
-    assert told(AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), nonsense, "")) is None
+    assert worker_error(AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), nonsense, "")) is None
 
 
-# A child that dies
+# A worker that dies
 
 
 @linux
-def test_a_child_killed_under_load_costs_unavailable_only_and_comes_back(both):
+def test_a_worker_killed_under_load_costs_unavailable_only_and_comes_back(both):
     request, name = infer("digits_cnn", **{inputs("digits_cnn"): DIGIT}), "digits_cnn"
     scores = lambda: np.frombuffer(both.ask("ModelInfer", request).raw_output_contents[0], np.float32)  # noqa: E731
     right = scores()
@@ -402,7 +404,7 @@ def test_a_call_in_flight_learns_how_its_process_ended(both):
     future = (
         both.channels[both.isolated]
         .unary_unary(
-            f"/{SERVICE}/ModelInfer", lambda m: m.SerializeToString(), METHODS["ModelInfer"].response.FromString
+            f"/{INFERENCE}/ModelInfer", lambda m: m.SerializeToString(), RPCS["ModelInfer"].response.FromString
         )
         .future(long_work(), timeout=30)
     )
@@ -441,7 +443,7 @@ def short_work() -> Any:
     return infer("work", x=np.zeros((1, SIDE), np.float32), steps=np.array(1))
 
 
-def test_a_deadline_ends_the_work_of_the_child(both):
+def test_a_deadline_ends_the_work_of_the_worker(both):
     pid = both.model("work").pid
     with pytest.raises(grpc.RpcError) as error:
         both.ask("ModelInfer", long_work(), timeout=0.3)
@@ -452,11 +454,11 @@ def test_a_deadline_ends_the_work_of_the_child(both):
     assert both.model("work").pid == pid
 
 
-def test_a_cancelled_call_ends_the_work_of_the_child(both):
+def test_a_cancelled_call_ends_the_work_of_the_worker(both):
     call = (
         both.channels[both.isolated]
         .unary_unary(
-            f"/{SERVICE}/ModelInfer", lambda m: m.SerializeToString(), METHODS["ModelInfer"].response.FromString
+            f"/{INFERENCE}/ModelInfer", lambda m: m.SerializeToString(), RPCS["ModelInfer"].response.FromString
         )
         .future(long_work(), timeout=60)
     )
@@ -467,7 +469,7 @@ def test_a_cancelled_call_ends_the_work_of_the_child(both):
     assert time.monotonic() - begun < 2
 
 
-# What a child may do
+# What a worker may do
 
 
 def environment(pid: int) -> dict[str, str]:
@@ -476,7 +478,7 @@ def environment(pid: int) -> dict[str, str]:
 
 
 @linux
-def test_a_child_is_confined(both):
+def test_a_worker_is_confined(both):
     pid = both.model("iris_mlp").pid
     lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
     limits = {line[:26].strip(): line[26:].split() for line in lines[1:]}
@@ -492,10 +494,10 @@ def test_a_child_is_confined(both):
 
 
 @linux
-def test_a_child_inherits_no_sockets_and_no_secrets(repository):
+def test_a_worker_inherits_no_sockets_and_no_secrets(repository):
     secret = {"ONNXPLAIN_WEBHOOK_SECRET": "s3cret", "MLFLOW_TRACKING_TOKEN": "t0ken"}
     with running_server(repository / "iris_mlp" / "1" / "model.onnx", "--isolate", env=secret) as running:
-        for pid in children(running.process.pid):
+        for pid in workers(running.process.pid):
             found = environment(pid)
             assert not {"ONNXPLAIN_WEBHOOK_SECRET", "MLFLOW_TRACKING_TOKEN"} & found.keys()
             listening = {inode(line) for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
@@ -504,10 +506,10 @@ def test_a_child_inherits_no_sockets_and_no_secrets(repository):
 
 
 @linux
-def test_no_child_outlives_a_parent_that_was_killed(repository, tmp_path):
+def test_no_worker_outlives_a_parent_that_was_killed(repository, tmp_path):
     model, temporary = repository / "iris_mlp" / "1" / "model.onnx", {"TMPDIR": str(tmp_path)}
     with running_server(model, "--isolate", env=temporary) as running:
-        pids = children(running.process.pid)
+        pids = workers(running.process.pid)
         assert pids
         running.process.kill()
         running.process.wait()
@@ -515,9 +517,9 @@ def test_no_child_outlives_a_parent_that_was_killed(repository, tmp_path):
 
 
 @linux
-def test_sigterm_ends_parent_and_children(repository, tmp_path):
+def test_sigterm_ends_parent_and_workers(repository, tmp_path):
     with running_server(repository / "iris_mlp" / "1" / "model.onnx", "--isolate", env={"TMPDIR": str(tmp_path)}) as r:
-        pids = children(r.process.pid)
+        pids = workers(r.process.pid)
         folders = list(tmp_path.glob("onnxplain-*"))
         assert folders
         assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
@@ -527,7 +529,7 @@ def test_sigterm_ends_parent_and_children(repository, tmp_path):
     assert not list(tmp_path.glob("onnxplain-*"))
 
 
-def children(pid: int) -> list[int]:
+def workers(pid: int) -> list[int]:
     """Processes that serve or will serve a model for `pid`, and are alive."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -563,7 +565,7 @@ def eventually(true: Any, seconds: float = 5.0) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def nursery(seconds: float = 60.0, **more: Any):
+async def pool(seconds: float = 60.0, **more: Any):
     found = WorkerPool(ServerOptions(isolate=True, port=0, metrics_port=0, **more), Metrics(), seconds)
     try:
         yield found
@@ -571,41 +573,41 @@ async def nursery(seconds: float = 60.0, **more: Any):
         await found.close()
 
 
-def iris() -> Resolved:
-    return Resolved(MODELS / "iris_mlp" / "1" / "model.onnx", "iris_mlp", "1", ModelSettings())
+def iris() -> ResolvedModel:
+    return ResolvedModel(MODELS / "iris_mlp" / "1" / "model.onnx", "iris_mlp", "1", ModelSettings())
 
 
 @linux
-def test_a_model_that_kills_or_hangs_its_child_is_refused_in_one_line():
-    others = set(children(os.getpid()))
+def test_a_model_that_kills_or_hangs_its_worker_is_refused_in_one_line():
+    others = set(workers(os.getpid()))
 
     async def main() -> None:
-        async with nursery(seconds=1e-3) as impatient:
+        async with pool(seconds=1e-3) as impatient:
             with pytest.raises(UnsupportedModel, match="not loaded within") as error:
                 await IsolatedModel.start(iris(), impatient)
             assert "\n" not in str(error.value)
-        async with nursery() as patient:
+        async with pool() as patient:
             loading = asyncio.create_task(IsolatedModel.start(iris(), patient))
-            while not (pids := set(children(os.getpid())) - others):
+            while not (pids := set(workers(os.getpid())) - others):
                 await asyncio.sleep(0.01)
-            for pid in pids:  # the child, and perhaps the next spare
+            for pid in pids:  # the worker, and perhaps the next spare
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             with pytest.raises(UnsupportedModel, match="killed by signal 9"):
                 await loading
 
     asyncio.run(main())
-    assert set(children(os.getpid())) <= others
+    assert set(workers(os.getpid())) <= others
 
 
-def test_a_broken_file_is_refused_with_the_reason_of_the_child(tmp_path):
+def test_a_broken_file_is_refused_with_the_reason_of_the_worker(tmp_path):
     broken = tmp_path / "model.onnx"
     broken.write_bytes(b"PK\x03\x04 not a model")
 
     async def main() -> None:
-        async with nursery() as found:
+        async with pool() as found:
             with pytest.raises(UnsupportedModel, match="zip archive"):
-                await IsolatedModel.start(Resolved(broken, "broken", "1", ModelSettings()), found)
+                await IsolatedModel.start(ResolvedModel(broken, "broken", "1", ModelSettings()), found)
 
     asyncio.run(main())
 
@@ -615,11 +617,11 @@ def test_a_broken_file_is_refused_with_the_reason_of_the_child(tmp_path):
 def test_loading_and_unloading_leaves_nothing_behind(cycles, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     opened = lambda: len(os.listdir("/proc/self/fd"))  # noqa: E731
-    others = set(children(os.getpid()))
+    others = set(workers(os.getpid()))
 
     async def main() -> list[int]:
         counts = []
-        async with nursery() as found:
+        async with pool() as found:
             for _ in range(cycles):
                 model = await IsolatedModel.start(iris(), found)
                 assert await model.ready("iris_mlp")
@@ -631,7 +633,7 @@ def test_loading_and_unloading_leaves_nothing_behind(cycles, tmp_path, monkeypat
     counts = asyncio.run(main())
     assert counts[-1] <= counts[0] + 2, counts
     assert not list(tmp_path.iterdir())
-    assert set(children(os.getpid())) <= others
+    assert set(workers(os.getpid())) <= others
 
 
 def test_a_model_without_a_process_says_that_it_is_unavailable():
@@ -647,11 +649,11 @@ def test_a_model_without_a_process_says_that_it_is_unavailable():
     asyncio.run(main())
 
 
-def test_children_that_die_young_are_followed_more_and_more_slowly(monkeypatch):
+def test_workers_that_die_young_are_followed_more_and_more_slowly(monkeypatch):
     waits, sleep = [], asyncio.sleep
 
     class Doomed:
-        """A child that is dead when it is born."""
+        """A worker that is dead when it is born."""
 
         code = -11
 
@@ -665,8 +667,8 @@ def test_children_that_die_young_are_followed_more_and_more_slowly(monkeypatch):
         metrics = Metrics()
         tries = itertools.count()
 
-        async def raise_child(self, model: Resolved, again: bool = False) -> Doomed:
-            assert again
+        async def start_worker(self, model: ResolvedModel, restart: bool = False) -> Doomed:
+            assert restart
             if next(self.tries) % 2:
                 raise UnsupportedModel("not this time")
             return Doomed()
@@ -679,9 +681,9 @@ def test_children_that_die_young_are_followed_more_and_more_slowly(monkeypatch):
 
     async def main() -> None:
         model = IsolatedModel(iris(), Fails())
-        model._child = Doomed()
+        model._worker = Doomed()
         with contextlib.suppress(asyncio.CancelledError):
-            await model._keep()
+            await model._keep_alive()
 
     monkeypatch.setattr(proxy, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": counted}))
     asyncio.run(main())
@@ -692,21 +694,21 @@ def test_children_that_die_young_are_followed_more_and_more_slowly(monkeypatch):
 # What is said
 
 
-def test_orders_survive_the_pipe(tmp_path):
+def test_config_survive_the_pipe(tmp_path):
     settings = tmp_path / "model.toml"
     settings.write_text('[output]\nkind = "regression"\n')
-    given = Resolved(
+    given = ResolvedModel(
         tmp_path / "model.onnx", "m", "3", ModelSettings(files=(settings,), defaults={"method": "gradient"})
     )
     options = ServerOptions(port=0, slots=2, queue_rows=7, allow_export=True, isolate=True, host="127.0.0.1")
-    orders = WorkerConfig.of(given, options, tmp_path / "socket")
-    line = orders.line()
+    config = WorkerConfig.of(given, options, tmp_path / "socket")
+    line = config.encode()
     assert line.count(b"\n") == 1
-    found = WorkerConfig.parse(line)
+    found = WorkerConfig.decode(line)
     assert (found.model.path, found.model.name, found.model.version) == (given.path, "m", "3")
     assert found.model.settings.output.kind == "regression"
     assert found.model.settings.defaults == {"method": "gradient"}
-    assert found.options == orders.options
+    assert found.options == config.options
     assert found.options.slots == 2
     assert not found.options.isolate
     assert not found.options.reflection
@@ -715,32 +717,32 @@ def test_orders_survive_the_pipe(tmp_path):
 
 @pytest.mark.parametrize("error", [UnsupportedOp("x").at("n"), InputError("y"), UnknownName("key", "a", ["b"])])
 def test_a_reason_survives_the_pipe(error):
-    found = failure(json.loads(json.dumps(failed(error)))["failed"])
+    found = reported_error(json.loads(json.dumps(failure_report(error)))["failed"])
     assert (str(found), found.field, found.status) == (str(error), error.field, error.status)
 
 
 def test_what_nobody_expected_is_named_without_its_text():
-    assert failed(RuntimeError("/home/somebody"))["failed"]["text"] == "unexpected RuntimeError while loading"
+    assert failure_report(RuntimeError("/home/somebody"))["failed"]["text"] == "unexpected RuntimeError while loading"
 
 
 @pytest.mark.parametrize(
     "report", [None, {}, [], ["run"], ["run", 1, 2, "3"], ["run", 1, 2, float("nan")], ["serve", 1, 2], [["run"], 1]]
 )
-def test_what_a_child_makes_up_is_not_counted(report):
+def test_what_a_worker_makes_up_is_not_counted(report):
     assert observation(report) is None
 
 
-def test_a_child_cannot_fill_the_log(caplog):
+def test_a_worker_cannot_fill_the_log(caplog):
     logger = logging.getLogger("onnxplain.server.worker")
     logger.propagate, parent = True, logging.getLogger("onnxplain")
     before, parent.propagate = parent.propagate, True
     try:
         with caplog.at_level(logging.INFO, "onnxplain.server.worker"):
-            relay = Relay("m")
+            log_forwarder = LogForwarder("m")
             for _ in range(3 * LINES):
-                relay.take(b"noise\n")
-            relay._began -= 60
-            relay.take(b'{"level": "ERROR", "event": "bad", "trace": "line 1\\nline 2", "model": "other"}\n')
+                log_forwarder.forward(b"noise\n")
+            log_forwarder._began -= 60
+            log_forwarder.forward(b'{"level": "ERROR", "event": "bad", "trace": "line 1\\nline 2", "model": "other"}\n')
     finally:
         parent.propagate = before
     records = list(dict.fromkeys(caplog.records))  # pytest also listens at loggers that did not propagate when it began
@@ -760,5 +762,5 @@ def test_a_long_folder_for_temporary_files_is_refused(tmp_path, monkeypatch):
     assert not list(deep.iterdir())
 
 
-async def started() -> Child:
-    return Child()
+async def started() -> WorkerProcess:
+    return WorkerProcess()

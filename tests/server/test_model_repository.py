@@ -47,7 +47,7 @@ class Shop:
         return self.loaded[-1]
 
 
-def catalogue(shop, control="poll", **more):
+def repository(shop, control="poll", **more):
     return ModelRepository([shop], shop.load, control, **more)
 
 
@@ -64,7 +64,7 @@ async def settled():
 def test_a_new_version_replaces_the_old_one_and_calls_finish_on_theirs():
     async def story():
         shop = Shop(("m", "1", "a"))
-        found = catalogue(shop)
+        found = repository(shop)
         await found.refresh()
         async with found.use("m") as old:
             shop.offers = [("m", "2", "b")]
@@ -84,7 +84,7 @@ def test_a_new_version_replaces_the_old_one_and_calls_finish_on_theirs():
 def test_a_version_goes_back_when_the_source_does():
     async def story():
         shop = Shop(("m", "1", "a"))
-        found = catalogue(shop)
+        found = repository(shop)
         for version in ("1", "2", "1", "3", "1"):
             shop.offers = [("m", version, "x" + version)]
             await found.refresh()
@@ -96,7 +96,7 @@ def test_a_version_goes_back_when_the_source_does():
 def test_a_bad_version_never_replaces_a_good_one():
     async def story():
         shop = Shop(("m", "1", "a"))
-        found = catalogue(shop)
+        found = repository(shop)
         await found.refresh()
         shop.bad = {"b", "c"}
         shop.offers = [("m", "2", "b")]
@@ -121,7 +121,7 @@ def test_a_bad_version_never_replaces_a_good_one():
 def test_a_silent_source_takes_nothing_away():
     async def story():
         shop = Shop(("m", "1", "a"))
-        found = catalogue(shop)
+        found = repository(shop)
         await found.refresh()
         shop.error = Unavailable("registry down")
         await found.refresh()
@@ -130,7 +130,7 @@ def test_a_silent_source_takes_nothing_away():
         shop.error, shop.offers = None, [("m", "2", "b")]
         await found.refresh()  # too soon: a silent source is left alone for a while
         assert await answer(found) == ("1", "a")
-        found._backoff.clear()
+        found.health._backoff.clear()
         await found.refresh()
         assert await answer(found) == ("2", "b")
 
@@ -141,7 +141,7 @@ def test_a_server_whose_source_was_never_heard_is_not_ready():
     async def story():
         shop = Shop()
         shop.error = Unavailable("registry down")
-        found = catalogue(shop)
+        found = repository(shop)
         await found.refresh()
         assert not found.ready
 
@@ -151,7 +151,7 @@ def test_a_server_whose_source_was_never_heard_is_not_ready():
 def test_aliases_follow_their_versions():
     async def story():
         shop = Shop(("m", "1", "a", ("old",)), ("m", "2", "b", ("champion",)))
-        found = catalogue(shop)
+        found = repository(shop)
         await found.refresh()
         assert (await answer(found, "m", "@champion"))[0] == "2"
         assert (await answer(found, "m", "@old"))[0] == "1"
@@ -167,7 +167,7 @@ def test_aliases_follow_their_versions():
 
 def test_errors_say_what_is_there():
     async def story():
-        found = catalogue(Shop(("model", "1", "a")))
+        found = repository(Shop(("model", "1", "a")))
         await found.refresh()
         with pytest.raises(NotFound, match="Did you mean model"):
             found.entry("mode")
@@ -180,7 +180,7 @@ def test_errors_say_what_is_there():
 def test_explicit_control_loads_and_unloads_on_demand_only():
     async def story():
         shop = Shop(("a", "1", "x"), ("b", "1", "y"))
-        found = catalogue(shop, "explicit", first=["a"])
+        found = repository(shop, "explicit", first=["a"])
         await found.refresh()
         assert found.names() == ["a"]
         assert ("b", "1", UNAVAILABLE, "not loaded") in found.index()
@@ -206,7 +206,7 @@ def test_explicit_control_loads_and_unloads_on_demand_only():
 @pytest.mark.parametrize("control", ["none", "poll"])
 def test_without_explicit_control_nothing_is_loaded_on_demand(control):
     async def story():
-        found = catalogue(Shop(("a", "1", "x")), control)
+        found = repository(Shop(("a", "1", "x")), control)
         with pytest.raises(Unsupported, match="explicit"):
             await found.load("a")
         with pytest.raises(Unsupported, match="explicit"):
@@ -253,7 +253,7 @@ def test_an_unexpected_error_while_loading_is_a_reason_and_not_a_crash():
 def test_closing_waits_for_calls():
     async def story():
         shop = Shop(("m", "1", "a"))
-        found = catalogue(shop)
+        found = repository(shop)
         await found.refresh()
         async with found.use("m") as served:
             closing = asyncio.create_task(found.close())

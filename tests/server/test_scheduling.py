@@ -1,4 +1,4 @@
-"""Laws of waiting in line, sharing runs, stopping and admission, on sessions that only pretend."""
+"""Laws of waiting, sharing runs, stopping and admission, on sessions that only pretend."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 
 from onnxplain.errors import Busy, Cancelled, Expired, InputError, OutOfMemory, Unavailable
 from onnxplain.server.call import CALL, Call
+from onnxplain.server.models.probe import rows_are_independent
 from onnxplain.server.scheduling.admission import AdmissionControl
-from onnxplain.server.scheduling.queue import ModelQueue, separable
+from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.metrics import Metrics
@@ -51,133 +52,133 @@ def scheduler():
     made.close()
 
 
-def lane_of(scheduler, session, max_rows=8, axes=AXES):
-    lane = ModelQueue(scheduler, SessionCache(10**9), lambda: session, ["y"], 1, max_rows)
-    lane.axes = axes
-    return lane
+def queue_of(scheduler, session, max_rows=8, axes=AXES):
+    queue = ModelQueue(scheduler, SessionCache(10**9), lambda: session, ["y"], 1, max_rows)
+    queue.axes = axes
+    return queue
 
 
 def rows(value, count=1):
     return {"x": np.full((count, 3), float(value), np.float32)}
 
 
-def together(lane, feeds):
+def together(queue, feeds):
     """Submit everything while one slow run holds the slot, then collect."""
-    hold = lane.submit({"x": np.zeros((1, 2), np.float32)})  # another shape: shares with nobody
-    futures = [lane.submit(f) for f in feeds]
+    hold = queue.submit({"x": np.zeros((1, 2), np.float32)})  # another shape: shares with nobody
+    futures = [queue.submit(f) for f in feeds]
     hold.result(10)
     return futures
 
 
 def test_requests_that_wait_share_one_run_and_get_their_own_rows(scheduler):
     session = Doubler(0.1)
-    futures = together(lane_of(scheduler, session), [rows(n, 1 + n % 2) for n in range(5)])
+    futures = together(queue_of(scheduler, session), [rows(n, 1 + n % 2) for n in range(5)])
     for n, future in enumerate(futures):
-        assert np.array_equal(future.result(10)["y"], 2 * rows(n, 1 + n % 2)["x"])
+        assert np.array_equal(future.result(10).outputs["y"], 2 * rows(n, 1 + n % 2)["x"])
     assert session.runs == [1, 7]
 
 
 def test_a_run_has_at_most_max_rows_and_a_larger_request_runs_alone(scheduler):
     session = Doubler(0.1)
-    futures = together(lane_of(scheduler, session, max_rows=4), [rows(1, 3), rows(2, 3), rows(3, 9), rows(4)])
-    assert [len(f.result(10)["y"]) for f in futures] == [3, 3, 9, 1]
+    futures = together(queue_of(scheduler, session, max_rows=4), [rows(1, 3), rows(2, 3), rows(3, 9), rows(4)])
+    assert [len(f.result(10).outputs["y"]) for f in futures] == [3, 3, 9, 1]
     assert sorted(session.runs[1:]) == [3, 4, 9]
 
 
 def test_rows_that_cannot_go_apart_never_share(scheduler):
     session = Doubler(0.05)
-    futures = together(lane_of(scheduler, session, axes=None), [rows(n) for n in range(4)])
-    assert all(np.array_equal(f.result(10)["y"], 2 * rows(n)["x"]) for n, f in enumerate(futures))
+    futures = together(queue_of(scheduler, session, axes=None), [rows(n) for n in range(4)])
+    assert all(np.array_equal(f.result(10).outputs["y"], 2 * rows(n)["x"]) for n, f in enumerate(futures))
     assert session.runs == [1] * 5
 
 
 def test_one_bad_member_fails_alone(scheduler):
-    futures = together(lane_of(scheduler, Doubler(0.05, bad=2.0)), [rows(n) for n in range(4)])
+    futures = together(queue_of(scheduler, Doubler(0.05, bad=2.0)), [rows(n) for n in range(4)])
     for n, future in enumerate(futures):
         if n == 2:
             with pytest.raises(InputError, match="bad value"):
                 future.result(10)
         else:
-            assert np.array_equal(future.result(10)["y"], 2 * rows(n)["x"])
+            assert np.array_equal(future.result(10).outputs["y"], 2 * rows(n)["x"])
 
 
 def test_a_batch_without_memory_is_halved_until_it_fits(scheduler):
     session = Doubler(0.02, room=2)
-    futures = together(lane_of(scheduler, session), [rows(n) for n in range(8)])
-    assert all(np.array_equal(f.result(10)["y"], 2 * rows(n)["x"]) for n, f in enumerate(futures))
+    futures = together(queue_of(scheduler, session), [rows(n) for n in range(8)])
+    assert all(np.array_equal(f.result(10).outputs["y"], 2 * rows(n)["x"]) for n, f in enumerate(futures))
     assert max(session.runs) == 8 and session.runs.count(2) == 4
 
 
-def test_the_oldest_request_of_all_lanes_is_next(scheduler):
-    order, lanes = [], []
+def test_the_oldest_request_of_all_queues_is_next(scheduler):
+    order, queues = [], []
     for name in "ab":
         session = Doubler(0.02)
         session.run = lambda feeds, outputs, stop, n=name, inner=session.run: (order.append(n), inner(feeds))[1]
-        lanes.append(lane_of(scheduler, session, max_rows=1))
-    blocker = lane_of(scheduler, Doubler(0.1))
+        queues.append(queue_of(scheduler, session, max_rows=1))
+    blocker = queue_of(scheduler, Doubler(0.1))
     hold = blocker.submit(rows(0))
-    futures = [lanes[n % 2].submit(rows(n)) for n in range(6)]
+    futures = [queues[n % 2].submit(rows(n)) for n in range(6)]
     hold.result(10)
     [f.result(10) for f in futures]
     assert order == list("ababab")
 
 
-def test_a_stopped_call_leaves_the_line_and_does_not_run(scheduler):
+def test_a_stopped_call_leaves_the_queue_and_does_not_run(scheduler):
     session = Doubler(0.1)
-    lane, call = lane_of(scheduler, session, max_rows=1), Call()
-    hold = lane.submit(rows(0))
+    queue, call = queue_of(scheduler, session, max_rows=1), Call()
+    hold = queue.submit(rows(0))
     token = CALL.set(call)
-    waiting = lane.submit(rows(1))
+    waiting = queue.submit(rows(1))
     CALL.reset(token)
     call.stop()
     with pytest.raises(Cancelled):
         waiting.result(0.05)
     hold.result(10)
-    lane.submit(rows(2)).result(10)
+    queue.submit(rows(2)).result(10)
     assert session.runs == [1, 1] and scheduler.waiting_rows() == 0
 
 
 def test_a_stopped_call_ends_its_run_unless_somebody_else_shares_it(scheduler):
     session = Doubler(0.4)
-    lane, one, two = lane_of(scheduler, session), Call(), Call()
-    hold = lane.submit({"x": np.zeros((1, 2), np.float32)})
+    queue, one, two = queue_of(scheduler, session), Call(), Call()
+    hold = queue.submit({"x": np.zeros((1, 2), np.float32)})
     futures = []
     for call in (one, two):
         token = CALL.set(call)
-        futures.append(lane.submit(rows(1)))
+        futures.append(queue.submit(rows(1)))
         CALL.reset(token)
     hold.result(10)
     time.sleep(0.1)
     one.stop(Expired("late"))
     with pytest.raises(Expired):
         futures[0].result(0.05)
-    assert futures[1].result(10)["y"].sum() == 6 and session.stopped == 0
+    assert futures[1].result(10).outputs["y"].sum() == 6 and session.stopped == 0
     token = CALL.set(call := Call())
-    alone = lane.submit(rows(1))
+    alone = queue.submit(rows(1))
     CALL.reset(token)
     time.sleep(0.1)
     begun = time.monotonic()
     call.stop()
     with pytest.raises(Cancelled):
         alone.result(1)
-    lane.submit({"x": np.zeros((0, 3), np.float32)})
+    queue.submit({"x": np.zeros((0, 3), np.float32)})
     while not session.stopped and time.monotonic() < begun + 5:
         time.sleep(0.01)
     assert session.stopped == 1
 
 
 def test_a_deadline_that_cannot_be_met_is_said_at_once_and_forgotten_in_time(scheduler):
-    lane = lane_of(scheduler, Doubler(0.3))
-    lane.submit(rows(0)).result(10)
+    queue = queue_of(scheduler, Doubler(0.3))
+    queue.submit(rows(0)).result(10)
     token = CALL.set(Call(deadline=time.monotonic() + 0.1))
     begun = time.monotonic()
     with pytest.raises(Expired, match="deadline"):
-        lane.submit(rows(1))
+        queue.submit(rows(1))
     assert time.monotonic() - begun < 0.1
     for _ in range(20):  # a single slow run must not refuse for ever
         CALL.set(Call(deadline=time.monotonic() + 0.1))
         try:
-            lane.submit(rows(1))
+            queue.submit(rows(1))
             break
         except Expired:
             continue
@@ -187,26 +188,26 @@ def test_a_deadline_that_cannot_be_met_is_said_at_once_and_forgotten_in_time(sch
 
 
 def test_closing_refuses_what_waits(scheduler):
-    lane = lane_of(scheduler, Doubler(0.1), max_rows=1)
-    futures = [lane.submit(rows(n)) for n in range(3)]
+    queue = queue_of(scheduler, Doubler(0.1), max_rows=1)
+    futures = [queue.submit(rows(n)) for n in range(3)]
     time.sleep(0.02)
     scheduler.close()
-    assert futures[0].result(10)["y"].sum() == 0
+    assert futures[0].result(10).outputs["y"].sum() == 0
     for future in futures[1:]:
         with pytest.raises(Unavailable):
             future.result(1)
     with pytest.raises(Unavailable):
-        lane.submit(rows(9))
+        queue.submit(rows(9))
 
 
 def test_many_threads_get_their_own_answers():
     scheduler = Scheduler(3)
     session = Doubler()
-    lane = lane_of(scheduler, session)
+    queue = queue_of(scheduler, session)
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda n: lane.run(rows(n))["y"], range(500)))
+        found = list(pool.map(lambda n: queue.run(rows(n))["y"], range(500)))
     assert all(np.array_equal(y, 2 * rows(n)["x"]) for n, y in enumerate(found))
-    assert lane.tally.requests == 500 and lane.tally.rows == 500 and lane.tally.failures == 0
+    assert queue.stats.requests == 500 and queue.stats.rows == 500 and queue.stats.failures == 0
     scheduler.close()
 
 
@@ -215,45 +216,45 @@ def test_a_probe_finds_rows_that_mix(scheduler):
         def run(self, feeds, outputs=None, stop=None):
             return {"y": feeds["x"] - feeds["x"].mean(0, keepdims=True)}
 
-    assert separable(lane_of(scheduler, Doubler()), {"x": np.random.default_rng(0).random((3, 4))})
-    assert not separable(lane_of(scheduler, Mixes()), {"x": np.random.default_rng(0).random((3, 4))})
+    assert rows_are_independent(queue_of(scheduler, Doubler()), {"x": np.random.default_rng(0).random((3, 4))})
+    assert not rows_are_independent(queue_of(scheduler, Mixes()), {"x": np.random.default_rng(0).random((3, 4))})
 
 
-def test_the_gate_counts_what_is_inside_and_says_full_at_once():
-    gate = AdmissionControl(4, 1000, "m", Metrics())
-    with gate.admit(3, 10):
-        with pytest.raises(Busy, match="3 of 4 rows"), gate.admit(2, 10):
+def test_admission_counts_what_is_inside_and_says_full_at_once():
+    admission = AdmissionControl(4, 1000, "m", Metrics())
+    with admission.admit(3, 10):
+        with pytest.raises(Busy, match="3 of 4 rows"), admission.admit(2, 10):
             pass
-        with gate.admit(1, 10):
-            assert gate.rows == 4
-        with pytest.raises(Busy), gate.admit(1, 10**6):
+        with admission.admit(1, 10):
+            assert admission.rows == 4
+        with pytest.raises(Busy), admission.admit(1, 10**6):
             pass
-    assert gate.rows == gate.nbytes == 0
-    with pytest.raises(Busy, match="in one request"), gate.admit(5, 1):
+    assert admission.rows == admission.nbytes == 0
+    with pytest.raises(Busy, match="in one request"), admission.admit(5, 1):
         pass
 
 
-def test_the_shelf_puts_away_the_session_not_used_for_longest_but_none_that_runs(scheduler):
-    shelf, made = SessionCache(25), []
+def test_the_session_cache_closes_the_session_not_used_for_longest_but_none_that_runs(scheduler):
+    session_cache, made = SessionCache(25), []
 
-    def lane(name):
-        found = ModelQueue(scheduler, shelf, lambda: (made.append(name), Doubler())[1], ["y"], 10)
+    def queue(name):
+        found = ModelQueue(scheduler, session_cache, lambda: (made.append(name), Doubler())[1], ["y"], 10)
         found.axes = AXES
         return found
 
-    a, b, c = map(lane, "abc")
+    a, b, c = map(queue, "abc")
     a.session(), b.session(), a.session()
-    assert shelf.nbytes == 20
+    assert session_cache.nbytes == 20
     c.session()  # b goes
     a.session()
-    assert made == ["a", "b", "c"] and shelf.nbytes == 20
+    assert made == ["a", "b", "c"] and session_cache.nbytes == 20
     b.session()  # c goes
     assert made[-1] == "b"
-    with shelf.pinned(a), shelf.pinned(b):
+    with session_cache.pinned(a), session_cache.pinned(b):
         c.session()
-        assert shelf.nbytes == 30  # what runs may exceed the budget
-    shelf.drop(a)
-    assert shelf.nbytes == 20
+        assert session_cache.nbytes == 30  # what runs may exceed the budget
+    session_cache.drop(a)
+    assert session_cache.nbytes == 20
 
 
 def test_a_session_is_made_once_however_many_ask(scheduler):
@@ -264,8 +265,23 @@ def test_a_session_is_made_once_however_many_ask(scheduler):
         made.append(1)
         return Doubler()
 
-    lane = ModelQueue(scheduler, SessionCache(10**9), slow, ["y"], 1)
-    threads = [threading.Thread(target=lane.session) for _ in range(8)]
+    queue = ModelQueue(scheduler, SessionCache(10**9), slow, ["y"], 1)
+    threads = [threading.Thread(target=queue.session) for _ in range(8)]
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert made == [1]
+
+
+def test_a_run_comes_back_with_how_it_went(scheduler):
+    """Seconds in the queue and rows of the shared run, to each who shared it; of several runs to whoever made them."""
+    queue = queue_of(scheduler, Doubler(0.1))
+    results = [future.result(10) for future in together(queue, [rows(n) for n in range(3)])]
+    assert [result.report.batch_rows for result in results] == [3, 3, 3]
+    assert all(0.05 < result.report.queue_seconds < 5 for result in results)
+    with collected_reports() as reports:
+        queue.run(rows(1))
+        queue.run(rows(2, 2))
+    queue.run(rows(3))
+    assert [report.batch_rows for report in reports] == [1, 2]
+    both = reports[0].then(reports[1])
+    assert both.batch_rows == 2 and both.queue_seconds == reports[0].queue_seconds + reports[1].queue_seconds

@@ -10,13 +10,13 @@ import socket
 
 import grpc
 import pytest
-from guarded import (
+from intercepted import (
     COMPILE,
     EXPLAIN,
     LIVE,
     counted,
     eventually,
-    guarded,
+    intercepted,
     log,
     refused,
 )
@@ -31,7 +31,7 @@ from onnxplain.server.telemetry.tracing import Tracing, tracing
 def test_calls_are_logged_with_what_the_service_learned():
     async def main():
         with log() as stream:
-            async with guarded() as (_, channel, metrics):
+            async with intercepted() as (_, channel, metrics):
                 await channel.unary_unary(EXPLAIN)(b"x", metadata=[("x-request-id", "abc")])
                 await refused(channel.unary_unary(EXPLAIN)(b"fail"))
                 await channel.unary_unary(LIVE)(b"x")
@@ -73,7 +73,7 @@ def test_no_value_can_forge_a_line(form, name):
 
 def test_calls_that_began_are_calls_that_ended():
     async def main():
-        async with guarded() as (_, channel, metrics):
+        async with intercepted() as (_, channel, metrics):
             for _ in range(7):
                 await channel.unary_unary(EXPLAIN)(b"x")
             for method in ("/nobody/Knows", "/onnxplain.v1.ExplainerService/Nothing"):
@@ -144,8 +144,8 @@ def test_a_span_per_call_under_the_callers():
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
     async def main():
-        guard = Interceptor(Metrics(), tracing=Tracing(provider.get_tracer("test")))
-        async with guarded(guard) as (_, channel, metrics):
+        interceptor = Interceptor(Metrics(), tracing=Tracing(provider.get_tracer("test")))
+        async with intercepted(interceptor) as (_, channel, metrics):
             await channel.unary_unary(EXPLAIN)(b"x", metadata=[("traceparent", parent)])
             await refused(channel.unary_unary(EXPLAIN)(b"crash", metadata=[("traceparent", "nonsense")]))
             assert [r async for r in channel.unary_stream(COMPILE)(b"a b")] == [b"a", b"b"]

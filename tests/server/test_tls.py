@@ -11,7 +11,7 @@ from datetime import timedelta
 import certificates
 import grpc
 import pytest
-from guarded import EXPLAIN, Echo, serving
+from intercepted import EXPLAIN, Echo, serving
 
 from onnxplain.errors import InputError
 from onnxplain.server.rpc import tls
@@ -52,8 +52,8 @@ async def ask(address: str, **how) -> bytes:
 @asynccontextmanager
 async def server(cert, key, ca=None):
     echo = Echo()
-    guard = Interceptor(Metrics(), mutual=ca is not None)
-    async with serving(guard, echo.handlers(), server_credentials(cert, key, ca)) as address:
+    interceptor = Interceptor(Metrics(), mutual=ca is not None)
+    async with serving(interceptor, echo.handlers(), server_credentials(cert, key, ca)) as address:
         yield address, echo
 
 

@@ -50,8 +50,8 @@ def messages(file: str) -> list[bytes]:
 def replies(channel: grpc.Channel, file: str) -> list[Any]:
     """The replies to the very bytes, parsed."""
     name = file.removesuffix(".bin").split("-")[2]
-    if name in inference.METHODS:
-        path, reply = f"/{inference.SERVICE}/{name}", inference.METHODS[name].response
+    if name in inference.RPCS:
+        path, reply = f"/{inference.INFERENCE}/{name}", inference.RPCS[name].response
     else:
         method = EXPLAINER.methods_by_name[name]
         path, reply = f"/{EXPLAINER.full_name}/{name}", getattr(v1, method.output_type.name)

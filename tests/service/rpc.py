@@ -10,11 +10,11 @@ import numpy as np
 from grpc_health.v1 import health_pb2
 
 from onnxplain.v1 import explainer_pb2 as v1
-from onnxplain.wire.inference import METHODS, SERVICE
+from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
 from onnxplain.wire.tensors import datatype_of, to_array, to_raw, v1_tensor
 
-INFER = f"/{SERVICE}/ModelInfer"
+INFER = f"/{INFERENCE}/ModelInfer"
 EXPLAIN = "/onnxplain.v1.ExplainerService/Explain"
 HEALTH = "/grpc.health.v1.Health/Check"
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -31,7 +31,7 @@ def unary(channel: Any, path: str, reply: Any = None) -> Any:
 
 def infer(channel: Any) -> Any:
     """ModelInfer."""
-    return unary(channel, INFER, METHODS["ModelInfer"].response)
+    return unary(channel, INFER, RPCS["ModelInfer"].response)
 
 
 def explain(channel: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from running import Running
 
-from onnxplain.wire.inference import METHODS, SERVICE
+from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
 
 from .rpc import explain, explain_request, infer, infer_arrays, infer_request, unary
@@ -51,7 +51,7 @@ async def together(running: Running, requests: list) -> list:
 def runs(running: Running, served: str) -> tuple[int, int]:
     """(runs, rows) of a served name so far."""
     with grpc.insecure_channel(running.address) as channel:
-        call = unary(channel, f"/{SERVICE}/ModelStatistics", METHODS["ModelStatistics"].response)
+        call = unary(channel, f"/{INFERENCE}/ModelStatistics", RPCS["ModelStatistics"].response)
         (found,) = call(oip.ModelStatisticsRequest(name=served)).model_stats
     return found.execution_count, found.inference_count
 

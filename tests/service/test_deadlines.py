@@ -87,19 +87,19 @@ async def cancelled(folder, calls: int, cancel: int, at_once: int) -> dict[str, 
     """Run `calls` calls, cancel `cancel` of them at random moments, look at what is left in the server."""
     rng, options = random.Random(0), ServerOptions(port=0, metrics_port=0, threads=1, queue_rows=at_once * 2)
     async with in_process_server(options, [DirectorySource(folder)]) as server:
-        models = {name: server.catalogue.entry(name).served.model for name in ("times", "work")}
+        models = {name: server.repository.entry(name).served.model for name in ("times", "work")}
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             ask, reasons = infer(channel), explain(channel)
             await ask(job(20))
             await reasons(explain_request("times", {"x": np.ones((1, 4), np.float32)}))
             tasks, threads = len(asyncio.all_tasks()), threading.active_count()
             doomed = set(rng.sample(range(calls), cancel))
-            gate = asyncio.Semaphore(at_once)
+            semaphore = asyncio.Semaphore(at_once)
             counts = {"right": 0, "wrong": 0, "cancelled": 0, "other": 0}
 
             async def one(number: int) -> None:
                 x = np.full((1, 4), number, np.float32)
-                async with gate:
+                async with semaphore:
                     kind = number % 3
                     if kind == 0:
                         call = ask(infer_request("times", {"x": x}))
@@ -130,15 +130,17 @@ async def cancelled(folder, calls: int, cancel: int, at_once: int) -> dict[str, 
             await asyncio.gather(*(one(number) for number in range(calls)))
             assert counts["right"] + counts["cancelled"] == calls, counts
             for _ in range(200):  # the last of the called-off runs ends within a kernel
-                held = [model.gate.rows + model.gate.nbytes for model in models.values()]
+                held = [model.admission.rows + model.admission.nbytes for model in models.values()]
                 if not any(held) and not server.scheduler.waiting_rows() and len(asyncio.all_tasks()) <= tasks:
                     break
                 await asyncio.sleep(0.01)
-            assert [model.gate.rows for model in models.values()] == [0, 0]
-            assert [model.gate.nbytes for model in models.values()] == [0, 0]
+            assert [model.admission.rows for model in models.values()] == [0, 0]
+            assert [model.admission.nbytes for model in models.values()] == [0, 0]
             assert server.scheduler.waiting_rows() == 0
-            assert not any(model.forward._running for model in models.values())
-            assert all(entry.users == 0 for name in models for entry in server.catalogue._entries[name].values())
+            assert not any(model.forward_queue._running for model in models.values())
+            assert all(
+                entry.users == 0 for name in models for entry in server.repository._models[name].entries.values()
+            )
             assert len(asyncio.all_tasks()) <= tasks
             assert threading.active_count() <= threads + 128  # threads that explanations wait in, kept for the next
     return counts

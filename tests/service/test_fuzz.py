@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from running import running_server
 
 from onnxplain.v1 import explainer_pb2 as v1
-from onnxplain.wire.inference import METHODS, SERVICE
+from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
 
 from .nets import repository
@@ -71,12 +71,12 @@ def valid() -> dict[str, list[Message]]:
     found[EXPLAINER + "ExplainStream"].append(
         v1.ExplainStreamRequest(chunk={"key": "a", "offset": 1, "data": b"abc"})  # type: ignore[arg-type]
     )
-    for name, method in METHODS.items():
+    for name, method in RPCS.items():
         named = {f.name for f in method.request.DESCRIPTOR.fields}
         fields = {f: v for f, v in {"name": "iris_mlp", "model_name": "iris_mlp", "version": "1"}.items() if f in named}
-        found[f"/{SERVICE}/{name}"] = infer if "Infer" in name else [method.request(**fields)]
+        found[f"/{INFERENCE}/{name}"] = infer if "Infer" in name else [method.request(**fields)]
     for load in ("RepositoryModelLoad", "RepositoryModelUnload"):  # of a model that no other call asks for
-        found[f"/{SERVICE}/{load}"] = [getattr(oip, f"{load}Request")(model_name="doubles")]
+        found[f"/{INFERENCE}/{load}"] = [getattr(oip, f"{load}Request")(model_name="doubles")]
     return found
 
 

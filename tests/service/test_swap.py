@@ -19,7 +19,7 @@ from running import in_process_server, running_server
 from onnxplain.server.app import Server
 from onnxplain.server.options import ServerOptions
 from onnxplain.sources import DirectorySource
-from onnxplain.wire.inference import SERVICE
+from onnxplain.wire.inference import INFERENCE
 from onnxplain.wire.inference import messages as oip
 
 from .nets import large, store, times
@@ -73,7 +73,7 @@ async def until(true, seconds: float = 20) -> None:
 
 
 def model(server: Server):
-    return server.catalogue.entry("m").served.model
+    return server.repository.entry("m").served.model
 
 
 def rewrite(path: Path, factor: float) -> None:
@@ -104,12 +104,12 @@ async def swaps(folder: Path, count: int, rate: float) -> tuple[Seen, list[weakr
                 memory = resident(os.getpid())
         stop.set()
         await asking
-        await until(lambda: not server.catalogue._closing)
+        await until(lambda: not server.repository._closing)
         gc.collect()
         alive = sum(1 for each in old if each() is not None)
-        lanes = len(server.house.shelf._open)
+        queues = len(server.context.session_cache._open)
         grown = resident(os.getpid()) - memory
-    return seen, old, {"alive": alive, "lanes": lanes, "grown": grown, "version": version, "factor": factor}
+    return seen, old, {"alive": alive, "queues": queues, "grown": grown, "version": version, "factor": factor}
 
 
 def check(seen: Seen, found: dict, count: int) -> None:
@@ -121,7 +121,7 @@ def check(seen: Seen, found: dict, count: int) -> None:
         assert list(factors) == sorted(factors)  # each change multiplies by more, whether by name or in place
     assert max(factor for mine in seen.answers for _, factor in mine) >= count
     assert found["alive"] <= 1, "models that were replaced are still in memory"  # the last may be in a frame yet
-    assert found["lanes"] <= 4, "sessions of replaced models are still open"
+    assert found["queues"] <= 4, "sessions of replaced models are still open"
 
 
 def test_a_model_changes_under_load_without_an_error(tmp_path):
@@ -147,12 +147,12 @@ def test_a_bad_version_never_replaces_a_good_one(tmp_path):
             bad = tmp_path / "m" / "2"
             bad.mkdir()
             (bad / "model.onnx").write_bytes(b"no model")
-            await until(lambda: any("m/2" in key for key in server.catalogue.problems()))
+            await until(lambda: any("m/2" in key for key in server.repository.problems()))
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
                 reply = await infer(channel)(infer_request("m", {"x": X}))
                 assert reply.model_version == "1" and infer_arrays(reply)["y"][0, 0] == 5
             store(times(6), tmp_path, "m", 3)
-            await until(lambda: server.catalogue.entry("m").release.version == "3")
+            await until(lambda: server.repository.entry("m").release.version == "3")
 
     asyncio.run(run())
 
@@ -164,7 +164,7 @@ def cycles(folder: Path, count: int) -> int:
     with running_server(folder, "--model-control-mode", "explicit", "--threads", "1") as running:
         pid = running.process.pid
         with grpc.insecure_channel(running.address) as channel:
-            load, unload = (unary(channel, f"/{SERVICE}/RepositoryModel{do}") for do in ("Load", "Unload"))
+            load, unload = (unary(channel, f"/{INFERENCE}/RepositoryModel{do}") for do in ("Load", "Unload"))
             ask_it, before = infer(channel), 0
             for turn in range(count):
                 for name, feeds in (("m", {"x": X}), ("large", {"x": np.ones((2, 512), np.float32)})):

@@ -17,9 +17,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from onnxplain.errors import InputError, NotFound, OnnxplainError, Unavailable, UsageError
-from onnxplain.sources import mlflow as source_module
+from onnxplain.sources import mlflow_process
 from onnxplain.sources.mlflow import MlflowSource, Wanted, opened
-from onnxplain.sources.mlflow_agent import Refused, about, check_place, member, reason
+from onnxplain.sources.mlflow_agent import AgentError, about, check_place, member, reason
 from onnxplain.sources.source import Release
 
 IRIS = (Path(__file__).parents[2] / "models/iris_mlp/1/model.onnx").read_bytes()
@@ -118,7 +118,7 @@ def registry():
 
 def source_of(registry, query, folder) -> MlflowSource:
     source = MlflowSource(f"mlflow+http://127.0.0.1:1?{query}", folder)
-    source._agent = registry
+    source._process = registry
     return source
 
 
@@ -197,14 +197,14 @@ def artifact(folder: Path, **files: str | bytes) -> Path:
     "name", [None, "", "../model.onnx", "/etc/passwd", "a/../../b", "..\\model.onnx", "nothing.onnx", ".", "a\0b"]
 )
 def test_an_artifact_names_files_within_itself_only(name, tmp_path):
-    with pytest.raises(Refused):
+    with pytest.raises(AgentError):
         member(artifact(tmp_path / "a"), name)
 
 
 def test_a_link_is_no_file_of_an_artifact(tmp_path):
     folder = artifact(tmp_path / "a")
     (folder / "link.onnx").symlink_to("model.onnx")
-    with pytest.raises(Refused):
+    with pytest.raises(AgentError):
         member(folder, "link.onnx")
 
 
@@ -260,14 +260,14 @@ def test_only_data_and_our_flavor_are_read_of_mlmodel(tmp_path):
 def test_an_mlmodel_that_is_none_is_refused_and_runs_nothing(text, tmp_path):
     pytest.importorskip("yaml")
     begun = time.monotonic()
-    with pytest.raises(Refused):
+    with pytest.raises(AgentError):
         about(artifact(tmp_path / "a", MLmodel=text))
     assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize("uri", ["file:///etc", "/etc", "http://10.0.0.1/x", "mlflow-artifacts://elsewhere:5000/0"])
 def test_files_at_other_places_than_the_registrys_own_are_refused(uri):
-    with pytest.raises(Refused):
+    with pytest.raises(AgentError):
         check_place(uri, "http://127.0.0.1:5000")
     check_place("mlflow-artifacts:/0/models/m-1/artifacts", "http://127.0.0.1:5000")
     check_place("s3://bucket/models/m-1", "http://127.0.0.1:5000")
@@ -330,7 +330,7 @@ def test_a_download_that_grows_too_large_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "mlflow/store/artifact").mkdir(parents=True)
     for name in ("store/__init__.py", "store/artifact/__init__.py", "store/artifact/artifact_repository_registry.py"):
         (tmp_path / "mlflow" / name).write_text("")
-    monkeypatch.setattr(source_module, "BYTES", 1000)
+    monkeypatch.setattr(mlflow_process, "BYTES", 1000)
     source = MlflowSource("mlflow+http://127.0.0.1:1?model=a", tmp_path / "c")
     begun = time.monotonic()
     with pytest.raises(InputError, match="more than 1000 bytes"):

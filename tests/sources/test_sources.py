@@ -16,7 +16,14 @@ import pytest
 from onnxplain.errors import InputError, NotFound, OnnxplainError, Unavailable, UsageError
 from onnxplain.inputs import InputSpec, load, load_labels
 from onnxplain.inputs.settings import load_settings
-from onnxplain.sources import DirectoryRepository, DirectorySource, FileSource, Release, default_repositories, resolve
+from onnxplain.sources import (
+    DirectoryRepository,
+    DirectorySource,
+    FileSource,
+    Release,
+    default_repositories,
+    resolve_model,
+)
 
 MODELS = Path(__file__).parents[2] / "models"
 IRIS = MODELS / "iris_mlp/1/model.onnx"
@@ -43,33 +50,33 @@ def test_names_and_versions_are_what_holds_a_model(store):
 
 
 def test_the_highest_number_is_the_default_and_any_version_can_be_asked_for(store):
-    assert resolve("net", [store]).version == "10"
-    assert resolve("net/beta", [store]).path == store / "net/beta/model.onnx"
-    chosen = resolve("net/2", [store])
+    assert resolve_model("net", [store]).version == "10"
+    assert resolve_model("net/beta", [store]).path == store / "net/beta/model.onnx"
+    chosen = resolve_model("net/2", [store])
     assert (chosen.name, chosen.version, chosen.path) == ("net", "2", store / "net/2/model.onnx")
 
 
 def test_a_version_overrides_the_settings_of_its_model(store):
-    assert resolve("net/1", [store]).settings.output.kind == "dense"
-    assert resolve("net/2", [store]).settings.output.kind == "regression"
-    assert resolve("net/2", [store]).settings.input.scale == 2
+    assert resolve_model("net/1", [store]).settings.output.kind == "dense"
+    assert resolve_model("net/2", [store]).settings.output.kind == "regression"
+    assert resolve_model("net/2", [store]).settings.input.scale == 2
 
 
 def test_file_folder_and_name_are_the_same_model(store):
-    by_name = resolve("net/2", [store])
+    by_name = resolve_model("net/2", [store])
     for path in (store / "net/2", store / "net/2/model.onnx"):
-        found = resolve(path, [])
+        found = resolve_model(path, [])
         assert (found.name, found.version, found.settings) == (by_name.name, by_name.version, by_name.settings)
-    assert resolve(store / "net", []).version == "10"
+    assert resolve_model(store / "net", []).version == "10"
 
 
 def test_a_plain_file_takes_the_settings_beside_it(tmp_path):
     shutil.copy(IRIS, tmp_path / "mine.onnx")
-    assert resolve(tmp_path / "mine.onnx", []).settings.files == ()
+    assert resolve_model(tmp_path / "mine.onnx", []).settings.files == ()
     (tmp_path / "model.toml").write_text('[output]\nkind = "dense"\n')
-    found = resolve(tmp_path / "mine.onnx", [])
+    found = resolve_model(tmp_path / "mine.onnx", [])
     assert (found.name, found.version, found.settings.output.kind) == ("mine", "", "dense")
-    assert resolve(tmp_path, []).path.name == "mine.onnx"
+    assert resolve_model(tmp_path, []).path.name == "mine.onnx"
 
 
 def test_earlier_repositories_win_and_the_variable_names_them(store, tmp_path, monkeypatch):
@@ -78,8 +85,8 @@ def test_earlier_repositories_win_and_the_variable_names_them(store, tmp_path, m
     shutil.copy(IRIS, second / "net/3/model.onnx")
     monkeypatch.setenv("ONNXPLAIN_MODELS", os.pathsep.join([str(second), str(store)]))
     assert default_repositories() == [second, store, Path("models")]
-    assert resolve("net").version == "3"
-    assert resolve("other").version == "1"
+    assert resolve_model("net").version == "3"
+    assert resolve_model("other").version == "1"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,7 @@ def test_a_name_never_leaves_the_repository(store, spec, monkeypatch):
     monkeypatch.chdir(store / "empty")
     repository = DirectoryRepository(store)
     with pytest.raises(OnnxplainError):
-        resolve(spec + "?", [store])
+        resolve_model(spec + "?", [store])
     with pytest.raises(UsageError):
         repository.get(spec)
     with pytest.raises(UsageError):
@@ -98,30 +105,30 @@ def test_a_name_never_leaves_the_repository(store, spec, monkeypatch):
 
 def test_what_is_missing_is_said_with_near_names(store):
     with pytest.raises(InputError, match="Did you mean other"):
-        resolve("othr", [store])
+        resolve_model("othr", [store])
     with pytest.raises(InputError, match="beta, 1, 2, 10"):
-        resolve("net/7", [store])
+        resolve_model("net/7", [store])
     shutil.copy(IRIS, store / "mine.onnx")
     with pytest.raises(InputError, match=r"mine\.onnx"):
-        resolve(store / "mime.onnx", [])
+        resolve_model(store / "mime.onnx", [])
 
 
 def test_a_folder_must_hold_one_model_and_a_file_something(store):
     with pytest.raises(InputError, match=r"no \.onnx file"):
-        resolve(store / "empty", [])
+        resolve_model(store / "empty", [])
     for name in ("a.onnx", "b.onnx"):
         shutil.copy(IRIS, store / "empty" / name)
     with pytest.raises(InputError, match=r"2 models: a\.onnx, b\.onnx"):
-        resolve(store / "empty", [])
+        resolve_model(store / "empty", [])
     (store / "zero.onnx").touch()
     with pytest.raises(InputError, match="is empty"):
-        resolve(store / "zero.onnx", [])
+        resolve_model(store / "zero.onnx", [])
 
 
 def test_a_wrong_key_in_model_toml_names_file_and_key(store):
     (store / "net/model.toml").write_text("[input]\nmeen = 1\n")
     with pytest.raises(UsageError, match=r"model\.toml named 'meen'. Did you mean mean"):
-        resolve("net", [store])
+        resolve_model("net", [store])
 
 
 @pytest.mark.parametrize("name", DirectoryRepository(MODELS).names())
@@ -174,7 +181,7 @@ def test_a_release_fetched_is_what_the_command_line_resolves(store):
     source = DirectorySource(store)
     assert source.name == store.name
     for release in source.releases():
-        assert source.fetch(release) == resolve(f"{release.name}/{release.version}", [store])
+        assert source.fetch(release) == resolve_model(f"{release.name}/{release.version}", [store])
 
 
 @pytest.mark.parametrize(
@@ -364,9 +371,9 @@ def test_a_file_of_a_repository_keeps_its_name_and_version(store):
 def test_serving_is_read_and_overridden_by_a_version(store):
     serving(store, 'max_batch_rows = 8\nqueue_rows = 64\nrecipes = ["lrp"]\ndynamic_batching = false')
     (store / "net/2/model.toml").write_text("[serving]\nmax_batch_rows = 1\n")
-    found = resolve("net/2", [store]).settings.serving
+    found = resolve_model("net/2", [store]).settings.serving
     assert (found.max_batch_rows, found.queue_rows, found.recipes, found.dynamic_batching) == (1, 64, ("lrp",), False)
-    assert resolve("other", [store]).settings.serving.max_batch_rows is None
+    assert resolve_model("other", [store]).settings.serving.max_batch_rows is None
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import pytest
 
 from onnxplain.errors import UsageError
 from onnxplain.sources import webhook as webhook_module
-from onnxplain.sources.webhook import Refused as Disbelieved
-from onnxplain.sources.webhook import WebhookReceiver, Webhooks
+from onnxplain.sources.webhook import DeliveryRefused, WebhookReceiver, Webhooks
 
 
 def delivery(webhooks, body=b"{}", id="d-1", at=1000, **changed):
@@ -36,7 +35,7 @@ def test_a_delivery_is_believed_once():
 @pytest.mark.parametrize("at, believed", [(1000, True), (700, True), (1300, True), (699, False), (1301, False)])
 def test_a_delivery_is_recent(at, believed):
     webhooks = Webhooks("secret", clock=lambda: 1000.0)
-    with contextlib.nullcontext() if believed else pytest.raises(Disbelieved):
+    with contextlib.nullcontext() if believed else pytest.raises(DeliveryRefused):
         assert webhooks.accept(*delivery(webhooks, at=at))
 
 
@@ -48,7 +47,7 @@ def test_whatever_is_changed_after_signing_is_not_believed():
     changed += [({k: v for k, v in headers.items() if k != name}, body) for name in headers]
     changed += [(headers, b"{ }"), ({}, b""), delivery(other), delivery(webhooks, id=""), delivery(webhooks, at="９")]
     for wrong in changed:
-        with pytest.raises(Disbelieved):
+        with pytest.raises(DeliveryRefused):
             webhooks.accept(*wrong)
     with pytest.raises(UsageError, match="secret"):
         Webhooks("")

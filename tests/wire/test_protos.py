@@ -51,7 +51,7 @@ def text(file: str) -> str:
 
 
 def described(file: str):
-    return OURS[file] if file in OURS else inference.pool.FindFileByName(file)
+    return OURS[file] if file in OURS else inference.POOL.FindFileByName(file)
 
 
 def within(messages) -> list:
@@ -136,8 +136,9 @@ def test_the_default_pool_has_no_package_inference():
 from google.protobuf import descriptor_pool
 from onnxplain.v1 import explainer_pb2, explainer_pb2_grpc, tensor_pb2
 from onnxplain.wire import inference
-for find, name in (("FindMessageTypeByName", "inference.ServerLiveRequest"), ("FindServiceByName", inference.SERVICE)):
-    getattr(inference.pool, find)(name)
+lookups = (("FindMessageTypeByName", "inference.ServerLiveRequest"), ("FindServiceByName", inference.INFERENCE))
+for find, name in lookups:
+    getattr(inference.POOL, find)(name)
     try:
         getattr(descriptor_pool.Default(), find)(name)
     except KeyError:
@@ -149,25 +150,25 @@ for find, name in (("FindMessageTypeByName", "inference.ServerLiveRequest"), ("F
 
 def test_reflection_finds_every_service_in_our_pool():
     for name in (
-        inference.SERVICE,
+        inference.INFERENCE,
         "onnxplain.v1.ExplainerService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     ):
-        service = inference.pool.FindServiceByName(name)
-        assert inference.pool.FindFileContainingSymbol(name) is service.file
+        service = inference.POOL.FindServiceByName(name)
+        assert inference.POOL.FindFileContainingSymbol(name) is service.file
         assert all(method.input_type and method.output_type for method in service.methods)
 
 
 def test_methods_carry_the_classes_of_their_messages():
-    assert set(inference.METHODS) == {
+    assert set(inference.RPCS) == {
         *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
         *("ModelStreamInfer", "ModelConfig", "ModelStatistics"),
         *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
     }
-    infer = inference.METHODS["ModelInfer"]
+    infer = inference.RPCS["ModelInfer"]
     assert infer == (inference.messages.ModelInferRequest, inference.messages.ModelInferResponse, False, False)
-    assert inference.METHODS["ModelStreamInfer"][2:] == (True, True)
+    assert inference.RPCS["ModelStreamInfer"][2:] == (True, True)
     assert infer.request.FromString(infer.request(model_name="m").SerializeToString()).model_name == "m"
 
 

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.v1 import explainer_pb2, tensor_pb2
 from onnxplain.wire import chunks, tensors
-from onnxplain.wire.inference import messages
+from onnxplain.wire.inference import messages as oip
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4)
 NUMBERS = [name for name in tensors.DATATYPES if name != "BYTES"]
@@ -69,12 +69,12 @@ def refused(call, *args) -> InputError:
 def test_an_array_sent_by_either_protocol_is_the_same_array(array):
     ours = tensor_pb2.Tensor.FromString(tensors.v1_tensor("x", array).SerializeToString())
     assert same(tensors.v1_array(ours, "inputs[0]"), little(array))
-    reply = messages.ModelInferResponse()
+    reply = oip.ModelInferResponse()
     tensors.infer_outputs(reply, {"x": array, "y": array})
-    request = messages.ModelInferRequest(raw_input_contents=reply.raw_output_contents)
+    request = oip.ModelInferRequest(raw_input_contents=reply.raw_output_contents)
     for output in reply.outputs:
         request.inputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
-    found = tensors.infer_arrays(messages.ModelInferRequest.FromString(request.SerializeToString()))
+    found = tensors.infer_arrays(oip.ModelInferRequest.FromString(request.SerializeToString()))
     assert list(found) == ["x", "y"] and same(found["x"], little(array)) and same(found["y"], little(array))
 
 
@@ -82,7 +82,7 @@ def test_an_array_sent_by_either_protocol_is_the_same_array(array):
 @given(arrays())
 def test_typed_contents_say_the_same_as_raw_bytes(array):
     datatype = tensors.datatype_of(array.dtype)
-    request = messages.ModelInferRequest()
+    request = oip.ModelInferRequest()
     tensor = request.inputs.add(name="x", datatype=datatype, shape=array.shape)
     if datatype not in tensors.CONTENTS:
         assert refused(tensors.infer_arrays, request).field == "inputs[0].contents"
@@ -151,7 +151,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("tensor, raw, field", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_raw_inputs_are_refused_with_their_field(tensor, raw, field):
-    request = messages.ModelInferRequest(inputs=[tensor], raw_input_contents=[raw])
+    request = oip.ModelInferRequest(inputs=[tensor], raw_input_contents=[raw])
     assert refused(tensors.infer_arrays, request).field == field
     ours = tensor_pb2.Tensor(**tensor, raw=raw)
     assert refused(tensors.v1_array, ours, "inputs[0]").field == field.replace("raw_input_contents[0]", "inputs[0].raw")
@@ -189,7 +189,7 @@ UNTYPED = {
 
 @pytest.mark.parametrize("tensor, field", UNTYPED.values(), ids=UNTYPED.keys())
 def test_malformed_typed_inputs_are_refused_with_their_field(tensor, field):
-    assert refused(tensors.infer_arrays, messages.ModelInferRequest(inputs=[tensor])).field == field
+    assert refused(tensors.infer_arrays, oip.ModelInferRequest(inputs=[tensor])).field == field
 
 
 def test_raw_contents_are_one_for_each_input_and_the_only_ones():
@@ -201,13 +201,13 @@ def test_raw_contents_are_one_for_each_input_and_the_only_ones():
         ([INPUT, dict(typed, name="y")], [SIX, SIX], "inputs[1].contents"),
         ([INPUT, INPUT], [SIX, SIX], "inputs[1].name"),
     ):
-        request = messages.ModelInferRequest(inputs=inputs, raw_input_contents=raw)
+        request = oip.ModelInferRequest(inputs=inputs, raw_input_contents=raw)
         assert refused(tensors.infer_arrays, request).field == field
 
 
 def test_inputs_are_counted_before_anything_else():
     many = [dict(INPUT, name=str(n)) for n in range(tensors.INPUTS + 1)]
-    assert refused(tensors.infer_arrays, messages.ModelInferRequest(inputs=many)).field == "inputs"
+    assert refused(tensors.infer_arrays, oip.ModelInferRequest(inputs=many)).field == "inputs"
     assert refused(tensors.v1_arrays, [tensor_pb2.Tensor(**tensor) for tensor in many]).field == "inputs"
 
 

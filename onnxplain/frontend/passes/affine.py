@@ -72,7 +72,7 @@ def depends_on_input(graph: ir.Graph) -> set[ir.Value]:
 
 
 @dataclass
-class Layer:
+class ScalableNode:
     """A linear node with constant weights: where its channels are, and how to rescale it."""
 
     node: ir.Node
@@ -107,7 +107,7 @@ class Layer:
             node.replace_input_with(2, initializer(names, name, bias, dtype))
 
 
-def _layer(node: ir.Node, live: Collection[ir.Value]) -> Layer | None:
+def _layer(node: ir.Node, live: Collection[ir.Value]) -> ScalableNode | None:
     """The node as a layer, None where its weights or bias are not constant vectors we understand."""
     weight = node.inputs[1]
     if weight is None or weight in live or weight.shape is None or weight.dtype not in FLOATS:
@@ -128,7 +128,7 @@ def _layer(node: ir.Node, live: Collection[ir.Value]) -> Layer | None:
         x = node.inputs[0]
         if len(sizes) != 2 or x is None or x.shape is None or len(x.shape) < 2:
             return None
-        return Layer(node, sizes[1], len(x.shape) - 1, len(x.shape), np.zeros(sizes[1]), can_shift=False)
+        return ScalableNode(node, sizes[1], len(x.shape) - 1, len(x.shape), np.zeros(sizes[1]), can_shift=False)
     bias = np.zeros(channels)
     given = node.inputs[2] if len(node.inputs) > 2 else None
     if given is not None:
@@ -139,10 +139,10 @@ def _layer(node: ir.Node, live: Collection[ir.Value]) -> Layer | None:
         beta = node.attributes.get("beta")
         if node.op_type == "Gemm" and beta is not None:
             bias = bias * beta.as_float()
-    return Layer(node, channels, axis, rank, bias)
+    return ScalableNode(node, channels, axis, rank, bias)
 
 
-def _follow(node: ir.Node, layer: Layer, keep: Collection[str], notes: list[str] | None) -> Chain:
+def _follow(node: ir.Node, layer: ScalableNode, keep: Collection[str], notes: list[str] | None) -> Chain:
     """Collect scales and shifts behind a layer as long as nobody else looks at the tensors in between."""
     chain = Chain(layer.channels)
     passed: list[ir.Node] = []

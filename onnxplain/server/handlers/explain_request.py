@@ -10,30 +10,30 @@ from google.protobuf import json_format
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, OnnxplainError, UsageError
 from onnxplain.explainer import Ask
-from onnxplain.inputs import bind, resolve
+from onnxplain.inputs import bind, resolve_targets
 from onnxplain.inputs.targets import Target, contrast, from_classes, from_seed
 from onnxplain.recipes import Recipe, named
 from onnxplain.runtime.session import Array
-from onnxplain.server.models.loaded import LoadedModel, Question
+from onnxplain.server.models.loaded import ExplainQuery, LoadedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.tensors import v1_array, v1_arrays
 
-MAX_TARGETS = 1024  # of one request; the gate bounds rows times targets as well
+MAX_TARGETS = 1024  # of one request; admission bounds rows times targets as well
 
 
-def question(request: v1.ExplainRequest, model: LoadedModel) -> Question:
+def explain_query(request: v1.ExplainRequest, model: LoadedModel) -> ExplainQuery:
     """Arrays, targets, recipe and tensors of an ExplainRequest. Raises errors with the field they are about."""
-    feeds = inputs(request, model)
-    recipe, head = recipe_of(request.recipe, model)
-    asks = [_ask(target, f"targets[{n}]") for n, target in enumerate(request.targets)] or ["predicted"]
+    feeds = bound_inputs(request, model)
+    recipe, head = recipe_and_head(request.recipe, model)
+    asks = [_target_finder(target, f"targets[{n}]") for n, target in enumerate(request.targets)] or ["predicted"]
     if len(asks) > MAX_TARGETS:
         raise UsageError(f"{len(asks)} targets in one request: send at most {MAX_TARGETS}.").at("targets")
     ledger = request.diagnostics == v1.DIAGNOSTICS_LAYERS
-    wanted = request_of(model, request.targets, request.attribute_to, head, tuple(request.outputs), ledger)
-    return Question(feeds, asks, recipe, wanted)
+    tensors = compile_request(model, request.targets, request.attribute_to, head, tuple(request.outputs), ledger)
+    return ExplainQuery(feeds, asks, recipe, tensors)
 
 
-def inputs(request: v1.ExplainRequest, model: LoadedModel) -> dict[str, Array]:
+def bound_inputs(request: v1.ExplainRequest, model: LoadedModel) -> dict[str, Array]:
     """The arrays, each in the model's declared shape and type."""
     arrays = v1_arrays(request.inputs)
     specs = model.subject.inputs
@@ -48,16 +48,16 @@ def inputs(request: v1.ExplainRequest, model: LoadedModel) -> dict[str, Array]:
         raise error.at(error.field or "inputs") from None
 
 
-def recipe_of(given: v1.Recipe, model: LoadedModel) -> tuple[Recipe | None, str]:
+def recipe_and_head(message: v1.Recipe, model: LoadedModel) -> tuple[Recipe | None, str]:
     """The recipe (None: the model's own) and how the head is treated ("": as by default)."""
     try:
-        base = named(given.name) if given.name else None
-        overrides = json_format.MessageToDict(given.overrides) if given.HasField("overrides") else {}
+        base = named(message.name) if message.name else None
+        overrides = json_format.MessageToDict(message.overrides) if message.HasField("overrides") else {}
         head = overrides.pop("head", "")
         if head not in ("", "cut", "keep"):
             raise UsageError(f"head is cut or keep, not {head!r}.")
         if overrides:
-            below = (base or model.default()).content()
+            below = (base or model.default_recipe()).content()
             if overrides.get("method", below["method"]) != below["method"]:
                 below = {}  # another method, with options of its own
             if "rules" in overrides and "rules" in below:
@@ -70,7 +70,7 @@ def recipe_of(given: v1.Recipe, model: LoadedModel) -> tuple[Recipe | None, str]
     return base, str(head)
 
 
-def request_of(
+def compile_request(
     model: LoadedModel,
     targets: Sequence[v1.Target],
     attribute_to: Sequence[str],
@@ -88,48 +88,48 @@ def request_of(
         raise UsageError("at most 64 tensors can be asked for at once.").at("attribute_to")
     own = {str(value.name) for value in model.subject.source.model.graph.outputs}
     kept = tuple(name for name in outputs if name not in own)
-    chosen = tuple(explain) or model.request.explain
-    head = "" if head == "cut" and not chosen else head  # the default, by its name
-    return Request(chosen, head, "tensor", tuple(attribute_to), kept, ledger)
+    explained = tuple(explain) or model.request.explain
+    head = "" if head == "cut" and not explained else head  # the default, by its name
+    return Request(explained, head, "tensor", tuple(attribute_to), kept, ledger)
 
 
-def _ask(target: v1.Target, where: str) -> Ask:
+def _target_finder(target: v1.Target, where: str) -> Ask:
     """One target in the words of `Explainer.explain`."""
     kind = target.WhichOneof("selector")
     if kind is None:
         return "predicted"
     if kind == "expression":
         words = target.expression or "predicted"
-        return _at(f"{where}.expression", lambda s, labels, k: resolve(words, s, labels, k))
+        return _with_field(f"{where}.expression", lambda s, labels, k: resolve_targets(words, s, labels, k))
     if kind == "arg_max":
         if target.arg_max.k < 0:
             raise UsageError(f"k is {target.arg_max.k}; give 1 or more.").at(f"{where}.arg_max.k")
         word = f"top{target.arg_max.k}" if target.arg_max.k > 1 else "predicted"
-        return _at(f"{where}.arg_max.k", lambda s, labels, k: resolve(word, s, labels, k))
+        return _with_field(f"{where}.arg_max.k", lambda s, labels, k: resolve_targets(word, s, labels, k))
     if kind == "seed":
         seed = v1_array(target.seed, f"{where}.seed")
-        return _at(f"{where}.seed", lambda s, labels, k: from_seed(seed, s, "seed", labels, k))
+        return _with_field(f"{where}.seed", lambda s, labels, k: from_seed(seed, s, "seed", labels, k))
     if kind == "indices":
         classes = list(target.indices.index)
         if not classes:
             raise UsageError("no index given.").at(f"{where}.indices")
-        return _at(f"{where}.indices", lambda s, labels, k: from_classes(classes, s, labels, k))
+        return _with_field(f"{where}.indices", lambda s, labels, k: from_classes(classes, s, labels, k))
     positive, negatives = target.contrast.positive, list(target.contrast.negatives)
-    return _at(f"{where}.contrast", lambda s, labels, k: contrast(positive, negatives, s, labels, k))
+    return _with_field(f"{where}.contrast", lambda s, labels, k: contrast(positive, negatives, s, labels, k))
 
 
-def _at(field: str, make: Any) -> Ask:
-    def asked(scores: Array, labels: Sequence[str], kind: str | None) -> list[Target]:
+def _with_field(field: str, make: Any) -> Ask:
+    def find(scores: Array, labels: Sequence[str], kind: str | None) -> list[Target]:
         try:
-            found: list[Target] = make(scores, labels, kind)
+            targets: list[Target] = make(scores, labels, kind)
         except OnnxplainError as error:
             raise error.at(field) from None
-        return found
+        return targets
 
-    return asked
+    return find
 
 
-def targets_of(target: v1.Target) -> int:
+def target_count(target: v1.Target) -> int:
     """How many explanations a target asks for, per row."""
     if target.WhichOneof("selector") == "arg_max":
         return max(1, min(target.arg_max.k, MAX_TARGETS))
@@ -139,15 +139,15 @@ def targets_of(target: v1.Target) -> int:
     return 1
 
 
-def plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+def struct_fields(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """A table as google.protobuf.Struct takes it: tuples become lists, what is None is left out."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in mapping.items():
         if value is None:
             continue
-        found[key] = list(map(_plain, value)) if isinstance(value, tuple | list) else value
-    return found
+        fields[key] = list(map(_listed, value)) if isinstance(value, tuple | list) else value
+    return fields
 
 
-def _plain(value: Any) -> Any:
-    return list(map(_plain, value)) if isinstance(value, tuple | list) else value
+def _listed(value: Any) -> Any:
+    return list(map(_listed, value)) if isinstance(value, tuple | list) else value

@@ -1,4 +1,4 @@
-"""From what the engine found to replies of onnxplain.v1."""
+"""From what the engine explanation to replies of onnxplain.v1."""
 
 from __future__ import annotations
 
@@ -7,68 +7,67 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxplain.compile.ledger import COLUMNS
+from onnxplain.compile.ledger import COLUMNS, LEDGER
 from onnxplain.errors import InputError, UnknownName
 from onnxplain.explanation import Explanation
 from onnxplain.methods import OnePass
 from onnxplain.runtime.session import Array
-from onnxplain.server.handlers.explain_request import plain
-from onnxplain.server.models.loaded import LoadedModel, Variant
+from onnxplain.server.handlers.explain_request import struct_fields
+from onnxplain.server.models.loaded import LoadedModel
+from onnxplain.server.models.variant import Variant
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.tensors import v1_tensor
 
-LEDGER = "onnxplain.ledger"
 
-
-def explanation_reply(
-    request: v1.ExplainRequest, found: Explanation, model: LoadedModel, variant: Variant
+def explain_response(
+    request: v1.ExplainRequest, explanation: Explanation, model: LoadedModel, variant: Variant
 ) -> v1.ExplainResponse:
     """The whole answer to Explain but its timing."""
     reply = v1.ExplainResponse(
         model=v1.ModelRef(name=model.name, version=model.version),
         request_id=request.request_id,
-        recipe_digest=found.recipe.digest,
-        graph_digest=variant.digest(),
-        method=found.method.name,
-        explained=found.explained,
-        provenance_json=json.dumps(found.provenance, sort_keys=True, ensure_ascii=False),
-        warnings=dict.fromkeys([*model.notes, *variant.notes, *found.notes]),
+        recipe_digest=explanation.recipe.digest,
+        graph_digest=variant.digest,
+        method=explanation.method.name,
+        explained=explanation.explained,
+        provenance_json=json.dumps(explanation.provenance, sort_keys=True, ensure_ascii=False),
+        warnings=dict.fromkeys([*model.notes, *variant.notes, *explanation.notes]),
     )
-    reply.recipe.update(plain(found.recipe.content()))
-    axes = found.provenance.get("stream_axis") or {}
-    for name, relevance in found.relevances.items():
+    reply.recipe.update(struct_fields(explanation.recipe.content()))
+    axes = explanation.provenance.get("stream_axis") or {}
+    for name, relevance in explanation.relevances.items():
         axis = axes.get(f"{name}.relevance")
         reply.attributions.append(
             v1.Attribution(
                 relevance=v1_tensor(
                     f"{name}.relevance",
-                    _formed(relevance, request.output_format, axis or 0),
+                    _summed(relevance, request.output_format, axis or 0),
                     request.output_format.datatype,
                 ),
                 of=name,
                 stream_axis=-1 if axis is None else axis,
             )
         )
-    for target in found.targets:
+    for target in explanation.targets:
         resolved = v1.ResolvedTarget(name=target.name, names=target.names, score=target.score.astype(float).tolist())
         if target.index is not None:
             resolved.index.CopyFrom(v1_tensor("index", np.asarray(target.index, np.int64)))
         reply.targets.append(resolved)
-    reply.scores.CopyFrom(v1_tensor(found.explained, found.scores))
-    known = {**found.outputs, **found.kept, **found.inputs}
+    reply.scores.CopyFrom(v1_tensor(explanation.explained, explanation.scores))
+    known = {**explanation.outputs, **explanation.kept, **explanation.inputs}
     for n, name in enumerate(request.outputs):
         if name not in known:
             raise UnknownName("output", name[:200], known).at(f"outputs[{n}]")
         reply.outputs.append(v1_tensor(name, known[name]))
     if request.diagnostics != v1.DIAGNOSTICS_OFF:
-        reply.conservation.extend(_conservation(found))
-    if request.diagnostics == v1.DIAGNOSTICS_LAYERS and found.ledger is not None:
-        reply.ledger.CopyFrom(v1_tensor(LEDGER, found.ledger))
-        reply.layers.extend(_layers(found))
+        reply.conservation.extend(_conservation(explanation))
+    if request.diagnostics == v1.DIAGNOSTICS_LAYERS and explanation.ledger is not None:
+        reply.ledger.CopyFrom(v1_tensor(LEDGER, explanation.ledger))
+        reply.layers.extend(_layers(explanation))
     return reply
 
 
-def _formed(relevance: Array, wanted: v1.OutputFormat, rows: int) -> Array:
+def _summed(relevance: Array, wanted: v1.OutputFormat, rows: int) -> Array:
     """Relevance summed over the axes that the client does not want. rows: the axis of the rows, which stays."""
     if not wanted.sum_axes:
         return relevance
@@ -85,16 +84,16 @@ def _formed(relevance: Array, wanted: v1.OutputFormat, rows: int) -> Array:
     return total
 
 
-def _conservation(found: Explanation) -> Sequence[v1.Conservation]:
+def _conservation(explanation: Explanation) -> Sequence[v1.Conservation]:
     """Per row: what was to be explained, what arrived, what the ledger says was absorbed. Relevance methods only."""
-    if not isinstance(found.method, OnePass) or not found.method.relevance:
+    if not isinstance(explanation.method, OnePass) or not explanation.method.relevance:
         return []
     rows = []
-    for target, sample, row in found.rows():
+    for target, sample, row in explanation.rows():
         scores = np.atleast_1d(target.score)
         seeded = float(scores[min(sample, len(scores) - 1)])
-        where = found.where(row)
-        arrived, absorbed = where.pop("input"), float(sum(where.values()))
+        sums = explanation.where(row)
+        arrived, absorbed = sums.pop("input"), float(sum(sums.values()))
         error = abs(seeded - arrived - absorbed) / max(abs(seeded), 1e-30)
         rows.append(
             v1.Conservation(seed_sum=seeded, attributed_sum=arrived, absorbed_sum=absorbed, relative_error=error)
@@ -102,12 +101,12 @@ def _conservation(found: Explanation) -> Sequence[v1.Conservation]:
     return rows
 
 
-def _layers(found: Explanation) -> Sequence[v1.LayerReport]:
+def _layers(explanation: Explanation) -> Sequence[v1.LayerReport]:
     """Relevance in and out of every node, summed over all rows."""
-    assert found.ledger is not None
-    names = found.provenance["ledger"]["rows"]
-    rules = found.provenance.get("rules") or {}
-    sums = found.ledger.sum(0)
+    assert explanation.ledger is not None
+    names = explanation.provenance["ledger"]["rows"]
+    rules = explanation.provenance.get("rules") or {}
+    sums = explanation.ledger.sum(0)
     into, out = COLUMNS.index("in"), COLUMNS.index("out")
     return [
         v1.LayerReport(

@@ -1,4 +1,4 @@
-"""What a child's answer means to the client: the same error, as if the model were in this process."""
+"""What a worker's answer means to the client: the same error, as if the model were in this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onnxplain.errors import (
     UnsupportedModel,
 )
 from onnxplain.server.grpc_status import DETAILS
-from onnxplain.server.isolation.messages import revived
+from onnxplain.server.isolation.messages import error_by_name
 
 CODES: dict[str, type[OnnxplainError]] = {
     "INVALID_ARGUMENT": InputError,
@@ -36,8 +36,8 @@ CODES: dict[str, type[OnnxplainError]] = {
 }
 
 
-def told(error: grpc.aio.AioRpcError) -> Exception | None:
-    """The error that the child raised, None where the transport failed and the child said nothing."""
+def worker_error(error: grpc.aio.AioRpcError) -> Exception | None:
+    """The error that the worker raised, None where the transport failed and the worker said nothing."""
     status = _status(error)
     if status is None:
         return None
@@ -52,7 +52,7 @@ def told(error: grpc.aio.AioRpcError) -> Exception | None:
     return RuntimeError(f"the model's process: {text}")  # unexpected there, so it is here; the text has its log id
 
 
-def ended(code: int | None) -> str:
+def exit_description(code: int | None) -> str:
     """How a process ended, in words."""
     if code is None:
         return "it does not answer"
@@ -75,9 +75,9 @@ def _precondition(text: str, status: Any) -> OnnxplainError:
     violations = list(failure.violations) if failure is not None else []
     kind = violations[0].type if violations else ""
     if len(violations) < 2:
-        error = revived(kind, text, violations[0].subject if violations else "", UnsupportedModel)
+        error = error_by_name(kind, text, violations[0].subject if violations else "", UnsupportedModel)
     else:
-        error = revived(kind, text, "", UnsupportedModel)
+        error = error_by_name(kind, text, "", UnsupportedModel)
         error.violations = {v.subject: v.description for v in violations}  # type: ignore[attr-defined]
     return error if error.status == "FAILED_PRECONDITION" else UnsupportedModel(text)
 
@@ -93,8 +93,8 @@ def _field(status: Any) -> str:
 def _detail(status: Any, kind: Any) -> Any:
     """The first detail of a kind, None without one."""
     for detail in status.details:
-        found = kind()
+        message = kind()
         if detail.Is(kind.DESCRIPTOR):
-            detail.Unpack(found)
-            return found
+            detail.Unpack(message)
+            return message
     return None

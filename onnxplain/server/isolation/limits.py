@@ -1,4 +1,4 @@
-"""What a child process may not do: outlive its parent, take more memory than it was given, write files, dump core."""
+"""What a worker process may not do: outlive its parent, take more memory than it was given, write files, dump core."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPENDABLE = "500"  # of -1000..1000: where the machine runs out of memory, the 
 def tie(parent: int) -> None:
     """End with the parent; never gain privileges; leave no core file. parent: its process id.
 
-    Linux sends the signal when the *thread* that started us ends: the parent starts children from its event loop.
+    Linux sends the signal when the *thread* that started us ends: the parent starts workers from its event loop.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""What a child process is told and what it says back: JSON, one message a line."""
+"""What a worker process is sent and what it reports back: JSON, one message a line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Self
 from onnxplain.errors import InputError, OnnxplainError
 from onnxplain.inputs.settings import ModelSettings, load_settings
 from onnxplain.server.options import ServerOptions
-from onnxplain.sources import Resolved
+from onnxplain.sources import ResolvedModel
 
 LINE = 4096  # bytes of a report at most: what a pipe takes whole or not at all
 TEXT = 1000  # characters of a reason
@@ -23,27 +23,27 @@ PASSED = (
     "provider", "slots", "threads", "max_batch_rows", "queue_rows", "queue_bytes", "max_message_bytes",
     "max_request_seconds", "allow_export",
 )  # fmt: skip
-DRAIN = 5.0  # seconds: the parent ends a child when its calls are answered
+DRAIN = 5.0  # seconds: the parent ends a worker when its calls are answered
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """One model to serve. memory: bytes of address space above what the child has; socket: where to answer."""
+    """One model to serve. memory: bytes of address space above what the worker has; socket: where to answer."""
 
-    model: Resolved
+    model: ResolvedModel
     options: ServerOptions
     memory: int
     socket: Path
 
     @classmethod
-    def of(cls, model: Resolved, options: ServerOptions, socket: Path) -> Self:
-        """Orders from the server's own options: no port, no tokens, no reflection; the socket's folder is the guard."""
+    def of(cls, model: ResolvedModel, options: ServerOptions, socket: Path) -> Self:
+        """From the server's own options: no port, no tokens, no reflection; the socket's folder keeps others out."""
         passed = {key: getattr(options, key) for key in PASSED}
         budget = min(options.session_bytes, options.isolate_memory // 2)
         return cls(model, _options(passed, budget, socket), options.isolate_memory, socket)
 
-    def line(self) -> bytes:
-        """As it goes through the pipe. Settings go as the names of their files, so that the child reads them itself."""
+    def encode(self) -> bytes:
+        """As it goes through the pipe. Settings go as the names of their files: the worker reads them itself."""
         settings = self.model.settings
         content = {
             "path": os.fspath(self.model.path),
@@ -59,38 +59,40 @@ class WorkerConfig:
         return json.dumps(content).encode() + b"\n"
 
     @classmethod
-    def parse(cls, line: bytes) -> Self:
-        """The other way. Raises InputError where the settings cannot be read any more."""
+    def decode(cls, line: bytes) -> Self:
+        """What `encode` made. Raises InputError where the settings cannot be read any more."""
         content: dict[str, Any] = json.loads(line)
         files = [Path(file) for file in content["settings"]]
         settings = load_settings(*files) if files else ModelSettings()
         # A registry's recipe replaces the defaults of the files.
         settings = replace(settings, defaults=content["defaults"])
-        model = Resolved(Path(content["path"]), content["name"], content["version"], settings)
+        model = ResolvedModel(Path(content["path"]), content["name"], content["version"], settings)
         socket = Path(content["socket"])
         return cls(model, _options(content["options"], content["budget"], socket), content["memory"], socket)
 
 
-def failed(error: BaseException) -> dict[str, Any]:
+def failure_report(error: BaseException) -> dict[str, Any]:
     """The report that a model cannot be served."""
     if not isinstance(error, OnnxplainError):
         error = InputError(f"unexpected {type(error).__name__} while loading")
     return {"failed": {"kind": type(error).__name__, "text": str(error)[:TEXT], "field": error.field[:200]}}
 
 
-def failure(report: Mapping[str, Any]) -> OnnxplainError:
+def reported_error(report: Mapping[str, Any]) -> OnnxplainError:
     """The error that a report is about: of the same class, as far as there is one."""
-    return revived(str(report.get("kind")), str(report.get("text"))[:TEXT], str(report.get("field", "")))
+    return error_by_name(str(report.get("kind")), str(report.get("text"))[:TEXT], str(report.get("field", "")))
 
 
-def revived(kind: str, text: str, field: str = "", otherwise: type[OnnxplainError] = InputError) -> OnnxplainError:
+def error_by_name(
+    kind: str, text: str, field: str = "", otherwise: type[OnnxplainError] = InputError
+) -> OnnxplainError:
     """An error of ours by the name of its class; classes that make their own text become `otherwise`."""
     made = {found.__name__: found for found in _classes(OnnxplainError) if found.__init__ is Exception.__init__}
     return made.get(kind, otherwise)(text).at(field)
 
 
 def observation(report: object) -> tuple[str, tuple[float, ...]] | None:
-    """(method of Metrics, numbers) of a report, None where it is not one. A child may say anything."""
+    """(method of Metrics, numbers) of a report, None where it is not one. A worker may say anything."""
     if not isinstance(report, list) or not report or not isinstance(report[0], str):
         return None
     name, *numbers = report

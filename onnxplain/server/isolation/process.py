@@ -1,4 +1,4 @@
-"""One child process as its parent sees it: started, given its orders, spoken to, ended."""
+"""One worker process as its parent sees it: started, configured, called, ended."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import IO, Any
 import grpc
 
 from onnxplain.errors import InputError, OnnxplainError, UnsupportedModel
-from onnxplain.server.isolation.errors import ended
-from onnxplain.server.isolation.log_relay import Relay
-from onnxplain.server.isolation.messages import REASONS, WorkerConfig, failure, observation
+from onnxplain.server.isolation.errors import exit_description
+from onnxplain.server.isolation.log_forwarder import LogForwarder
+from onnxplain.server.isolation.messages import REASONS, WorkerConfig, observation, reported_error
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.telemetry.metrics import Metrics
-from onnxplain.sources import Resolved
+from onnxplain.sources import ResolvedModel
 
 # Of our environment; tokens, secrets and addresses stay here.
 KEPT = (
@@ -37,10 +37,10 @@ LINE = 64 * 1024  # bytes read at a time
 STOP = 10.0  # seconds from SIGTERM to SIGKILL
 
 
-class Child:
-    """A process that waits for its orders, then serves one model. ended: its exit code, when it has one.
+class WorkerProcess:
+    """A process that waits for its config, then serves one model. ended: its exit code, when it has one.
 
-    Make it in the event loop's thread: its end ends the child. Not by asyncio's own subprocesses: those of Python 3.11
+    Make it in the event loop's thread: its end ends the worker. Not by asyncio's own subprocesses: those of Python 3.11
     wait for ever when they are cancelled while they start.
     """
 
@@ -67,44 +67,44 @@ class Child:
             raise
         self.pid = self._process.pid
         self.channel: grpc.aio.Channel | None = None
-        self._relay = Relay()
+        self._log_forwarder = LogForwarder()
         self._metrics: Metrics | None = None
         self._model = ""
         loop = asyncio.get_running_loop()
-        self._said: asyncio.Future[OnnxplainError | None] = loop.create_future()
+        self._loaded: asyncio.Future[OnnxplainError | None] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
-        threading.Thread(target=self._wait, args=(loop,), name=f"onnxplain-child-{self.pid}", daemon=True).start()
-        self._readers = [loop.create_task(self._reports()), loop.create_task(self._log())]
+        threading.Thread(target=self._wait, args=(loop,), name=f"onnxplain-worker-{self.pid}", daemon=True).start()
+        self._readers = [loop.create_task(self._read_reports()), loop.create_task(self._read_log())]
 
     @property
     def code(self) -> int | None:
         """Its exit code, negative for a signal; None while it lives."""
         return self.ended.result() if self.ended.done() and not self.ended.cancelled() else None
 
-    async def load(self, model: Resolved, options: ServerOptions, metrics: Metrics, seconds: float) -> None:
-        """Give it its orders and wait until it answers. Raises why it does not; then it is ended."""
-        self._model = self._relay.model = model.name
+    async def load(self, model: ResolvedModel, options: ServerOptions, metrics: Metrics, seconds: float) -> None:
+        """Give it its config and wait until it answers. Raises why it does not; then it is ended."""
+        self._model = self._log_forwarder.model = model.name
         self._metrics = metrics
-        orders = WorkerConfig.of(model, options, self.folder / "socket")
+        config = WorkerConfig.of(model, options, self.folder / "socket")
         assert self._process.stdin is not None
         with suppress(OSError):  # it is gone: seen below
-            self._process.stdin.write(orders.line())  # a few hundred bytes into an empty pipe
-        first: set[asyncio.Future[Any]] = {self._said, self.ended}
+            self._process.stdin.write(config.encode())  # a few hundred bytes into an empty pipe
+        first: set[asyncio.Future[Any]] = {self._loaded, self.ended}
         await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if self.ended.done():
-            await asyncio.wait({self._readers[0]})  # what it said before it ended
-        if not self._said.done():
+            await asyncio.wait({self._readers[0]})  # what it reported before it ended
+        if not self._loaded.done():
             raise UnsupportedModel(
-                f"{model.name}: loading it ended its process ({ended(self.code)}): the file is damaged or hostile, or "
-                "it needs more than --isolate-memory."
+                f"{model.name}: loading it ended its process ({exit_description(self.code)}): the file is damaged or "
+                "hostile, or it needs more than --isolate-memory."
                 if self.ended.done()
                 else f"{model.name}: it was not loaded within {seconds:g} s, so its process was ended."
             )
-        problem = self._said.result()
+        problem = self._loaded.result()
         if problem is not None:
             raise problem
         self.channel = grpc.aio.insecure_channel(
-            f"unix:{orders.socket}",
+            f"unix:{config.socket}",
             options=[
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_receive_message_length", -1),
@@ -140,30 +140,30 @@ class Child:
         """Wait for its end, in a thread of its own: the loop's usual threads are few."""
         code = self._process.wait()
 
-        def tell() -> None:
+        def set_code() -> None:
             if not self.ended.done():
                 self.ended.set_result(code)
 
         with suppress(RuntimeError):  # the loop was closed
-            loop.call_soon_threadsafe(tell)
+            loop.call_soon_threadsafe(set_code)
 
-    async def _reports(self) -> None:
-        """What it says: that it is ready or why not, and what it counted."""
+    async def _read_reports(self) -> None:
+        """Read its reports: that it is ready or why not, and what it counted."""
         async for line in _lines(self._process.stdout):
             try:
                 report: Any = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(report, dict) and not self._said.done():
+            if isinstance(report, dict) and not self._loaded.done():
                 if "ready" in report:
-                    self._said.set_result(None)
+                    self._loaded.set_result(None)
                 elif isinstance(report.get("failed"), dict):
-                    self._said.set_result(failure(report["failed"]))
+                    self._loaded.set_result(reported_error(report["failed"]))
             else:
                 self._count(report)
 
     def _count(self, report: object) -> None:
-        """Into our metrics, under the name that we know: the child may be in the hands of its model."""
+        """Into our metrics, under the name that we know: the worker may be in the hands of its model."""
         if self._metrics is None:
             return
         seen = observation(report)
@@ -172,9 +172,9 @@ class Child:
         elif isinstance(report, list) and len(report) == 2 and report[0] == "refused" and report[1] in REASONS:
             self._metrics.refused(self._model, report[1])
 
-    async def _log(self) -> None:
+    async def _read_log(self) -> None:
         async for line in _lines(self._process.stderr):
-            self._relay.take(line)
+            self._log_forwarder.forward(line)
 
 
 async def _lines(pipe: IO[bytes] | None) -> AsyncIterator[bytes]:

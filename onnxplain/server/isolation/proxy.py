@@ -1,4 +1,4 @@
-"""A model served from a child process: the same messages, forwarded; a new child when the old one ends."""
+"""A model served from a worker process: the same messages, forwarded; a new worker when the old one ends."""
 
 from __future__ import annotations
 
@@ -12,69 +12,69 @@ from typing import Any, TypeVar
 import grpc
 
 from onnxplain.errors import Expired, OnnxplainError, Unavailable
-from onnxplain.server.call import CALL, Call
-from onnxplain.server.isolation.errors import ended, told
+from onnxplain.server.call import CALL, Call, log_fields
+from onnxplain.server.isolation.errors import exit_description, worker_error
 from onnxplain.server.isolation.pool import WorkerPool
-from onnxplain.server.isolation.process import Child
+from onnxplain.server.isolation.process import WorkerProcess
 from onnxplain.server.telemetry.logs import event
-from onnxplain.sources import Resolved
+from onnxplain.sources import ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
-from onnxplain.wire.inference import METHODS, SERVICE
+from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
 
 LOG = logging.getLogger("onnxplain.server")
-BACKOFF = (0.1, 10.0)  # seconds before a child that ended young is followed by the next: first, longest
-GROWN = 10.0  # seconds: a child that ended later than this is followed at once
-ASKED = 10.0  # seconds for what is asked outside of any call
+BACKOFF = (0.1, 10.0)  # seconds before a worker that ended young is followed by the next: first, longest
+LIVED_LONG = 10.0  # seconds: a worker that ended later than this is followed at once
+OUTSIDE_CALL = 10.0  # seconds for a request that belongs to no call
 NOTICE = 1.0  # seconds after a broken connection in which the system says how the process ended
 
 T = TypeVar("T")
 
 
 class IsolatedModel:
-    """See `Served`. This process never reads the model: a file that crashes what reads it ends a child."""
+    """See `Served`. This process never reads the model: a file that crashes what reads it ends a worker."""
 
-    def __init__(self, model: Resolved, nursery: WorkerPool):
+    def __init__(self, model: ResolvedModel, pool: WorkerPool):
         self.name, self.version = model.name, model.version
-        self._model, self._nursery = model, nursery
-        self._child: Child | None = None
-        self._gone = "it is being started"
+        self._model, self._worker_pool = model, pool
+        self._worker: WorkerProcess | None = None
+        self._problem = "it is being started"
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, model: Resolved, nursery: WorkerPool) -> IsolatedModel:
-        """Load it in a child. Raises OnnxplainError with the reason if that fails; nothing is left behind."""
-        found = cls(model, nursery)
-        found._child = await nursery.raise_child(model)
-        found._watch = asyncio.get_running_loop().create_task(found._keep())
-        return found
+    async def start(cls, model: ResolvedModel, pool: WorkerPool) -> IsolatedModel:
+        """Load it in a worker. Raises OnnxplainError with the reason if that fails; nothing is left behind."""
+        isolated = cls(model, pool)
+        isolated._worker = await pool.start_worker(model)
+        isolated._watch = asyncio.get_running_loop().create_task(isolated._keep_alive())
+        return isolated
 
     @property
     def pid(self) -> int | None:
-        """Of the child that answers now, None while there is none."""
-        return None if self._child is None else self._child.pid
+        """Of the worker that answers now, None while there is none."""
+        return None if self._worker is None else self._worker.pid
 
     # The Open Inference Protocol
 
     async def infer(self, request: Any) -> Any:
         """ModelInfer."""
-        if request.model_version:  # see _name_version
+        if request.model_version:  # see _set_version
             request.model_version = self.version
-        return await self._ask("ModelInfer", request)
+        return await self._infer_call("ModelInfer", request)
 
     async def metadata(self, name: str) -> Any:
         """ModelMetadata."""
-        return await self._ask("ModelMetadata", oip.ModelMetadataRequest(name=name, version=self.version))
+        return await self._infer_call("ModelMetadata", oip.ModelMetadataRequest(name=name, version=self.version))
 
     async def config(self, name: str) -> Any:
         """ModelConfig."""
-        return await self._ask("ModelConfig", oip.ModelConfigRequest(name=name, version=self.version))
+        return await self._infer_call("ModelConfig", oip.ModelConfigRequest(name=name, version=self.version))
 
     async def statistics(self) -> list[Any]:
-        """Since the child began; none while there is no child."""
+        """Since the worker began; none while there is no worker."""
         try:
-            reply = await self._ask("ModelStatistics", oip.ModelStatisticsRequest())
+            reply = await self._infer_call("ModelStatistics", oip.ModelStatisticsRequest())
         except Unavailable:
             return []
         return list(reply.model_stats)
@@ -82,15 +82,15 @@ class IsolatedModel:
     async def ready(self, name: str) -> bool:
         """Whether this name answers."""
         try:
-            reply = await self._ask("ModelReady", oip.ModelReadyRequest(name=name, version=self.version))
+            reply = await self._infer_call("ModelReady", oip.ModelReadyRequest(name=name, version=self.version))
         except Unavailable:
             return False
         return bool(reply.ready)
 
     async def explanations(self) -> list[tuple[str, str]]:
-        """Names of the explanations, each with why it does not answer; none while there is no child."""
+        """Names of the explanations, each with why it does not answer; none while there is no worker."""
         try:
-            reply = await self._ask("RepositoryIndex", oip.RepositoryIndexRequest())
+            reply = await self._infer_call("RepositoryIndex", oip.RepositoryIndexRequest())
         except Unavailable:
             return []
         return [(m.name, m.reason if m.state != "READY" else "") for m in reply.models if m.name != self.name]
@@ -99,49 +99,48 @@ class IsolatedModel:
 
     async def explain(self, request: v1.ExplainRequest) -> v1.ExplainResponse:
         """The reasons for an answer."""
-        self._name_version(request.model)
+        self._set_version(request.model)
         reply: v1.ExplainResponse = await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
-        current = CALL.get(None)
-        if current is not None and reply.timing.batch_size:  # for the access log, as a lane of this process would
-            current.fields["queue_ms"] = round(reply.timing.queue.ToNanoseconds() / 1e6, 3)
-            current.fields["batch_rows"] = reply.timing.batch_size
+        if reply.timing.batch_size:
+            queue_ms = round(reply.timing.queue.ToNanoseconds() / 1e6, 3)
+            log_fields(queue_ms=queue_ms, batch_rows=reply.timing.batch_size)
         return reply
 
     async def explainability(self, request: v1.GetExplainabilityRequest) -> v1.GetExplainabilityResponse:
         """What can be explained of the model."""
-        self._name_version(request.model)
+        self._set_version(request.model)
         return await self._forward(lambda channel, **more: _stub(channel).GetExplainability(request, **more))
 
     async def compile(self, request: v1.CompileGraphRequest) -> AsyncIterator[v1.CompileGraphResponse]:
         """The compiled graph in pieces, as fast as they are taken."""
-        self._name_version(request.model)
+        self._set_version(request.model)
         async with self._calling(lambda channel, **more: _stub(channel).CompileGraph(request, **more)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def close(self) -> None:
-        """End the child. Calls that it still answers have a few seconds."""
+        """End the worker. Calls that it still answers have a few seconds."""
         if self._watch is not None:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watch
-        child, self._child, self._gone = self._child, None, "it is being unloaded"
-        if child is not None:
-            await child.stop()
+        worker, self._worker, self._problem = self._worker, None, "it is being unloaded"
+        if worker is not None:
+            await worker.stop()
 
     # Forwarding
 
-    def _name_version(self, model: v1.ModelRef) -> None:
-        """Whatever the caller asked for was resolved to us; a child knows no aliases."""
+    def _set_version(self, model: v1.ModelRef) -> None:
+        """Whatever the caller asked for was resolved to us; a worker knows no aliases."""
         if model.version:
             model.version = self.version
 
-    async def _ask(self, method: str, request: Any) -> Any:
+    async def _infer_call(self, method: str, request: Any) -> Any:
         """One call of the Open Inference Protocol, in the messages of our own pool."""
-        kind = METHODS[method]
+        kind = RPCS[method]
         return await self._forward(
             lambda channel, **more: channel.unary_unary(
-                f"/{SERVICE}/{method}", kind.request.SerializeToString, kind.response.FromString
+                f"/{INFERENCE}/{method}", kind.request.SerializeToString, kind.response.FromString
             )(request, **more)
         )
 
@@ -152,76 +151,82 @@ class IsolatedModel:
 
     @asynccontextmanager
     async def _calling(self, begin: Callable[..., Any]) -> AsyncIterator[Any]:
-        """A call of the child that ends with the call being answered; errors inside become what they mean."""
-        child, current = self._child, CALL.get(None)
-        if child is None or child.channel is None:
-            raise Unavailable(f"{self.name}: the model has no process now: {self._gone}. Try again shortly.")
-        left, metadata = ASKED, ()
+        """A call of the worker that ends with the call being answered; errors inside become what they mean."""
+        worker, current = self._worker, CALL.get(None)
+        if worker is None or worker.channel is None:
+            raise Unavailable(f"{self.name}: the model has no process now: {self._problem}. Try again shortly.")
+        left, metadata = OUTSIDE_CALL, ()
         if current is not None:
             current.check()
             left = None if current.deadline is None else current.deadline - time.monotonic()  # type: ignore[assignment]
             metadata = (("x-request-id", current.request_id),)  # type: ignore[assignment]
-        call = begin(child.channel, timeout=left, metadata=metadata)
+        call = begin(worker.channel, timeout=left, metadata=metadata)
         try:
             with _ending(call, current):
                 yield call
         except grpc.aio.AioRpcError as error:
-            raise await self._meaning(child, error) from None
+            raise await self._error(worker, error) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             if current is not None:
                 current.check()  # stopped by its deadline, or with its stream
-            raise await self._lost(child) from None  # the channel was closed under us
+            raise await self._connection_error(worker) from None  # the channel was closed under us
         finally:
             call.cancel()  # without effect on a call that was answered
 
-    async def _meaning(self, child: Child, error: grpc.aio.AioRpcError) -> Exception:
+    async def _error(self, worker: WorkerProcess, error: grpc.aio.AioRpcError) -> Exception:
         """What a failed call is to our caller."""
-        said = told(error)
-        if said is not None:
-            return said
+        reported = worker_error(error)
+        if reported is not None:
+            return reported
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Expired("the deadline passed before the answer was ready. Allow more time, or send fewer rows.")
-        return await self._lost(child, error)
+        return await self._connection_error(worker, error)
 
-    async def _lost(self, child: Child, error: grpc.aio.AioRpcError | None = None) -> Exception:
+    async def _connection_error(self, worker: WorkerProcess, error: grpc.aio.AioRpcError | None = None) -> Exception:
         """The connection broke; mostly because the process ended."""
-        await asyncio.wait({child.ended}, timeout=NOTICE)
-        if child.code is None and error is not None and error.code() is not grpc.StatusCode.UNAVAILABLE:
+        await asyncio.wait({worker.ended}, timeout=NOTICE)
+        if worker.code is None and error is not None and error.code() is not grpc.StatusCode.UNAVAILABLE:
             return RuntimeError(f"the model's process: {error.code().name} {error.details()}")
-        return Unavailable(
-            f"{self.name}: the model's process ended ({ended(child.code)}); it is being started again. Try again."
-        )
+        how = exit_description(worker.code)
+        return Unavailable(f"{self.name}: the model's process ended ({how}); it is being started again. Try again.")
 
-    # Keeping a child
+    # Keeping a worker
 
-    async def _keep(self) -> None:
-        """Follow a child that ended by the next one, for ever; slower where they end young."""
+    async def _keep_alive(self) -> None:
+        """Follow a worker that ended by the next one, for ever; slower where they end young."""
         wait, born = 0.0, time.monotonic()
         while True:
-            child = self._child
-            if child is not None:
-                code = await asyncio.shield(child.ended)  # which outlives this task
-                self._child, self._gone = None, f"it ended ({ended(code)}) and is being started again"
-                event(LOG, logging.ERROR, "model process ended", model=self.name, version=self.version, how=ended(code))
-                await child.free()
-                if time.monotonic() - born > GROWN:
+            worker = self._worker
+            if worker is not None:
+                code = await asyncio.shield(worker.ended)  # which outlives this task
+                self._worker, self._problem = None, f"it ended ({exit_description(code)}) and is being started again"
+                event(
+                    LOG,
+                    logging.ERROR,
+                    "model process ended",
+                    model=self.name,
+                    version=self.version,
+                    how=exit_description(code),
+                )
+                await worker.free()
+                if time.monotonic() - born > LIVED_LONG:
                     wait = 0.0
             await asyncio.sleep(wait)
             wait = min(BACKOFF[1], max(BACKOFF[0], 2 * wait))
             begun = time.monotonic()
             try:
-                self._child = await self._nursery.raise_child(self._model, again=True)
+                self._worker = await self._worker_pool.start_worker(self._model, restart=True)
             except OnnxplainError as error:
-                self._gone = f"it could not be started again ({error})"
+                self._problem = f"it could not be started again ({error})"
                 event(LOG, logging.ERROR, "model process not started", model=self.name, reason=str(error))
             except Exception:
                 LOG.exception("model process not started")
             else:
                 born = time.monotonic()
-                self._nursery.metrics.restarted()
+                self._worker_pool.metrics.restarted()
                 seconds = round(born - begun, 3)
                 event(LOG, logging.INFO, "model process started again", model=self.name, seconds=seconds)
 
@@ -233,7 +238,7 @@ def _stub(channel: grpc.aio.Channel) -> Any:
 
 @contextmanager
 def _ending(call: Any, current: Call | None) -> Iterator[None]:
-    """While inside, the child's call is cancelled when ours is stopped, from whatever thread."""
+    """While inside, the worker's call is cancelled when ours is stopped, from whatever thread."""
     if current is None:
         yield
         return

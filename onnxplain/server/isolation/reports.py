@@ -1,4 +1,4 @@
-"""How a child process speaks to its parent: reports through the pipe that was its standard output."""
+"""How a worker process reports to its parent: through the pipe that was its standard output."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from onnxplain.server.isolation.messages import LINE, REASONS
 from onnxplain.server.telemetry.metrics import Metrics
 
 
-class Reports:
-    """One JSON value a line. A parent that does not read loses observations; it never holds the child up."""
+class ReportPipe:
+    """One JSON value a line. A parent that does not read loses observations; it never holds the worker up."""
 
     def __init__(self) -> None:
         self._pipe = os.dup(1)
@@ -21,7 +21,7 @@ class Reports:
         os.set_blocking(self._pipe, False)
         self._lock = threading.Lock()
 
-    def say(self, content: Any) -> None:
+    def send(self, content: Any) -> None:
         """Send one report."""
         line = json.dumps(content).encode() + b"\n"
         if len(line) > LINE:
@@ -33,26 +33,26 @@ class Reports:
                 return
 
 
-class ToldMetrics(Metrics):
-    """Metrics of the child's model, counted by the parent under its own name for it."""
+class ReportedMetrics(Metrics):
+    """Metrics of the worker's model, counted by the parent under its own name for it."""
 
-    def __init__(self, reports: Reports):
+    def __init__(self, reports: ReportPipe):
         super().__init__()
         self._reports = reports
 
     def queue(self, model: str, rows: int, nbytes: int) -> None:
         """See Metrics."""
-        self._reports.say(["queue", rows, nbytes])
+        self._reports.send(["queue", rows, nbytes])
 
     def run(self, model: str, waited: float, ran: float, rows: int) -> None:
         """See Metrics."""
-        self._reports.say(["run", waited, ran, rows])
+        self._reports.send(["run", waited, ran, rows])
 
     def conserved(self, model: str, error: float) -> None:
         """See Metrics."""
-        self._reports.say(["conserved", error])
+        self._reports.send(["conserved", error])
 
     def refused(self, model: str, reason: str) -> None:
         """See Metrics."""
         if reason in REASONS:
-            self._reports.say(["refused", reason])
+            self._reports.send(["refused", reason])

@@ -1,4 +1,4 @@
-"""What answers for one version of one model: in this process (`local`) or in a child (`isolated`)."""
+"""What answers for one version of one model: in this process (`LocalModel`) or in a worker (`IsolatedModel`)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Served(Protocol):
 
 def split(name: str) -> tuple[str, str | None]:
     """(model, recipe) of a served name: m -> (m, None), m.explain -> (m, ""), m.explain.lrp -> (m, lrp)."""
-    model, found, rest = name.partition(EXPLAIN)
-    if not found or (rest and not rest.startswith(".")) or rest == ".":
+    model, marker, rest = name.partition(EXPLAIN)
+    if not marker or (rest and not rest.startswith(".")) or rest == ".":
         return name, None
     return model, rest[1:]

@@ -10,7 +10,7 @@ from typing import Any
 from onnxplain.errors import Denied, Expired, InputError, OnnxplainError
 from onnxplain.server import grpc_status
 from onnxplain.server.call import CALL
-from onnxplain.server.handlers.model_info import recipes
+from onnxplain.server.handlers.model_description import list_recipes
 from onnxplain.server.models.repository import ModelRepository
 from onnxplain.server.options import ServerOptions
 from onnxplain.v1 import explainer_pb2 as v1
@@ -22,17 +22,17 @@ OPEN_REQUESTS = 64  # of one stream
 
 
 class ExplainerService(explainer_pb2_grpc.ExplainerServiceServicer):
-    """Answers by the models of a catalogue."""
+    """Answers by the models of a repository."""
 
-    def __init__(self, catalogue: ModelRepository, options: ServerOptions):
-        self.catalogue, self.options = catalogue, options
+    def __init__(self, repository: ModelRepository, options: ServerOptions):
+        self.repository, self.options = repository, options
 
     async def Explain(self, request: v1.ExplainRequest, context: Any) -> v1.ExplainResponse:
         """One request, one answer."""
         for path, tensor in tensors(request):
             if tensor.WhichOneof("content") == "chunked":
                 raise InputError(f"{path}: chunks need ExplainStream; Explain takes raw bytes.").at(f"{path}.chunked")
-        async with self.catalogue.use(request.model.name, request.model.version) as served:
+        async with self.repository.use(request.model.name, request.model.version) as served:
             return await served.explain(request)
 
     async def ExplainStream(
@@ -52,12 +52,12 @@ class ExplainerService(explainer_pb2_grpc.ExplainerServiceServicer):
         self, request: v1.GetExplainabilityRequest, context: Any
     ) -> v1.GetExplainabilityResponse:
         """What can be explained of a model."""
-        async with self.catalogue.use(request.model.name, request.model.version) as served:
+        async with self.repository.use(request.model.name, request.model.version) as served:
             return await served.explainability(request)
 
     async def ListRecipes(self, request: v1.ListRecipesRequest, context: Any) -> v1.ListRecipesResponse:
         """Recipes by name, in pages."""
-        return recipes(request.page_size, request.page_token)
+        return list_recipes(request.page_size, request.page_token)
 
     async def CompileGraph(
         self, request: v1.CompileGraphRequest, context: Any
@@ -65,7 +65,7 @@ class ExplainerService(explainer_pb2_grpc.ExplainerServiceServicer):
         """The compiled graph, weights and all, where the operator allows it."""
         if not self.options.allow_export:
             raise Denied("this server gives no graphs away; its operator can start it with --allow-export.")
-        async with self.catalogue.use(request.model.name, request.model.version) as served:
+        async with self.repository.use(request.model.name, request.model.version) as served:
             async for piece in served.compile(request):
                 yield piece
 
@@ -143,7 +143,7 @@ class _Stream:
         timer = asyncio.get_running_loop().call_later(seconds, part.stop, late)
         watch = asyncio.create_task(self._report(name))
         try:
-            async with self._service.catalogue.use(request.model.name, request.model.version) as served:
+            async with self._service.repository.use(request.model.name, request.model.version) as served:
                 response = await served.explain(request)
         except asyncio.CancelledError:
             part.stop()

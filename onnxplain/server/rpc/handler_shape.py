@@ -17,7 +17,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # at run time it takes n
 Answer = Callable[[Any, Context], Awaitable[Any]]
 
 
-class Unimplemented(OnnxplainError):
+class MethodNotImplemented(OnnxplainError):
     """A method of the protocol that this server does not have."""
 
     status = "UNIMPLEMENTED"
@@ -60,7 +60,7 @@ def _missing(name: str) -> Answer:
     """For methods that a servicer did not write: all of ours are coroutines, generated base classes have plain ones."""
 
     async def answer(messages: Any, context: Context) -> Any:
-        raise Unimplemented(f"{name} is not implemented by this server.")
+        raise MethodNotImplemented(f"{name} is not implemented by this server.")
 
     return answer
 

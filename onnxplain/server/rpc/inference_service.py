@@ -11,9 +11,10 @@ from onnxplain import __version__
 from onnxplain.errors import InputError, NotFound, OnnxplainError
 from onnxplain.server import grpc_status
 from onnxplain.server.call import CALL
-from onnxplain.server.models.repository import READY, ModelRepository
+from onnxplain.server.models.entry import READY
+from onnxplain.server.models.repository import ModelRepository
 from onnxplain.server.models.served import split
-from onnxplain.wire.inference import METHODS, SERVICE
+from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
 
 EXTENSIONS = (
@@ -27,15 +28,15 @@ EXTENSIONS = (
 
 
 class InferenceService:
-    """Answers by the models of a catalogue; `M.explain` is the explanation of M as an ordinary model."""
+    """Answers by the models of a repository; `M.explain` is the explanation of M as an ordinary model."""
 
-    def __init__(self, catalogue: ModelRepository):
-        self.catalogue = catalogue
+    def __init__(self, repository: ModelRepository):
+        self.repository = repository
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All methods of the protocol that are implemented, for `server.add_generic_rpc_handlers`."""
         handlers = {}
-        for name, method in METHODS.items():
+        for name, method in RPCS.items():
             implemented: Callable[..., Any] | None = getattr(self, name, None)
             if implemented is None:
                 continue
@@ -49,7 +50,7 @@ class InferenceService:
                 request_deserializer=method.request.FromString,
                 response_serializer=method.response.SerializeToString,
             )
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+        return grpc.method_handlers_generic_handler(INFERENCE, handlers)
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
         """Whether requests are taken."""
@@ -57,13 +58,13 @@ class InferenceService:
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
         """Whether every model that is wanted answers."""
-        return oip.ServerReadyResponse(ready=self.catalogue.ready)
+        return oip.ServerReadyResponse(ready=self.repository.ready)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:
         """Whether one model answers; false for one that is not known."""
         model, _ = split(request.name)
         try:
-            async with self.catalogue.use(model, request.version) as served:
+            async with self.repository.use(model, request.version) as served:
                 return oip.ModelReadyResponse(ready=await served.ready(request.name))
         except OnnxplainError:
             return oip.ModelReadyResponse(ready=False)
@@ -103,24 +104,24 @@ class InferenceService:
         reply = oip.ModelStatisticsResponse()
         if request.name:
             model, recipe = split(request.name)
-            async with self.catalogue.use(model, request.version) as served:
-                found = await served.statistics()
-            reply.model_stats.extend(s for s in found if s.name == request.name)
+            async with self.repository.use(model, request.version) as served:
+                statistics = await served.statistics()
+            reply.model_stats.extend(s for s in statistics if s.name == request.name)
             if not reply.model_stats and recipe is not None:
                 raise NotFound(f"{request.name[:200]!r} was not asked for yet.").at("name")
         else:
-            for served in self.catalogue.served():
+            for served in self.repository.served():
                 reply.model_stats.extend(await served.statistics())
         return reply
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:
         """Every model with its state; explanations as models of their own."""
         reply = oip.RepositoryIndexResponse()
-        for name, version, state, reason in self.catalogue.index():
+        for name, version, state, reason in self.repository.index():
             if request.ready and state != READY:
                 continue
             reply.models.add(name=name, version=version, state=state, reason=reason[:500])
-        for served in self.catalogue.served():
+        for served in self.repository.served():
             for name, why_not in await served.explanations():
                 if request.ready and why_not:
                     continue
@@ -135,15 +136,15 @@ class InferenceService:
             raise InputError(
                 f"parameter {name[:100]!r}: models are loaded from the repository as they are; nothing can be uploaded."
             ).at("parameters")
-        await self.catalogue.load(request.model_name)
+        await self.repository.load(request.model_name)
         return oip.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
         """Take a model away, under explicit control."""
-        await self.catalogue.unload(request.model_name)
+        await self.repository.unload(request.model_name)
         return oip.RepositoryModelUnloadResponse()
 
     async def _of(self, name: str, version: str, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         model, _ = split(name)
-        async with self.catalogue.use(model, version) as served:
+        async with self.repository.use(model, version) as served:
             return await ask(served)

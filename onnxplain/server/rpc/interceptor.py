@@ -35,7 +35,7 @@ METADATA: ContextVar[Metadata] = ContextVar("metadata")  # of the call that begi
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodHandler:
     """One method of a service, as it is to be answered. open: no token, and answered while draining."""
 
     name: str
@@ -94,7 +94,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """
         service, _, short = name.lstrip("/").rpartition("/")
         kind = KINDS[inner.request_streaming, inner.response_streaming]
-        method = Method(
+        method = MethodHandler(
             name,
             service,
             short,
@@ -104,15 +104,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
             counts=self._metrics.method(kind, service, short),
         )
 
-        async def guarded(messages: Any, context: Context) -> Any:
-            return await self._guarded(method, messages, context)
+        async def handle(messages: Any, context: Context) -> Any:
+            return await self._answer(method, messages, context)
 
         parse = parsing(inner.request_deserializer)
         if inner.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(guarded, parse, inner.response_serializer)
-        return grpc.stream_unary_rpc_method_handler(guarded, parse, None)
+            return grpc.stream_stream_rpc_method_handler(handle, parse, inner.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(handle, parse, None)
 
-    async def _guarded(self, method: Method, messages: Any, context: Context) -> Any:
+    async def _answer(self, method: MethodHandler, messages: Any, context: Context) -> Any:
         """Answer one call; write down how it ended."""
         began = time.monotonic()
         metadata = METADATA.get()
@@ -144,14 +144,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         finally:  # before the client hears of it: the work ends first, and who counts calls has counted this one
             if code != "OK":
                 call.stop(problem if isinstance(problem, OnnxplainError) else None)
-            self._write_down(method, call, code, problem, time.monotonic() - began, context)
+            self._record(method, call, code, problem, time.monotonic() - began, context)
             if self._tracing is not None and span is not None:
-                self._tracing.end(span, code, grpc.StatusCode[code].value[0], call.fields)
+                self._tracing.end(span, code, grpc.StatusCode[code].value[0], call.log_fields)
         if problem is not None:
             await grpc_status.abort(context, problem, self._roots)
         return reply
 
-    def _admit(self, method: Method, call: Call, metadata: Metadata, context: Context) -> None:
+    def _admit(self, method: MethodHandler, call: Call, metadata: Metadata, context: Context) -> None:
         """Let the call in, or raise why not."""
         if method.open:
             return
@@ -166,7 +166,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if scope is not None:
             call.caller.require(scope)
 
-    async def _in_time(self, method: Method, call: Call, messages: Any, context: Context, began: float) -> Any:
+    async def _in_time(self, method: MethodHandler, call: Call, messages: Any, context: Context, began: float) -> Any:
         """Answer before the client's deadline and ours. gRPC cancels us at the client's; ours is kept here."""
         left = context.time_remaining()
         if left is not None:
@@ -185,10 +185,16 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 f"no answer within the {self._seconds:g} s that this server gives a request (--max-request-seconds)."
             ) from error
 
-    def _write_down(
-        self, method: Method, call: Call, code: str, problem: BaseException | None, seconds: float, context: Context
+    def _record(
+        self,
+        method: MethodHandler,
+        call: Call,
+        code: str,
+        problem: BaseException | None,
+        seconds: float,
+        context: Context,
     ) -> None:
-        """Count a call that ended, and log it: questions without a token only where debugging is asked for."""
+        """Count a call that ended, and log it: calls without a token only where debugging is asked for."""
         method.counts.ended(code, seconds)
         level = logging.DEBUG if method.open and code == "OK" else logging.INFO
         if LOG.isEnabledFor(level):
@@ -201,7 +207,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 "ms": round(seconds * 1000, 3),
                 "error": problem,
             }
-            fields = ours | call.fields | ours  # ours first, and never overwritten
+            fields = ours | call.log_fields | ours  # ours first, and never overwritten
             # Its turn comes when the answer is on its way: formatting and writing take a tenth of a millisecond.
             asyncio.get_running_loop().call_soon(partial(event, LOG, level, "call", **fields))
 

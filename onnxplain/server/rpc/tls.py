@@ -88,8 +88,8 @@ def peer_names(context: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, ...]:
 
     Not its common name: anything may stand there, and no browser or library checks it any more.
     """
-    found = context.auth_context().get("x509_subject_alternative_name", ())
-    return tuple(name.decode("utf-8", "replace") for name in found)
+    names = context.auth_context().get("x509_subject_alternative_name", ())
+    return tuple(name.decode("utf-8", "replace") for name in names)
 
 
 def _read(cert: Path, key: Path, ca: Path | None) -> tuple[Stamps, Pair]:
@@ -169,10 +169,10 @@ def _authority_problem(ca: Path) -> InputError | None:
 def _leaf(cert: Path) -> str:
     """The first certificate of a chain."""
     end = "-----END CERTIFICATE-----"
-    head, found, _ = cert.read_text(encoding="utf-8", errors="replace").partition(end)
-    if not found:
+    head, marker, _ = cert.read_text(encoding="utf-8", errors="replace").partition(end)
+    if not marker:
         raise ValueError("no certificate")
-    return head[head.index("-----BEGIN CERTIFICATE-----") :] + found
+    return head[head.index("-----BEGIN CERTIFICATE-----") :] + marker
 
 
 def _bytes(file: Path) -> bytes:
@@ -187,10 +187,10 @@ def _stamps(files: Sequence[Path | None]) -> Stamps:
     stamps: list[tuple[int, int, int] | None] = []
     for file in files:
         try:
-            found = None if file is None else file.stat()
+            status = None if file is None else file.stat()
         except OSError:
-            found = None
-        stamps.append(None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino))
+            status = None
+        stamps.append(None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino))
     return tuple(stamps)
 
 

@@ -1,4 +1,4 @@
-"""Admission: how much of one model's work may be in the house at once. Full is said at once, never waited for."""
+"""Admission: how much of one model's work may be in the server at once. Full is said at once, never waited for."""
 
 from __future__ import annotations
 

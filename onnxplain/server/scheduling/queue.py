@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxplain.errors import OnnxplainError, OutOfMemory
 from onnxplain.runtime.session import Array, Session, Stop
 from onnxplain.server.call import CALL
-from onnxplain.server.scheduling.scheduler import Outputs, Scheduler, Ticket, run_batch
+from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
+from onnxplain.server.scheduling.ticket import Outputs, RunReport, RunResult, Ticket
 
-MEMORY = 0.2  # weight of the newest run in the expected time
+NEWEST = 0.2  # weight of the newest run in the expected time
+_REPORTS: ContextVar[list[RunReport]] = ContextVar("reports")  # unset where nobody collects them
 
 
 @dataclass
 class QueueStats:
-    """What a lane did: for ModelStatistics and metrics. Times in seconds."""
+    """What a queue did: for ModelStatistics and metrics. Times in seconds; last: seconds since 1970."""
 
     runs: int = 0
     rows: int = 0
@@ -32,17 +37,32 @@ class QueueStats:
     last: float = 0.0
 
 
+@contextmanager
+def collected_reports() -> Iterator[list[RunReport]]:
+    """While inside: the report of every `ModelQueue.run` of this thread, appended to what is yielded.
+
+    An explainer runs its graphs by itself and returns an Explanation; whoever called it learns here how they went.
+    """
+    reports: list[RunReport] = []
+    token = _REPORTS.set(reports)
+    try:
+        yield reports
+    finally:
+        _REPORTS.reset(token)
+
+
 class ModelQueue:
     """One graph in onnxruntime.
 
-    open: makes the session, again after it was put away to save memory. nbytes: what an open session holds, about.
-    axes: the row axis of every input and output where rows go apart, else None: then every request runs alone.
+    open_session: makes the session, again after it was closed to save memory. nbytes: what an open session holds,
+    about. axes: the row axis of every input and output where rows go apart, else None: then every request runs alone.
+    observe: told of each run its mean seconds in the queue, its seconds in onnxruntime and its rows.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
-        shelf: SessionCache,
+        session_cache: SessionCache,
         open_session: Callable[[], Session],
         outputs: Sequence[str],
         nbytes: int,
@@ -53,19 +73,23 @@ class ModelQueue:
         self.max_rows = max_rows
         self.axes: Mapping[str, int] | None = None
         self.nbytes = nbytes
-        self.tally = QueueStats()
-        self._scheduler, self._shelf, self._open = scheduler, shelf, open_session
+        self.stats = QueueStats()
+        self._scheduler, self._session_cache, self._open_session = scheduler, session_cache, open_session
         self._observe = observe
         self._lock = threading.Lock()
         self._expected = 0.0  # seconds per run, decaying mean
         self._running: dict[Stop, list[Ticket]] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Outputs:
-        """Wait in line and run; for threads. The current call's deadline and cancellation hold."""
-        return self.submit(feeds, outputs).result()
+        """Wait and run; for threads. The current call's deadline and cancellation hold."""
+        result = self.submit(feeds, outputs).result()
+        reports = _REPORTS.get(None)
+        if reports is not None:
+            reports.append(result.report)
+        return result.outputs
 
-    def submit(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Future[Outputs]:
-        """Stand in line. Raises Expired, Cancelled, Unavailable."""
+    def submit(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Future[RunResult]:
+        """Enqueue a run. Raises Expired, Cancelled, Unavailable."""
         names = tuple(self.outputs if outputs is None else outputs)
         lengths = {array.shape[0] if array.ndim else -1 for array in feeds.values()}
         rows = max(1, *lengths) if lengths else 1
@@ -76,7 +100,7 @@ class ModelQueue:
 
     def session(self) -> Session:
         """The session, opened if it is not."""
-        return self._shelf.take(self, self._open)
+        return self._session_cache.get(self, self._open_session)
 
     def expected(self, rows: int) -> float:
         """Seconds a run takes, as far as is known; 0 before the first."""
@@ -107,71 +131,79 @@ class ModelQueue:
         for ticket in batch:
             reason = ticket.stopped()
             if reason is not None:
-                ticket.finish(None, reason)
+                ticket.fail(reason)
             elif not ticket.done:
                 wanted.append(ticket)
         if not wanted:
             return
-        rows = sum(t.rows for t in wanted)
-        for ticket in wanted:  # before anybody is answered, since the answer tells it
-            if ticket.call is not None:
-                fields = ticket.call.fields
-                fields["queue_ms"] = fields.get("queue_ms", 0.0) + round(1e3 * (begun - ticket.queued), 3)  # type: ignore[operator]
-                fields["batch_rows"] = rows
         stop = Stop()
         with self._lock:
             self._running[stop] = wanted
         if all(t.done for t in wanted):  # stopped in between
             stop()
-        with self._shelf.pinned(self):
+        with self._session_cache.pinned(self):
             try:
-                run_batch(self, wanted, stop)
+                self._run_batch(wanted, stop, begun, sum(t.rows for t in wanted))
             except BaseException as error:  # the session could not be opened
                 for ticket in wanted:
-                    ticket.finish(None, error)
+                    ticket.fail(error)
         with self._lock:
             del self._running[stop]
         self._count(wanted, begun, time.monotonic() - begun)
 
+    def _run_batch(self, batch: Sequence[Ticket], stop: Stop, begun: float, batch_rows: int) -> None:
+        """Run tickets together and give each its rows; on failure apart, so that one's trouble is not the others'.
+
+        begun: monotonic time. batch_rows: of the run that was meant, which is what is reported.
+        """
+        reports = [RunReport(begun - ticket.queued_at, batch_rows) for ticket in batch]
+        if len(batch) == 1:
+            (ticket,) = batch
+            try:
+                ticket.succeed(self.session().run(ticket.feeds, ticket.outputs, stop), reports[0])
+            except OnnxplainError as error:
+                ticket.fail(ticket.stopped() or error)
+            except BaseException as error:
+                ticket.fail(error)
+            return
+        feeds = {name: np.concatenate([ticket.feeds[name] for ticket in batch]) for name in batch[0].feeds}
+        try:
+            outputs = self.session().run(feeds, batch[0].outputs, stop)
+        except OutOfMemory:
+            half = len(batch) // 2
+            for part in (batch[:half], batch[half:]):
+                self._run_batch(part, stop, begun, batch_rows)
+            return
+        except OnnxplainError:
+            for ticket in batch:
+                if not ticket.done:
+                    self._run_batch([ticket], stop, begun, batch_rows)
+            return
+        except BaseException as error:
+            for ticket in batch:
+                ticket.fail(error)
+            return
+        start = 0
+        for ticket, report in zip(batch, reports, strict=True):
+            rows = slice(start, start + ticket.rows)
+            start += ticket.rows
+            ticket.succeed({name: self.part(name, array, rows) for name, array in outputs.items()}, report)
+
     def _count(self, batch: list[Ticket], begun: float, seconds: float) -> None:
-        rows, tally = sum(t.rows for t in batch), self.tally
-        waited = sum(begun - t.queued for t in batch)
+        rows, stats = sum(t.rows for t in batch), self.stats
+        waited = sum(begun - t.queued_at for t in batch)
         failed = sum(1 for t in batch if t.future.exception() is not None)
         if not failed:
             alone = seconds if rows <= self.max_rows else seconds * self.max_rows / rows
-            self._expected = alone if not tally.runs else (1 - MEMORY) * self._expected + MEMORY * alone
+            self._expected = alone if not stats.runs else (1 - NEWEST) * self._expected + NEWEST * alone
         with self._lock:
-            tally.runs += 1
-            tally.rows += rows
-            tally.requests += len(batch)
-            tally.failures += failed
-            tally.queued += waited
-            tally.computed += seconds
-            tally.batches[rows] = tally.batches.get(rows, 0) + 1
-            tally.last = time.time()
+            stats.runs += 1
+            stats.rows += rows
+            stats.requests += len(batch)
+            stats.failures += failed
+            stats.queued += waited
+            stats.computed += seconds
+            stats.batches[rows] = stats.batches.get(rows, 0) + 1
+            stats.last = time.time()
         if self._observe is not None:
             self._observe(waited / len(batch), seconds, rows)
-
-
-def separable(lane: ModelQueue, feeds: Mapping[str, Array], tolerance: float = 1e-5) -> bool:
-    """Whether rows run together answer as rows run apart, within `tolerance` of the largest value. feeds: some rows."""
-    axes = lane.axes
-    if axes is None:
-        return False
-    names = [name for name in lane.outputs if name in axes]
-    together = lane.session().run(feeds, names)
-    count = len(next(iter(feeds.values())))
-    for row in range(count):
-        alone = lane.session().run({name: array[row : row + 1] for name, array in feeds.items()}, names)
-        for name in names:
-            a, b = lane.part(name, together[name], slice(row, row + 1)), alone[name]
-            if a.shape != b.shape:
-                return False
-            if a.dtype.kind != "f":
-                if not np.array_equal(a, b):
-                    return False
-                continue
-            scale = float(np.max(np.abs(b), initial=0.0, where=np.isfinite(b)))
-            if not np.allclose(a, b, rtol=0, atol=tolerance * scale + 1e-30, equal_nan=True):
-                return False
-    return True

@@ -1,30 +1,32 @@
-"""Open sessions, bounded by bytes: the one not used for longest is put away first, never one that runs."""
+"""Open sessions, bounded by bytes: the one not used for longest is closed first, never one that runs."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from onnxplain.cpu_session import give_back
 from onnxplain.runtime.session import Session
 
-if TYPE_CHECKING:
-    from onnxplain.server.scheduling.queue import ModelQueue
+
+class SessionOwner(Protocol):
+    """Whose session it is, told apart by being another one. nbytes: what the session holds while it is open, about."""
+
+    nbytes: int
 
 
 class SessionCache:
-    """Sessions by lane. budget: bytes; what runs now may exceed it."""
+    """Sessions by owner. budget: bytes; what runs now may exceed it."""
 
     def __init__(self, budget: int, changed: Callable[[int], None] | None = None):
         self.budget = budget
-        self._open: OrderedDict[ModelQueue, Session] = OrderedDict()
-        self._pins: dict[ModelQueue, int] = {}
-        self._making: dict[ModelQueue, threading.Lock] = {}
+        self._open: OrderedDict[SessionOwner, Session] = OrderedDict()
+        self._pins: dict[SessionOwner, int] = {}
+        self._making: dict[SessionOwner, threading.Lock] = {}
         self._lock = threading.Lock()
         self._changed = changed
 
@@ -32,71 +34,67 @@ class SessionCache:
     def nbytes(self) -> int:
         """What the open sessions hold, about."""
         with self._lock:
-            return sum(lane.nbytes for lane in self._open)
+            return sum(owner.nbytes for owner in self._open)
 
-    def take(self, lane: ModelQueue, make: Callable[[], Session]) -> Session:
-        """The session of a lane; made once however many ask."""
+    def get(self, owner: SessionOwner, make: Callable[[], Session]) -> Session:
+        """The session of an owner; made once however many ask."""
         with self._lock:
-            session = self._open.get(lane)
+            session = self._open.get(owner)
             if session is not None:
-                self._open.move_to_end(lane)
+                self._open.move_to_end(owner)
                 return session
-            making = self._making.setdefault(lane, threading.Lock())
+            making = self._making.setdefault(owner, threading.Lock())
         with making:
             with self._lock:
-                session = self._open.get(lane)
+                session = self._open.get(owner)
             if session is None:
                 session = make()
                 with self._lock:
-                    self._open[lane] = session
+                    self._open[owner] = session
                 self._shrink()
         return session
 
     @contextmanager
-    def pinned(self, lane: ModelQueue) -> Iterator[None]:
-        """While inside, the lane's session stays."""
+    def pinned(self, owner: SessionOwner) -> Iterator[None]:
+        """While inside, the owner's session stays."""
         with self._lock:
-            self._pins[lane] = self._pins.get(lane, 0) + 1
+            self._pins[owner] = self._pins.get(owner, 0) + 1
         try:
             yield
         finally:
             with self._lock:
-                self._pins[lane] -= 1
-                if not self._pins[lane]:
-                    del self._pins[lane]
+                self._pins[owner] -= 1
+                if not self._pins[owner]:
+                    del self._pins[owner]
 
-    def drop(self, lane: ModelQueue) -> None:
-        """Forget a lane for good."""
+    def drop(self, owner: SessionOwner) -> None:
+        """Forget an owner for good."""
         with self._lock:
-            self._open.pop(lane, None)
-            self._making.pop(lane, None)
-        self._tell()
+            self._open.pop(owner, None)
+            self._making.pop(owner, None)
+        self._report()
 
     def _shrink(self) -> None:
-        away: list[Session] = []
+        closed: list[Session] = []
         with self._lock:
-            used = sum(lane.nbytes for lane in self._open)
-            for lane in list(self._open)[:-1]:
+            used = sum(owner.nbytes for owner in self._open)
+            for owner in list(self._open)[:-1]:
                 if used <= self.budget:
                     break
-                if lane not in self._pins:
-                    away.append(self._open.pop(lane))
-                    used -= lane.nbytes
-        if away:
-            away.clear()
-            give_back()
-        self._tell()
+                if owner not in self._pins:
+                    closed.append(self._open.pop(owner))
+                    used -= owner.nbytes
+        if closed:
+            closed.clear()
+            free_memory()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self._changed is not None:
             self._changed(self.nbytes)
 
 
-def give_back() -> None:
-    """Return freed memory to the system, where the C library can."""
+def free_memory() -> None:
+    """Collect cycles, and return freed memory to the system, where the C library can."""
     gc.collect()
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):  # another C library
-            return
+    give_back()

@@ -41,10 +41,10 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record."""
-        found: dict[str, object] = {key: _plain(value) for key, value in _fields(record)}
+        record_fields: dict[str, object] = {key: _plain(value) for key, value in _fields(record)}
         if record.exc_info and record.exc_info[1] is not None:
-            found["trace"] = "".join(traceback.format_exception(record.exc_info[1]))[-TRACE:]
-        return json.dumps(found)
+            record_fields["trace"] = "".join(traceback.format_exception(record.exc_info[1]))[-TRACE:]
+        return json.dumps(record_fields)
 
 
 class TextLines(logging.Formatter):

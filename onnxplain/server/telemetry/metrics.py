@@ -88,7 +88,7 @@ class Metrics:
         self._loads.labels("ok" if ok else "failed").inc()
 
     def queue(self, model: str, rows: int, nbytes: int) -> None:
-        """How much of a model's work is in the house now."""
+        """How much of a model's work is in the server now."""
         with self._lock:
             if model in self._models:
                 self._rows.labels(model).set(rows)
@@ -119,7 +119,7 @@ class Metrics:
         self._sessions.set(nbytes)
 
     def restarted(self) -> None:
-        """A child process died and was started again."""
+        """A worker process died and was started again."""
         self._restarts.inc()
 
     def serve(self, host: str, port: int) -> Callable[[], None]:

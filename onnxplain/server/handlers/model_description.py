@@ -16,21 +16,22 @@ from onnxplain.methods import METHODS
 from onnxplain.methods.options import Option
 from onnxplain.recipes import named, recipe_names
 from onnxplain.runtime.open import bytes_per_stream
-from onnxplain.server.handlers.explain_request import plain, recipe_of
-from onnxplain.server.models.loaded import LoadedModel, Variant
-from onnxplain.server.models.ports import Port
+from onnxplain.server.handlers.explain_request import recipe_and_head, struct_fields
+from onnxplain.server.models.inference_metadata import TensorMetadata
+from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.server.models.served import EXPLAIN
+from onnxplain.server.models.variant import Variant
 from onnxplain.v1 import explainer_pb2 as v1
 
 
-class Answers:
-    """About one model."""
+class ModelDescription:
+    """What can be said of one model, as replies."""
 
     def __init__(self, model: LoadedModel):
         self.model = model
 
     def explainability(
-        self, request: v1.GetExplainabilityRequest, inputs: list[Port], outputs: list[Port]
+        self, request: v1.GetExplainabilityRequest, inputs: list[TensorMetadata], outputs: list[TensorMetadata]
     ) -> v1.GetExplainabilityResponse:
         """Inputs, labels and settings; usable and blocked methods; the rule of every kind of node by one recipe."""
         model, subject, settings = self.model, self.model.subject, self.model.settings
@@ -40,18 +41,18 @@ class Answers:
             kind=settings.output.kind or "",
             explained=subject.resolved.explained,
             default_recipe=model.recipe.title,
-            max_message_bytes=model.house.options.max_message_bytes,
+            max_message_bytes=model.context.options.max_message_bytes,
             description=settings.description,
-            max_batch_size=model.gate.max_rows,
+            max_batch_size=model.admission.max_rows,
         )
-        reply.default_options.update(plain(model.recipe.content()))
-        for target, found in ((reply.inputs, inputs), (reply.outputs, outputs)):
-            for port in found:
-                target.add(name=port.name, datatype=port.datatype, shape=port.shape or (), any_rank=port.shape is None)
+        reply.default_options.update(struct_fields(model.recipe.content()))
+        for field, tensors in ((reply.inputs, inputs), (reply.outputs, outputs)):
+            for t in tensors:
+                field.add(name=t.name, datatype=t.datatype, shape=t.shape or (), any_rank=t.shape is None)
         for n, spec in enumerate(subject.inputs):
             picture, columns = settings.picture(spec.name, n), settings.columns(spec.name, n)
             if picture is not None or columns:
-                table = {} if picture is None else plain(dataclasses.asdict(picture))
+                table = {} if picture is None else struct_fields(dataclasses.asdict(picture))
                 reply.input_settings.update({spec.name: table | ({"features": list(columns)} if columns else {})})
         if request.view != v1.EXPLAINABILITY_VIEW_BASIC:
             self._methods(reply, request)
@@ -60,18 +61,18 @@ class Answers:
     def _methods(self, reply: v1.GetExplainabilityResponse, request: v1.GetExplainabilityRequest) -> None:
         """What works and what blocks, method by method, and by one recipe op by op."""
         model, subject = self.model, self.model.subject
-        recipe, _ = recipe_of(request.recipe, model)
+        recipe, _ = recipe_and_head(request.recipe, model)
         recipe = recipe or model.recipe
         all_methods = model.coverage()
-        chosen = coverage(subject.normalised, subject.resolved, subject.request, recipe)
-        reply.supported = recipe.method not in chosen.blocked
-        reply.attributable.extend(chosen.attributed or all_methods.attributed)
+        covered = coverage(subject.normalised, subject.resolved, subject.request, recipe)
+        reply.supported = recipe.method not in covered.blocked
+        reply.attributable.extend(covered.attributed or all_methods.attributed)
         reply.methods.extend(name for name in METHODS if name not in all_methods.blocked)
-        reply.streams = chosen.streams or all_methods.streams
+        reply.streams = covered.streams or all_methods.streams
         for name, reason in all_methods.blocked.items():
             reply.blocked_methods.add(method=name, reason=reason)
-        self._ops(reply, chosen.rules.get(recipe.method, {}), chosen.nodes.get(recipe.method, {}))
-        if recipe.method not in chosen.blocked:
+        self._ops(reply, covered.rules.get(recipe.method, {}), covered.nodes.get(recipe.method, {}))
+        if recipe.method not in covered.blocked:
             variant = model.variant(recipe)
             reply.estimated_bytes_per_row = bytes_per_stream(variant.explainer.compiled.model)
 
@@ -103,7 +104,7 @@ class Answers:
         return config_of(variant.explainer, f"{self.model.name}{EXPLAIN}")
 
 
-def recipes(page_size: int, token: str) -> v1.ListRecipesResponse:
+def list_recipes(page_size: int, token: str) -> v1.ListRecipesResponse:
     """All recipes by name, in pages."""
     names = recipe_names()
     if token and token not in names:
@@ -138,7 +139,7 @@ def _info(name: str) -> v1.RecipeInfo:
         if name != recipe.method:
             info.title, info.cite = f"{method.doc} Composite: {composite.doc}", f"{method.cite}; {composite.cite}"
     json_format.ParseDict({"type": "object", "properties": properties}, info.schema)
-    info.defaults.update(plain({**recipe.content(), "head": "cut"}))
+    info.defaults.update(struct_fields({**recipe.content(), "head": "cut"}))
     return info
 
 

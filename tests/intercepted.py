@@ -1,4 +1,4 @@
-"""A real grpc.aio server with our guard and a few handlers of its own, for tests."""
+"""A real grpc.aio server with our interceptor and a few handlers of its own, for tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Echo:
         call = CALL.get()
         self.calls.append(call)
         call.on_stop(lambda: self.stopped.append(call))
-        call.fields.update(model="clf", rows=1)
+        call.log_fields.update(model="clf", rows=1)
         if request == b"fail":
             raise UnknownName("model", "/srv/models/x", ["y"]).at("model")
         if request == b"crash":
@@ -88,14 +88,14 @@ class Echo:
 
 @asynccontextmanager
 async def serving(
-    guard: Interceptor | None,
+    interceptor: Interceptor | None,
     handlers: list[grpc.GenericRpcHandler],
     credentials: grpc.ServerCredentials | None = None,
     concurrent: int | None = None,
 ) -> AsyncIterator[str]:
     """The address of a server that answers while inside."""
     server = grpc.aio.server(
-        interceptors=[guard] if guard else [],
+        interceptors=[interceptor] if interceptor else [],
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)],
         maximum_concurrent_rpcs=concurrent,
     )
@@ -116,7 +116,7 @@ SECRET = "a-token-of-the-tests-0123456789"
 
 
 def descendants(kind: type) -> list[type]:
-    return [kind, *(deeper for child in kind.__subclasses__() for deeper in descendants(child))]
+    return [kind, *(deeper for worker in kind.__subclasses__() for deeper in descendants(worker))]
 
 
 ERRORS = [kind for kind in descendants(OnnxplainError) if kind.__module__ == errors.__name__]
@@ -136,13 +136,13 @@ def details(status: status_pb2.Status) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def guarded(guard: Interceptor | None = None, parse=None):
-    """(echo, channel, metrics) of a server with our guard."""
+async def intercepted(interceptor: Interceptor | None = None, parse=None):
+    """(echo, channel, metrics) of a server with our interceptor."""
     metrics = Metrics()
     echo = Echo()
-    guard = guard or Interceptor(metrics, roots=[ROOT])
-    async with serving(guard, echo.handlers(parse)) as address, grpc.aio.insecure_channel(address) as channel:
-        yield echo, channel, guard._metrics
+    interceptor = interceptor or Interceptor(metrics, roots=[ROOT])
+    async with serving(interceptor, echo.handlers(parse)) as address, grpc.aio.insecure_channel(address) as channel:
+        yield echo, channel, interceptor._metrics
 
 
 def counted(metrics: Metrics, code: str = "OK", method: str = "Explain", kind: str = "unary") -> float:

@@ -10,17 +10,17 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedModel
 from onnxplain.server.scheduling.queue import ModelQueue
+from onnxplain.wire.inference import POOL
 from onnxplain.wire.inference import messages as oip
-from onnxplain.wire.inference import pool
 from onnxplain.wire.tensors import datatype_of
 
 PLATFORM = "onnxruntime_onnx"  # Triton's word for it; load generators look for it
 BACKEND = "onnxruntime"
-TYPES = pool.FindEnumTypeByName("inference.DataType").values_by_name
+TYPES = POOL.FindEnumTypeByName("inference.DataType").values_by_name
 
 
 @dataclass(frozen=True)
-class Port:
+class TensorMetadata:
     """One input or output. shape: -1 where any length goes; None: the rank is not known."""
 
     name: str
@@ -28,17 +28,17 @@ class Port:
     shape: tuple[int, ...] | None
 
 
-def ports(values: Iterable[ir.Value]) -> list[Port]:
-    """The ports of a graph. Raises UnsupportedModel for what cannot be sent."""
-    found = []
+def tensor_metadata(values: Iterable[ir.Value]) -> list[TensorMetadata]:
+    """The inputs or outputs of a graph. Raises UnsupportedModel for what cannot be sent."""
+    tensors = []
     for value in values:
         if value.dtype is None or not isinstance(value.type, ir.TensorType):
             raise UnsupportedModel(
                 f"{value.name}: it is {value.type}, and only tensors can be served; export the model without it "
                 "(skl2onnx: options={'zipmap': False})."
             )
-        found.append(Port(str(value.name), _datatype(value), _shape(value)))
-    return found
+        tensors.append(TensorMetadata(str(value.name), _datatype(value), _shape(value)))
+    return tensors
 
 
 def _datatype(value: ir.Value) -> str:
@@ -60,50 +60,50 @@ def _shape(value: ir.Value) -> tuple[int, ...] | None:
     return None if value.shape is None else tuple(d if isinstance(d, int) else -1 for d in value.shape)
 
 
-def metadata(name: str, versions: list[str], inputs: list[Port], outputs: list[Port]) -> Any:
+def model_metadata(name: str, versions: list[str], inputs: list[TensorMetadata], outputs: list[TensorMetadata]) -> Any:
     """ModelMetadataResponse. Field 6 stays empty: KServe, MLServer and Triton disagree on it."""
     reply = oip.ModelMetadataResponse(name=name, versions=versions, platform=PLATFORM)
-    for target, found in ((reply.inputs, inputs), (reply.outputs, outputs)):
-        for port in found:
-            target.add(name=port.name, datatype=port.datatype, shape=port.shape or ())
+    for target, tensors in ((reply.inputs, inputs), (reply.outputs, outputs)):
+        for tensor in tensors:
+            target.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape or ())
     return reply
 
 
-def configuration(name: str, inputs: list[Port], outputs: list[Port], lane: ModelQueue) -> Any:
+def model_config(name: str, inputs: list[TensorMetadata], outputs: list[TensorMetadata], queue: ModelQueue) -> Any:
     """ModelConfigResponse: with a batch size where requests are put together."""
     reply = oip.ModelConfigResponse()
     config = reply.config
     config.name, config.platform, config.backend = name, PLATFORM, BACKEND
-    batched = lane.axes is not None and all(lane.axes.get(p.name) == 0 for p in (*inputs, *outputs))
-    config.max_batch_size = lane.max_rows if batched else 0
+    batched = queue.axes is not None and all(queue.axes.get(p.name) == 0 for p in (*inputs, *outputs))
+    config.max_batch_size = queue.max_rows if batched else 0
     config.version_policy.latest.num_versions = 1
-    for target, found in ((config.input, inputs), (config.output, outputs)):
-        for port in found:
-            dims = port.shape or ()
-            entry = target.add(name=port.name, dims=dims[1:] if batched else dims)
-            entry.data_type = TYPES[f"TYPE_{'STRING' if port.datatype == 'BYTES' else port.datatype}"].number
+    for target, tensors in ((config.input, inputs), (config.output, outputs)):
+        for tensor in tensors:
+            dims = tensor.shape or ()
+            entry = target.add(name=tensor.name, dims=dims[1:] if batched else dims)
+            entry.data_type = TYPES[f"TYPE_{'STRING' if tensor.datatype == 'BYTES' else tensor.datatype}"].number
     if batched:
         config.dynamic_batching.SetInParent()
     return reply
 
 
-def statistics(name: str, version: str, lane: ModelQueue) -> Any:
-    """ModelStatistics of one lane. Times in nanoseconds, as Triton counts them."""
-    tally = lane.tally
-    found = oip.ModelStatistics(
+def model_statistics(name: str, version: str, queue: ModelQueue) -> Any:
+    """ModelStatistics of one queue. Times in nanoseconds, as Triton counts them."""
+    counted = queue.stats
+    statistics = oip.ModelStatistics(
         name=name,
         version=version,
-        last_inference=int(1000 * tally.last),
-        inference_count=tally.rows,
-        execution_count=tally.runs,
+        last_inference=int(1000 * counted.last),
+        inference_count=counted.rows,
+        execution_count=counted.runs,
     )
-    stats = found.inference_stats
-    good = tally.requests - tally.failures
-    stats.success.count, stats.success.ns = good, int(1e9 * (tally.queued + tally.computed))
-    stats.fail.count = tally.failures
-    stats.queue.count, stats.queue.ns = tally.requests, int(1e9 * tally.queued)
-    stats.compute_infer.count, stats.compute_infer.ns = good, int(1e9 * tally.computed)
-    for rows, runs in sorted(tally.batches.items()):
-        batch = found.batch_stats.add(batch_size=rows)
+    stats = statistics.inference_stats
+    good = counted.requests - counted.failures
+    stats.success.count, stats.success.ns = good, int(1e9 * (counted.queued + counted.computed))
+    stats.fail.count = counted.failures
+    stats.queue.count, stats.queue.ns = counted.requests, int(1e9 * counted.queued)
+    stats.compute_infer.count, stats.compute_infer.ns = good, int(1e9 * counted.computed)
+    for rows, runs in sorted(counted.batches.items()):
+        batch = statistics.batch_stats.add(batch_size=rows)
         batch.compute_infer.count = runs
-    return found
+    return statistics

@@ -1,4 +1,4 @@
-"""A child's log lines in the server's own log."""
+"""A worker's log lines in the server's own log."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 from onnxplain.server.telemetry.logs import event
 
 LOG = logging.getLogger("onnxplain.server.worker")
-LINES, WINDOW = 100, 10.0  # lines of one child per so many seconds: a model must not fill the disk
+LINES, WINDOW = 100, 10.0  # lines of one worker per so many seconds: a model must not fill the disk
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
-class ChildTrace(Exception):
-    """A stack trace of a child; it is what is logged with the record."""
+class WorkerTrace(Exception):
+    """A stack trace of a worker; it is what is logged with the record."""
 
 
-class Relay:
-    """Logs lines of one child under its model's name; drops what comes too fast, and says so."""
+class LogForwarder:
+    """Logs lines of one worker under its model's name; drops what comes too fast, and says so."""
 
     def __init__(self, model: str = ""):
         self.model = model
         self._began, self._lines = 0.0, 0
 
-    def take(self, line: bytes) -> None:
+    def forward(self, line: bytes) -> None:
         """Log one line: a record of ours as JSON, or whatever a library printed."""
         now = time.monotonic()
         if now - self._began > WINDOW:
@@ -51,7 +51,7 @@ class Relay:
         about = {key: value for key, value in record.items() if isinstance(value, str | int | float)}
         fields = {**about, "model": self.model}
         if isinstance(trace, str):
-            problem = ChildTrace(trace)
-            LOG.log(number, name, exc_info=(ChildTrace, problem, None), extra={"fields": fields})
+            problem = WorkerTrace(trace)
+            LOG.log(number, name, exc_info=(WorkerTrace, problem, None), extra={"fields": fields})
         else:
             event(LOG, number, name, **fields)

@@ -1,0 +1,57 @@
+"""One version of one model in the repository: its state, who uses it, when it is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+
+from onnxplain.errors import OnnxplainError
+from onnxplain.server.models.served import Served
+from onnxplain.server.scheduling.session_cache import free_memory
+from onnxplain.server.telemetry.logs import event
+from onnxplain.sources import ModelSource, Release
+
+LOG = logging.getLogger("onnxplain.server")
+READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
+FIRST_RETRY, LONGEST_RETRY = 5.0, 60.0  # seconds between attempts at a release that failed or a source that is silent
+
+
+@dataclass
+class ModelEntry:
+    """One version of one model. users: calls being answered by it; it is closed when there are none left."""
+
+    release: Release
+    source: ModelSource
+    state: str = LOADING
+    reason: str = ""
+    served: Served | None = None
+    users: int = 0
+    retired: bool = False
+    failures: int = 0
+    retry_at: float = 0.0  # monotonic time before which a failed release is not tried anew
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def fail(self, release: Release, error: OnnxplainError) -> None:
+        """This release could not be loaded; what answers goes on answering."""
+        self.failures += 1
+        self.retry_at = time.monotonic() + min(LONGEST_RETRY, FIRST_RETRY * 2 ** (self.failures - 1))
+        self.state, self.reason = UNAVAILABLE, str(error)
+        self.release = release
+        event(LOG, logging.ERROR, "not loaded", model=release.name, version=release.version, reason=str(error))
+
+    def retire(self) -> None:
+        """No new calls; `drain` follows."""
+        self.retired, self.state = True, UNLOADING
+
+    async def drain(self) -> None:
+        """Close the model when its last call is answered."""
+        while self.users:
+            self.idle.clear()
+            await self.idle.wait()
+        assert self.served is not None
+        await self.served.close()
+        self.served = None
+        await asyncio.to_thread(free_memory)  # a model is a web of cycles: its memory waits for the collector
+        event(LOG, logging.INFO, "freed", model=self.release.name, version=self.release.version)

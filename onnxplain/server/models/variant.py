@@ -1,0 +1,40 @@
+"""A model with one recipe: the compiled explainer and the queues its graphs run in."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from onnxplain.explainer import Explainer
+from onnxplain.runtime.open import serialised
+from onnxplain.server.models.inference_metadata import TensorMetadata, tensor_metadata
+from onnxplain.server.scheduling.queue import ModelQueue
+
+
+@dataclass
+class Variant:
+    """An explainer, the queue of its graph and that of the model alone. seconds: it took to compile."""
+
+    explainer: Explainer
+    queue: ModelQueue
+    forward_queue: ModelQueue
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the compiled graph's bytes, in hex; found when first asked for."""
+        return hashlib.sha256(serialised(self.explainer.compiled.model)).hexdigest()
+
+    @cached_property
+    def recipe_digest(self) -> str:
+        """The recipe's digest."""
+        return self.explainer.recipe.digest
+
+    @cached_property
+    def signature(self) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
+        """Inputs and outputs of the compiled graph."""
+        graph = self.explainer.compiled.model.graph
+        inputs = tensor_metadata(v for v in graph.inputs if v.name not in graph.initializers)
+        return inputs, tensor_metadata(graph.outputs)
