@@ -9,7 +9,7 @@ from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import Portion, Relevance, common
 from onnxplain.rules.linear import negated
 from onnxplain.rules.registry import RuleCall
-from onnxplain.vjp.linear import weight_and_bias
+from onnxplain.vjp import weight_and_bias
 
 CITE = "Gu, Yang and Tresp 2018, Understanding Individual Decisions of CNNs via Contrastive Backpropagation, section 4"
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward_builder import Backward
+from onnxplain.graph.bounds import MONOTONE
 from onnxplain.graph.node import Node, constant
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.registry import case, vjp
@@ -25,7 +26,17 @@ def rises_with(node: Node, monotone: bool) -> ir.Value:
     return node.y if monotone else node.x
 
 
-@vjp("Relu", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5), sample="away")])
+@vjp(
+    "Relu",
+    kind="activation",
+    zero_at_zero=True,
+    rectifies=True,
+    zero_or_input=True,
+    bounds=MONOTONE,
+    streams=streams.elementwise,
+    sign=signs.always,
+    cases=[case(x=(2, 5), sample="away")],
+)
 def relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """g where y > 0. The mask is read from y: reading x costs onnxruntime its Conv+Relu fusion."""
     return [gated(op, node, g, positive(op, node.y))]
@@ -45,14 +56,16 @@ def gated(op: Backward, node: Node, g: ir.Value, condition: ir.Value) -> ir.Valu
     return g * op.once(("gate", condition, dtype), lambda: op.Cast(condition, to=int(dtype)))  # type: ignore[no-any-return]
 
 
-@vjp("Sigmoid", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5))])
+@vjp("Sigmoid", kind="activation", head="cut", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5))])
 def sigmoid(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = y (1 - y)."""
     y = op.real(node.y)
     return [g * y * (1.0 - y)]
 
 
-@vjp("Tanh", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+@vjp(
+    "Tanh", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))]
+)
 def tanh(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = 1 - y^2."""
     y = op.real(node.y)
@@ -73,9 +86,24 @@ def clip_sign(node: Node, known: Sequence[bool]) -> bool:
     return reaches and above and (known[0] or (low is not None and bool(np.all(np.asarray(low) >= 0))))
 
 
+def clip_keeps_zero(node: Node) -> bool:
+    """Whether 0 lies between the ends."""
+    low, high = constant(node.input(1)), constant(node.input(2))
+    return (low is None or float(low) <= 0) and (high is None or float(high) >= 0)
+
+
+def clip_rectifies(node: Node) -> bool:
+    """Whether it is clipped at 0 from below (Relu6)."""
+    low = constant(node.input(1))
+    return low is not None and float(low) == 0.0
+
+
 @vjp(
     "Clip",
     kind="activation",
+    zero_at_zero=clip_keeps_zero,
+    rectifies=clip_rectifies,
+    bounds=MONOTONE,
     broadcasts=True,
     streams=streams.elementwise,
     sign=clip_sign,
@@ -117,6 +145,7 @@ def clip(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "LeakyRelu",
     kind="activation",
+    zero_at_zero=True,
     streams=streams.elementwise,
     sign=signs.first,
     cases=[case(x=(2, 5), sample="away"), case(x=(2, 5), alpha=0.3), case(x=(2, 5), alpha=-0.2, sample="away")],
@@ -130,6 +159,7 @@ def leaky_relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "PRelu",
     kind="activation",
+    zero_at_zero=True,
     broadcasts=True,
     streams=streams.elementwise,
     sign=signs.first,
@@ -149,12 +179,19 @@ def prelu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 
 
 @vjp(
-    "Elu", kind="activation", streams=streams.elementwise, sign=signs.first,
+    "Elu", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first,
     cases=[case(x=(2, 5), sample="away"), case(x=(2, 5), alpha=0.5, sample="away"), case(x=(2, 5), alpha=-0.5)],
 )  # fmt: skip
-@vjp("Selu", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5), sample="away")])
 @vjp(
-    "Celu", kind="activation", streams=streams.elementwise, sign=signs.first,
+    "Selu",
+    kind="activation",
+    zero_at_zero=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 5), sample="away")],
+)
+@vjp(
+    "Celu", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first,
     cases=[case(x=(2, 5), sample="away"), case(x=(2, 5), alpha=2.0, sample="away")],
 )  # fmt: skip
 def exponential_unit(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
@@ -177,7 +214,14 @@ def softplus(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [g * op.Sigmoid(op.real(node.x))]
 
 
-@vjp("Softsign", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+@vjp(
+    "Softsign",
+    kind="activation",
+    zero_at_zero=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 5))],
+)
 def softsign(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = x / (1 + |x|), dy/dx = 1 / (1 + |x|)^2."""
     width = 1.0 + op.Abs(op.real(node.x))
@@ -197,7 +241,13 @@ def hard_sigmoid(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [op.Where(inside, g * node.attr("alpha", 0.2), 0.0)]
 
 
-@vjp("HardSwish", kind="activation", streams=streams.elementwise, cases=[case(x=(6, 5)), case(x=(3,), sample="apart")])
+@vjp(
+    "HardSwish",
+    kind="activation",
+    zero_at_zero=True,
+    streams=streams.elementwise,
+    cases=[case(x=(6, 5)), case(x=(3,), sample="apart")],
+)
 def hard_swish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = x clip(x / 6 + 1/2, 0, 1): slope 0 up to -3, x / 3 + 1/2 up to 3, then 1."""
     x = op.real(node.x)
@@ -208,6 +258,7 @@ def hard_swish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Swish",
     kind="activation",
+    zero_at_zero=True,
     streams=streams.elementwise,
     sign=signs.first,
     cases=[case(x=(2, 5), opset=24), case(x=(2, 5), opset=24, alpha=1.7)],
@@ -222,6 +273,7 @@ def swish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Gelu",
     kind="activation",
+    zero_at_zero=True,
     streams=streams.elementwise,
     cases=[case(x=(2, 5), opset=20), case(x=(2, 5), opset=20, approximate="tanh")],
 )
@@ -239,7 +291,9 @@ def gelu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [g * (0.5 * (1.0 + t) + x * slope)]
 
 
-@vjp("Mish", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+@vjp(
+    "Mish", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))]
+)
 def mish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = x t with t = tanh(softplus(x)); dy/dx = t + x (1 - t^2) sigmoid(x)."""
     x = op.real(node.x)
@@ -255,6 +309,7 @@ def threshold_sign(node: Node, known: Sequence[bool]) -> bool:
 @vjp(
     "ThresholdedRelu",
     kind="activation",
+    zero_at_zero=True,
     streams=streams.elementwise,
     sign=threshold_sign,
     cases=[case(x=(4, 5)), case(x=(4, 5), alpha=-0.3)],
@@ -274,6 +329,7 @@ def shrink_sign(node: Node, known: Sequence[bool]) -> bool:
 @vjp(
     "Shrink",
     kind="activation",
+    zero_at_zero=True,
     streams=streams.elementwise,
     sign=shrink_sign,
     cases=[case(x=(4, 5)), case(x=(4, 5), lambd=0.7, bias=0.3)],
@@ -283,7 +339,7 @@ def shrink(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [op.Where(op.Greater(op.Abs(node.x), node.attr("lambd", 0.5)), g, 0.0)]
 
 
-@vjp("Erf", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+@vjp("Erf", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
 def erf(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = 2 / sqrt(pi) exp(-x^2)."""
     x = op.real(node.x)

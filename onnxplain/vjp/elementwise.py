@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph import signs, streams
+from onnxplain.graph import bounds, signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, constant, is_float
 from onnxplain.graph.walk import Gradient
-from onnxplain.vjp.registry import Kind, case, vjp
+from onnxplain.vjp.facts import Kind
+from onnxplain.vjp.registry import case, vjp
 
 PAIRS = [case(a=(2, 3, 4), b=(3, 1)), case(a=(2, 3), b=(2, 3)), case(a=(3,), b=(2, 1)), case(a=(), b=(2, 3))]
 SEVERAL = [case(a=(2, 3), b=(3,), c=(2, 1)), case(a=(2, 3))]
@@ -23,20 +24,59 @@ def shifted(index: int) -> Kind:
     return "affine"
 
 
-@vjp("Add", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=PAIRS)
-@vjp("Sum", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
+@vjp(
+    "Add",
+    kind="sum",
+    commutes=True,
+    mask="adds",
+    bounds=bounds.MONOTONE,
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.every,
+    cases=PAIRS,
+)
+@vjp(
+    "Sum",
+    kind="sum",
+    commutes=True,
+    mask="adds",
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.every,
+    cases=SEVERAL,
+)
 def add(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Everyone gets g."""
     return [g] * len(node.inputs)
 
 
-@vjp("Sub", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, cases=PAIRS)
+@vjp(
+    "Sub",
+    kind="sum",
+    mask="carries",
+    bounds=bounds.MONOTONE,
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    cases=PAIRS,
+)
 def sub(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """g to the first, -g to the second."""
     return [g, None if op.is_constant(node.inputs[1]) else -g]
 
 
-@vjp("Mean", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
+@vjp(
+    "Mean",
+    kind="sum",
+    commutes=True,
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.every,
+    cases=SEVERAL,
+)
 def mean(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Everyone gets an equal part of g."""
     n = len(node.inputs)
@@ -48,7 +88,19 @@ def product_sign(node: Node, known: Sequence[bool]) -> bool:
     return all(known) or node.inputs[0] is node.inputs[1]
 
 
-@vjp("Mul", kind="product", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=product_sign, cases=PAIRS)
+@vjp(
+    "Mul",
+    kind="product",
+    zero_at_zero=True,
+    commutes=True,
+    mask="carries",
+    bounds=bounds.MONOTONE,
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=product_sign,
+    cases=PAIRS,
+)
 def mul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Each gets g times the other."""
     a, b = node.x, node.inputs[1]
@@ -59,6 +111,9 @@ def mul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Div",
     kind="product",
+    zero_at_zero=True,
+    mask="carries",
+    bounds=bounds.NUMERATOR,
     alone=lambda index: "affine" if index == 0 else "other",
     unbounded=True,
     broadcasts=True,
@@ -96,6 +151,7 @@ def mod(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Max",
     kind="routing",
+    mask="carries",
     alone=lambda index: "activation",
     broadcasts=True,
     streams=streams.elementwise,
@@ -110,6 +166,7 @@ def mod(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Min",
     kind="routing",
+    mask="carries",
     alone=lambda index: "activation",
     broadcasts=True,
     streams=streams.elementwise,
@@ -136,6 +193,7 @@ def where_sign(node: Node, known: Sequence[bool]) -> bool:
 @vjp(
     "Where",
     kind="routing",
+    mask="carries",
     silent=(0,),
     broadcasts=True,
     streams=streams.elementwise,
@@ -154,13 +212,32 @@ def where(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [None, to_a, to_b]
 
 
-@vjp("Identity", kind="routing", linear=True, streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 3))])
+@vjp(
+    "Identity",
+    kind="routing",
+    mask="carries",
+    bounds=bounds.UNCHANGED,
+    head="through",
+    linear=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 3))],
+)
 def identity(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """The same tensor under another name."""
     return [g]
 
 
-@vjp("Neg", kind="activation", linear=True, streams=streams.elementwise, cases=[case(x=(2, 3))])
+@vjp(
+    "Neg",
+    kind="activation",
+    zero_at_zero=True,
+    mask="carries",
+    bounds=bounds.MONOTONE,
+    linear=True,
+    streams=streams.elementwise,
+    cases=[case(x=(2, 3))],
+)
 def neg(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """-g."""
     return [-g]
@@ -176,6 +253,10 @@ def cast_silent(node: Node) -> Sequence[int]:
 @vjp(
     "Cast",
     kind="routing",
+    mask="carries",
+    bounds=bounds.UNCHANGED,
+    converts=True,
+    head="through",
     silent=cast_silent,
     linear=True,
     streams=streams.elementwise,
@@ -203,6 +284,7 @@ def gradient_at(op: Backward, x: ir.Value, g: ir.Value) -> Gradient:
 @vjp(
     "Dropout",
     kind="routing",
+    bounds=bounds.UNCHANGED,
     silent=(1, 2),
     linear=True,
     streams=streams.elementwise,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph import signs, streams
+from onnxplain.graph import bounds, signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, dims, rank
 from onnxplain.graph.streams import CONSTANT, UNPROVEN, Axis, AxisRule
@@ -88,14 +88,22 @@ def column(op: Backward, vector: ir.Value, behind: int) -> ir.Value:
 SOFTMAX_CASES = [case(x=(2, 5)), case(x=(2, 3, 4), axis=1), case(x=(2, 3, 4), axis=-3), case(x=(2, 3), opset=13)]
 
 
-@vjp("Softmax", kind="softmax", streams=streams.keeps(lambda n: [axis(n)]), sign=signs.always, cases=SOFTMAX_CASES)
+@vjp(
+    "Softmax",
+    kind="softmax",
+    head="cut",
+    own_rule="softmax_taylor",
+    streams=streams.keeps(lambda n: [axis(n)]),
+    sign=signs.always,
+    cases=SOFTMAX_CASES,
+)
 def softmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y (g - sum g y)."""
     gy = g * op.real(node.y)
     return [gy - op.real(node.y) * op.ReduceSum(gy, [axis(node)], keepdims=1)]
 
 
-@vjp("LogSoftmax", kind="softmax", streams=streams.keeps(lambda n: [axis(n)]), cases=SOFTMAX_CASES)
+@vjp("LogSoftmax", kind="softmax", head="cut", streams=streams.keeps(lambda n: [axis(n)]), cases=SOFTMAX_CASES)
 def log_softmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """g - exp(y) sum g."""
     return [g - op.Exp(op.real(node.y)) * op.ReduceSum(g, [axis(node)], keepdims=1)]
@@ -110,6 +118,7 @@ def hardmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "LayerNormalization",
     kind="normalisation",
+    own_rule="centre",
     broadcasts=True,
     streams=within(behind),
     cases=[
@@ -122,6 +131,7 @@ def hardmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "RMSNormalization",
     kind="normalisation",
+    zero_at_zero=True,
     broadcasts=True,
     streams=within(behind),
     cases=[
@@ -200,6 +210,7 @@ def any_computed(op: Backward, node: Node) -> bool:
 @vjp(
     "BatchNormalization",
     kind="normalisation",
+    bounds=bounds.MONOTONE,
     linear=True,
     streams=streams.batch_first,
     cases=[
@@ -232,6 +243,7 @@ def batch_normalization(op: Backward, node: Node, g: ir.Value) -> list[Gradient]
 @vjp(
     "LRN",
     kind="normalisation",
+    zero_at_zero=True,
     streams=streams.batch_first,
     sign=signs.first,
     cases=[
@@ -264,6 +276,7 @@ def lrn(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "LpNormalization",
     kind="normalisation",
+    zero_at_zero=True,
     streams=streams.keeps(lambda n: [axis(n)]),
     sign=signs.first,
     cases=[case(x=(2, 5)), case(x=(2, 3, 4), axis=1, p=1, sample="away"), case(x=(2, 3, 4), axis=-2, p=2)],
