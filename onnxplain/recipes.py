@@ -12,7 +12,7 @@ from typing import Any
 
 from onnxplain.compile.assemble import Recipe as Passes
 from onnxplain.compile.provenance import digest
-from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_entries
+from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_assignments, parse_composite
 from onnxplain.errors import InputError, UnknownName, UsageError
 from onnxplain.methods.registry import METHODS, Method
 from onnxplain.rules.finishes import FINISHES
@@ -79,7 +79,7 @@ class Recipe:
     def without_bounds(self) -> str:
         """What the composite does where the input's bounds are not known, in a sentence; "" where it wants none."""
         name = self.composite or METHODS[self.method].composite
-        instead = COMPOSITES[name].without_bounds
+        instead = parse_composite(name)[0].without_bounds
         if not instead or any(rule.partition("=")[0].strip() == "first" for rule in self.rules):
             return ""
         return (
@@ -95,8 +95,8 @@ class Recipe:
             raise UsageError(f"method {self.method} takes no composite; composites are for lrp, clrp1 and clrp2.")
         if self.rules and not _relevance(method):
             raise UsageError(f"method {self.method} takes no rules; rules are for lrp, clrp1 and clrp2.")
-        base = COMPOSITES[self.composite or method.composite]
-        composite: Composite = parse_entries(self.rules) | base.make(bounds)
+        base, base_options = parse_composite(self.composite or method.composite)
+        composite: Composite = parse_assignments(self.rules) | base.make(bounds, **base_options)
         options = {"form": self.form} if self.form else {}
         return Passes(self.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, options), method
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node
@@ -60,4 +60,5 @@ def _on_the_other_side(op: Backward, node: Node, r: Relevance, rule: RuleCall) -
     return result
 
 
-__all__ = ["CITE", "contrast", "opposite"]
+LAST_LAYER_RULES: dict[str, Callable[[RuleCall], RuleCall]] = {"contrast": contrast, "opposite": opposite}
+"""What a pass may make of the rule of the last linear node, by the names that methods use."""
