@@ -87,9 +87,9 @@ def clip_sign(node: Node, known: Sequence[bool]) -> bool:
 
 
 def clip_keeps_zero(node: Node) -> bool:
-    """Whether 0 lies between the ends."""
-    low, high = constant(node.input(1)), constant(node.input(2))
-    return (low is None or float(low) <= 0) and (high is None or float(high) >= 0)
+    """Whether 0 is known to lie between the ends."""
+    ends = [(constant(value), sign) for value, sign in ((node.input(1), -1), (node.input(2), 1)) if value is not None]
+    return all(end is not None and sign * float(end) >= 0 for end, sign in ends)
 
 
 def clip_rectifies(node: Node) -> bool:
@@ -326,13 +326,18 @@ def shrink_sign(node: Node, known: Sequence[bool]) -> bool:
     return known[0] and node.attr("bias", 0.0) <= node.attr("lambd", 0.5)
 
 
+def shrink_keeps_zero(node: Node) -> bool:
+    """Where 0 is not beyond a negative `lambd`."""
+    return bool(node.attr("lambd", 0.5) >= 0 or node.attr("bias", 0.0) == 0)
+
+
 @vjp(
     "Shrink",
     kind="activation",
-    zero_at_zero=True,
+    zero_at_zero=shrink_keeps_zero,
     streams=streams.elementwise,
     sign=shrink_sign,
-    cases=[case(x=(4, 5)), case(x=(4, 5), lambd=0.7, bias=0.3)],
+    cases=[case(x=(4, 5)), case(x=(4, 5), lambd=0.7, bias=0.3), case(x=(4, 5), lambd=-0.1, bias=0.2)],
 )
 def shrink(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """g where |x| > lambd."""
