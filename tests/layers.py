@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from support import evaluate, one_node, run, sample
 
+from onnxplain.graph.node import Node
 from onnxplain.rules import parse_rule
 from onnxplain.vjp import OPS, Case, case
 
@@ -30,11 +32,17 @@ def layers() -> dict[str, Case]:
             found.update(
                 (f"{op_type} {i}", registered)
                 for i, registered in enumerate(entry.cases)
-                if isinstance(registered.inputs["x"], tuple)
+                if (0, 1) in weights_of(op_type, registered)
+                and isinstance(registered.inputs["x"], tuple)
                 and math.prod(registered.inputs["x"]) <= LARGEST
-                and len(registered.inputs) > 1
             )
     return found
+
+
+def weights_of(op_type: str, registered: Case) -> Sequence[tuple[int, int]]:
+    """Which operands of a case may be activation and weight."""
+    weights = OPS[op_type].weights
+    return () if weights is None else weights.operands(Node(op_type, (), (), registered.attributes))
 
 
 LAYERS = layers()
