@@ -45,6 +45,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
 
 def import_modules(package: str) -> None:
-    """Import every module of a package, so that what they register is found by being in it."""
+    """Import every module of a package and of those in it, so that what they register is found by lying there."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{module.name}")
+        name = f"{package}.{module.name}"
+        importlib.import_module(name)
+        if module.ispkg:
+            import_modules(name)
