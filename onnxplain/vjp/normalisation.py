@@ -14,6 +14,7 @@ from onnxplain.graph.node import Node, axes_of, dims, rank
 from onnxplain.graph.streams import CONSTANT, UNPROVEN, Axis, AxisRule
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.registry import case, vjp
+from onnxplain.vjp.softmax import axis
 
 
 def within(touched: Callable[[Node], Sequence[int]]) -> AxisRule:
@@ -24,11 +25,6 @@ def within(touched: Callable[[Node], Sequence[int]]) -> AxisRule:
         return keeps(node, axes) if all(axis == CONSTANT for axis in axes[1:]) else UNPROVEN
 
     return rule
-
-
-def axis(node: Node) -> int:
-    """The one axis, counted from the front."""
-    return axes_of([node.attr("axis", -1)], rank(node.x))[0]
 
 
 def behind(node: Node) -> list[int]:
@@ -83,36 +79,6 @@ def column(op: Backward, vector: ir.Value, behind: int) -> ir.Value:
     if not behind:
         return vector
     return op.once(("column", vector, behind), lambda: op.Unsqueeze(vector, list(range(1, 1 + behind))))
-
-
-SOFTMAX_CASES = [case(x=(2, 5)), case(x=(2, 3, 4), axis=1), case(x=(2, 3, 4), axis=-3), case(x=(2, 3), opset=13)]
-
-
-@vjp(
-    "Softmax",
-    kind="softmax",
-    head="cut",
-    own_rule="softmax_taylor",
-    streams=streams.keeps(lambda n: [axis(n)]),
-    sign=signs.always,
-    cases=SOFTMAX_CASES,
-)
-def softmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """y (g - sum g y)."""
-    gy = g * op.real(node.y)
-    return [gy - op.real(node.y) * op.ReduceSum(gy, [axis(node)], keepdims=1)]
-
-
-@vjp("LogSoftmax", kind="softmax", head="cut", streams=streams.keeps(lambda n: [axis(n)]), cases=SOFTMAX_CASES)
-def log_softmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """g - exp(y) sum g."""
-    return [g - op.Exp(op.real(node.y)) * op.ReduceSum(g, [axis(node)], keepdims=1)]
-
-
-@vjp("Hardmax", kind="flat", streams=streams.keeps(lambda n: [axis(n)]), sign=signs.always, cases=[case(x=(2, 5))])
-def hardmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """A step."""
-    return [None]
 
 
 @vjp(
