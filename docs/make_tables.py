@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from onnxplain.cli.methods import catalogue
-from onnxplain.composites.composite import BASE
+from onnxplain.composites.composite import base_rule
 from onnxplain.graph.node import Node
 from onnxplain.vjp import OPS
 from onnxplain.vjp.registry import Op
@@ -40,12 +40,11 @@ def names(op: Op, op_type: str) -> str:
     return f"`{op.domain}.{op_type}`" if op.domain else f"`{op_type}`"
 
 
-def base_rule(op: Op, op_type: str) -> str:
+def rule_without_assignment(op: Op, op_type: str) -> str:
     """What an LRP composite does at an op that none of its entries matches."""
-    make = BASE.get(op.kind)
-    if make is None:
+    rule = base_rule(Node(op_type, (), (), domain=op.domain), op.kind)
+    if rule is None:
         return "none"
-    rule = make(Node(op_type, (), (), domain=op.domain))
     return "derivative" if rule == op.rule else f"`{getattr(rule, 'name', rule)}`"
 
 
@@ -71,7 +70,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def ops_page() -> str:
     """The whole of docs/ops.md."""
     rows = [
-        (names(op, name), op.kind, base_rule(op, name), followed(op), attributes(op, name))
+        (names(op, name), op.kind, rule_without_assignment(op, name), followed(op), attributes(op, name))
         for name, op in sorted(OPS.items())
     ]
     return f"{INTRODUCTION}\n{len(rows)} operators.\n\n" + table(
@@ -87,9 +86,8 @@ def choices() -> str:
         rows = []
         for name, entry in found[group].items():
             options = ", ".join(f"`{key}={value}`" if value else f"`{key}`" for key, value in entry["options"].items())
-            rows.append((f"`{name}`", entry["doc"], *([] if group == "composites" else [options]), entry["cite"]))
-        head = (title, "what it does", *([] if group == "composites" else ["options"]), "source")
-        parts.append(table(head, rows))
+            rows.append((f"`{name}`", entry["doc"], options, entry["cite"]))
+        parts.append(table((title, "what it does", "options", "source"), rows))
     return "\n".join(parts)
 
 

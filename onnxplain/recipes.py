@@ -11,7 +11,7 @@ from typing import Any
 
 from onnxplain.compile.assemble import Propagation
 from onnxplain.compile.provenance import digest
-from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_entries
+from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_assignments, parse_composite
 from onnxplain.errors import InputError, UnknownName, UsageError
 from onnxplain.methods.options import Options, resolved
 from onnxplain.methods.registry import METHODS, Looped, OnePass, one_pass
@@ -155,13 +155,13 @@ class Recipe:
     @property
     def without_bounds(self) -> str:
         """What the composite does where the input's bounds are not known, in a sentence; "" where it wants none."""
-        name, rules = self.composite, self.one_pass.options.get("rules", ())
-        instead = COMPOSITES[name].without_bounds
+        rules = self.one_pass.options.get("rules", ())
+        instead = parse_composite(self.composite)[0].without_bounds
         if not instead or any(rule.partition("=")[0].strip() == "first" for rule in rules):
             return ""
         return (
-            f"composite {name}: the input's bounds are not known, so box is not possible and there is {instead} "
-            "(give --rule first=box(low=…,high=…), or bounds in model.toml)"
+            f"composite {self.composite}: the input's bounds are not known, so box is not possible and there is "
+            f"{instead} (give --rule first=box(low=…,high=…), or bounds in model.toml)"
         )
 
     def check(self) -> None:
@@ -174,7 +174,8 @@ class Recipe:
         found = self.one_pass
         entry = one_pass(found.method, "a graph is compiled of a one-pass method")
         form = entry.form(found.options.get("form"))
-        composite: Composite = parse_entries(found.options.get("rules", ())) | COMPOSITES[self.composite].make(bounds)
+        base, base_options = parse_composite(self.composite)
+        composite: Composite = parse_assignments(found.options.get("rules", ())) | base.make(bounds, **base_options)
         return Propagation(
             found.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, found.content()
         )

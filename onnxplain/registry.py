@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -40,3 +42,12 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def import_modules(package: str) -> None:
+    """Import every module of a package and of those in it, so that what they register is found by lying there."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        name = f"{package}.{module.name}"
+        importlib.import_module(name)
+        if module.ispkg:
+            import_modules(name)

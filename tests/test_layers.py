@@ -14,7 +14,7 @@ import onnxplain
 ROOT = Path(onnxplain.__file__).parent
 LAYERS = [
     {"errors", "__version__", "v1"},  # v1: generated from protos/
-    {"registry", "cpu_session", "wire"},
+    {"registry", "options", "cpu_session", "wire"},
     {"graph"},
     {"frontend"},
     {"vjp"},

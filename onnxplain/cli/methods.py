@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from inspect import Parameter
 from typing import Any
 
 import click
@@ -11,6 +10,7 @@ import click
 from onnxplain.cli.command import Command
 from onnxplain.composites import COMPOSITES
 from onnxplain.methods import METHODS, Looped
+from onnxplain.options import described
 from onnxplain.rules import RULES
 from onnxplain.vjp import OPS
 
@@ -46,12 +46,14 @@ def catalogue() -> dict[str, dict[str, Any]]:
             name: {"doc": m.doc, "cite": m.cite, "family": m.family, "options": _method_options(name)}
             for name, m in METHODS.items()
         },
-        "composites": {name: {"doc": c.doc, "cite": c.cite, "options": {}} for name, c in COMPOSITES.items()},
+        "composites": {
+            name: {"doc": c.doc, "cite": c.cite, "options": described(c.options, {})} for name, c in COMPOSITES.items()
+        },
         "rules": {
             name: {
                 "doc": _first(r.make.__doc__),
                 "cite": r.cite,
-                "options": {k: _default(k, v, r.choices) for k, v in r.options.items()},
+                "options": described(r.options, r.choices),
             }
             for name, r in RULES.items()
         },
@@ -69,12 +71,6 @@ def _method_options(name: str) -> dict[str, str]:
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "" if value in (None, ()) else str(value)
-
-
-def _default(name: str, value: Any, choices: dict[str, tuple[str, ...]]) -> str:
-    if name in choices:
-        return "|".join(dict.fromkeys((value, *choices[name])))
-    return "" if value is Parameter.empty else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _first(doc: str | None) -> str:

@@ -15,7 +15,7 @@ from onnxplain.graph.backward_builder import Backward, Facts
 from onnxplain.graph.node import Node, dims, is_float, rank
 from onnxplain.graph.patterns import recognise
 from onnxplain.graph.walk import Rule, active_values, dependent_values, inputs_of, needed_nodes
-from onnxplain.vjp import axis_rules, lookup, sign_rules
+from onnxplain.vjp import axis_rules, lookup, mask_steps, sign_rules
 
 
 class Analysis:
@@ -46,7 +46,11 @@ class Analysis:
         constants = set(self.values.values()) | set(self.graph.initializers.values())
         constants -= dependent_values(single, [*self.inputs, *self.wanted, *_random(single)])
         facts = Facts(
-            axes, False, signs.nonnegative(single, sign_rules()), constants, masks=masks.masks(single, self.inputs)
+            axes,
+            False,
+            signs.nonnegative(single, sign_rules()),
+            constants,
+            masks=masks.masks(single, self.inputs, mask_steps()),
         )
         self.op = Backward(self.graph, facts)
         left_out = self._leave_out_mixed()

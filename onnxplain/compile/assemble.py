@@ -16,7 +16,7 @@ from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, LEDGER, Ledger
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
-from onnxplain.composites import LAST_RULES, Composite
+from onnxplain.composites import Composite
 from onnxplain.errors import UnsupportedModel, UsageError
 from onnxplain.frontend.normalise import Normalised
 from onnxplain.graph.backward_builder import STREAMS
@@ -24,6 +24,7 @@ from onnxplain.graph.node import Node, is_float, rank
 from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.walk import Rule, backward, prune
 from onnxplain.rules import RULES, RuleCall
+from onnxplain.rules.contrast import LAST_LAYER_RULES
 from onnxplain.rules.finishes import Finish
 from onnxplain.rules.starts import Start
 from onnxplain.vjp import lookup
@@ -93,7 +94,7 @@ class _Job:
         self.found = Analysis(model, resolved, propagation.composite, request)
         self.op = self.found.op
         self.rules = {node: propagation.composite.rule_for(place) for node, place in self.found.places.items()}
-        propagation.composite.check_given(self.found.places.values())
+        propagation.composite.check_assignments(self.found.places.values())
         self._say_missed_boxes()
         self.seeds = Seeds(self.op, request.seed, list(self.found.values))
         self.relevances: dict[str, str] = {}
@@ -167,7 +168,7 @@ class _Job:
         def rule_of(node: Node) -> Rule:
             rule = self.rules[node]
             if how and self.found.places[node].last and self.found.places[node].kind == "linear":
-                rule = LAST_RULES[how](rule)  # type: ignore[arg-type]
+                rule = LAST_LAYER_RULES[how](rule)  # type: ignore[arg-type]
             if ledger is not None:
                 ledger.begin()
             token = token_rule(self.op, node, self.found.active, self.propagation.finish)

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
-from onnxplain.graph.node import FLOATS
-
-HEADS = ("Softmax", "LogSoftmax", "Sigmoid")
-SEE_THROUGH = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Transpose")
+from onnxplain.graph.node import FLOATS, Node
+from onnxplain.vjp import registered
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,11 @@ def _below_head(output: ir.Value) -> tuple[ir.Value, str]:
         below = node.inputs[0] if node.inputs else None
         if below is None:
             break
-        if node.op_type in HEADS:
+        entry = registered(Node.of(node))
+        head = entry.head if entry is not None else ""
+        if head == "cut":
             return below, node.op_type
-        if node.op_type not in SEE_THROUGH or (below.dtype is not None and below.dtype not in FLOATS):
+        if head != "through" or (below.dtype is not None and below.dtype not in FLOATS):
             break
         value = below
     return output, ""

@@ -18,9 +18,6 @@ COLUMNS = ("in", "out", "bias", "stabiliser", "padding", "rule")
 LEDGER = "onnxplain.ledger"
 
 
-PADDING = ("Pad", "CenterCropPad")
-
-
 def remainder(node: Node, rule: Rule) -> str | None:
     """The column of what a step neither passes on nor books. None: a rule, which books all it takes.
 
@@ -32,7 +29,7 @@ def remainder(node: Node, rule: Rule) -> str | None:
         return None
     if rule != entry.rule or not entry.routes(node):
         return "rule"
-    return "padding" if node.op_type in PADDING else "bias"
+    return "padding" if entry.pads else "bias"
 
 
 @dataclass

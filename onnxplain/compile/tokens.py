@@ -13,11 +13,11 @@ import onnx_ir as ir
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph import streams
 from onnxplain.graph.backward_builder import Backward
-from onnxplain.graph.node import Node, axes_of, constant, dims, is_float, rank
+from onnxplain.graph.node import Node, is_float, rank
 from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.graph.walk import Rule
 from onnxplain.rules.finishes import Finish
-from onnxplain.vjp import known, lookup, silent_inputs
+from onnxplain.vjp import known, lookup, registered, silent_inputs
 
 
 def passes(op: Backward, node: Node, index: int) -> bool:
@@ -35,7 +35,8 @@ def passes(op: Backward, node: Node, index: int) -> bool:
         return False
     if value.dtype is None or is_float(value) or index >= len(node.inputs):
         return True
-    return known(node) is None or not any(is_float(y) for y in node.outputs) or node.op_type == "Cast"
+    entry = known(node)
+    return entry is None or entry.converts or not any(is_float(y) for y in node.outputs)
 
 
 def moves(node: Node, value: ir.Value, output: ir.Value) -> bool:
@@ -46,29 +47,10 @@ def moves(node: Node, value: ir.Value, output: ir.Value) -> bool:
 
 def _turns(op: Backward, node: Node, index: int) -> bool:
     """Whether a token is read here: an index into a constant table, a one-hot code."""
-    if node.domain != "":
+    entry, value = registered(node), node.inputs[index] if index < len(node.inputs) else None
+    if entry is None or entry.token is None or value is None or is_float(value):
         return False
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None or is_float(value):
-        return False
-    if node.op_type == "Gather" and index == 1:
-        return op.is_constant(node.inputs[0]) and (is_float(node.y) or rank(node.x) == 1)
-    if node.op_type == "OneHot" and index == 0:
-        return is_float(node.y) and op.is_constant(node.input(2))
-    return node.op_type == "Equal" and _is_code(value, node.inputs[1 - index])
-
-
-def _is_code(value: ir.Value, others: ir.Value | None) -> bool:
-    """Whether Equal compares each entry with a list of numbers, along an axis that the entries do not have.
-
-    One number alone (a padding token, say) makes a mask, which is no code.
-    """
-    numbers = constant(others)
-    if numbers is None or numbers.size < 2 or value.shape is None:
-        return False
-    shape = (1,) * (rank(value) - numbers.ndim) + numbers.shape
-    own = [1] * (len(shape) - rank(value)) + [dim if isinstance(dim, int) else None for dim in dims(value)]
-    return all(length == 1 or have == 1 for length, have in zip(shape, own, strict=True))
+    return entry.token.reads(op, node, index)
 
 
 def carrying(op: Backward, node: Node, active: Collection[ir.Value]) -> list[int]:
@@ -117,7 +99,8 @@ def token_rule(op: Backward, node: Node, active: Collection[ir.Value], finish: F
     if _turns(op, node, index) and is_float(node.y):
         return lambda op, n, r: _only(n, index, _summed(op, n, index, r.value, finish))
     if not is_float(node.y):
-        moves = lookup(node).kind == "routing" and node.op_type != "Cast" and not _turns(op, node, index)
+        entry = lookup(node)
+        moves = entry.kind == "routing" and not entry.converts and not _turns(op, node, index)
         return None if moves else lambda op, n, r: _only(n, index, r.value)
     if node.x.dtype == ir.DataType.BOOL:
         return lambda op, n, r: _only(n, index, _each(op, n, r.value, finish))
@@ -138,10 +121,9 @@ def _summed(op: Backward, node: Node, index: int, r: ir.Value, finish: Finish) -
     """Relevance per token: the finish at the embedding (tokens, …features), summed over the features."""
     tokens = node.inputs[index]
     assert tokens is not None
-    of = rank(node.y)
-    at = axes_of([node.attr("axis", 0 if node.op_type == "Gather" else -1)], of)[0]
-    inner = rank(tokens) if node.op_type == "Gather" else 0
-    own = list(range(at, at + inner)) if node.op_type == "Gather" else [axis for axis in range(of) if axis != at]
+    entry = lookup(node)
+    assert entry.token is not None and entry.token.own_axes is not None
+    of, own = rank(node.y), entry.token.own_axes(node)
     features = [axis for axis in range(of) if axis not in own]
     y = op.real(node.y)
     if not features:

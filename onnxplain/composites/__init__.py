@@ -1,17 +1,16 @@
 """Which rule where: places of nodes, composites, and those of the literature by name."""
 
-from onnxplain.composites.catalogue import COMPOSITES, LAST_RULES, Bounds, CompositeEntry, composite
-from onnxplain.composites.composite import Composite, Entry, by_name, by_type, first, last
-from onnxplain.composites.parse import parse_entries
+from onnxplain.composites.catalogue import COMPOSITES, Bounds, CompositeEntry, composite, parse_composite
+from onnxplain.composites.composite import Assignment, Composite, by_name, by_type, first, last
+from onnxplain.composites.parse import parse_assignments
 from onnxplain.composites.places import Place, kind_of, places
 
 __all__ = [
     "COMPOSITES",
-    "LAST_RULES",
+    "Assignment",
     "Bounds",
     "Composite",
     "CompositeEntry",
-    "Entry",
     "Place",
     "by_name",
     "by_type",
@@ -19,6 +18,7 @@ __all__ = [
     "first",
     "kind_of",
     "last",
-    "parse_entries",
+    "parse_assignments",
+    "parse_composite",
     "places",
 ]

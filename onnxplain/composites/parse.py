@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnxplain.composites.composite import Composite, Entry, has_name, has_type
+from onnxplain.composites.composite import Assignment, Composite, has_name, has_type
 from onnxplain.composites.places import Place
 from onnxplain.errors import UnknownName, UsageError
 from onnxplain.rules import parse_rule
 from onnxplain.vjp import OPS
 
 
-def parse_entries(texts: Iterable[str]) -> Composite:
-    """`type:Conv=flat`, `name:fc*=epsilon(epsilon=0.1)`, `first=box(low=-2.1,high=2.6)`, `last=…` as entries."""
-    entries = []
+def parse_assignments(texts: Iterable[str]) -> Composite:
+    """`type:Conv=flat`, `name:fc*=epsilon(epsilon=0.1)`, `first=box(low=-2.1,high=2.6)`, `last=…` as assignments."""
+    assignments = []
     for text in texts:
         where, equals, rule_text = text.partition("=")
         where = where.strip()
@@ -33,8 +33,8 @@ def parse_entries(texts: Iterable[str]) -> Composite:
             matches = _is_last
         else:
             raise UsageError(f"cannot read {where!r} in {text!r}; write type:Conv=…, name:fc*=…, first=… or last=….")
-        entries.append(Entry(where, matches, rule, given=True))
-    return Composite("given", tuple(entries))
+        assignments.append(Assignment(where, matches, rule, by_user=True))
+    return Composite("given", tuple(assignments))
 
 
 def _is_first(place: Place) -> bool:

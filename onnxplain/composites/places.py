@@ -9,8 +9,7 @@ from typing import Any
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.bounds import steps_from_input
 from onnxplain.graph.node import Node, is_float
-from onnxplain.vjp import Kind, lookup
-from onnxplain.vjp.linear import weight_and_bias
+from onnxplain.vjp import Kind, bound_steps, lookup, weight_and_bias
 
 
 @dataclass(frozen=True)
@@ -82,4 +81,4 @@ def places(op: Backward, path: Collection[Node]) -> dict[Node, Place]:
 def _bounded(op: Backward, node: Node) -> bool:
     layer = weight_and_bias(op, node)
     x = node.inputs[layer[0]] if layer is not None else None
-    return x is not None and steps_from_input(op, x) is not None
+    return x is not None and steps_from_input(op, x, bound_steps()) is not None

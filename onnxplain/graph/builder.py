@@ -98,11 +98,7 @@ class Builder:
         return [x, self.Gather(behind_zero, order), *values[2:3]]
 
     def again(self, node: Node, *inputs: ir.Value | None) -> ir.Value:
-        """The forward step once more, on other inputs; a MatMul's third input is its bias."""
-        if node.op_type == "MatMul" and len(inputs) > 2 and inputs[2] is not None:
-            product: ir.Value = self.MatMul(inputs[0], inputs[1])
-            return self.Add(product, inputs[2])  # type: ignore[no-any-return]
-        inputs = inputs[:2] if node.op_type == "MatMul" else inputs
+        """The forward step once more, on other inputs."""
         value: ir.Value = self.emit(node.op_type, inputs, 1, node.attributes)
         return value
 

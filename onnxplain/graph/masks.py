@@ -6,7 +6,8 @@ divides by a sum has to know: the sum of a score and -inf has no shares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -15,56 +16,32 @@ from onnxplain.graph.node import BIG, Node, constant, is_float
 
 HUGE = 1e30  # nothing a network computes; exporters write -inf, the lowest float32 (-3.4e38), and for float16 -65504
 HALF = 6e4
-CARRIES = {
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Sum",
-    "Neg",
-    "Max",
-    "Min",
-    "Where",
-    "Cast",
-    "Identity",
-    "Expand",
-    "ConstantOfShape",
-}
-CARRIES |= {
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Concat",
-    "Split",
-    "Slice",
-    "Gather",
-    "Tile",
-    "Pad",
-}
-CARRIES |= {"Trilu", "ScatterND", "ScatterElements"}
-
-SUMS = ("Add", "Sum")  # behind a mask's own sum no mask is meant
+MaskStep = Literal["", "carries", "adds", "fills"]
+"""What an op does to a mask. carries: the -inf of an input comes out. adds: so it does, and what the sum gives is no
+mask any more. fills: it makes a tensor of one number, its attribute `value`. "": it swallows a mask."""
 
 
-def masks(nodes: Sequence[Node], inputs: Sequence[ir.Value]) -> set[ir.Value]:
-    """Tensors that a huge constant reaches through steps that carry it; and inputs, which may be fed as masks."""
+def masks(nodes: Sequence[Node], inputs: Sequence[ir.Value], steps: Mapping[str, MaskStep]) -> set[ir.Value]:
+    """Tensors that a huge constant reaches through steps that carry it; and inputs, which may be fed as masks.
+
+    steps: by op type, as registered.
+    """
     found: set[ir.Value] = set()
     fed = {value for value in inputs if is_float(value)}
     for node in nodes:
-        if node.op_type not in CARRIES:
+        step = steps.get(node.op_type, "")
+        if not step:
             continue
-        if _fills(node) or any(value in found or _huge(value) for value in node.inputs):
+        if (step == "fills" and _fills(node)) or any(value in found or _huge(value) for value in node.inputs):
             found.update(node.outputs)
-        elif node.inputs and node.inputs[0] in fed and node.op_type not in SUMS:
+        elif node.inputs and node.inputs[0] in fed and step != "adds":
             fed.update(node.outputs)
     return found | fed
 
 
 def _fills(node: Node) -> bool:
     value = node.attr("value")
-    return node.op_type == "ConstantOfShape" and value is not None and _is_huge(value.numpy())
+    return value is not None and _is_huge(value.numpy())
 
 
 def _huge(value: ir.Value | None) -> bool:

@@ -1,6 +1,8 @@
-"""What relevance means: one function a rule. Importing this package registers all of them."""
+"""What relevance means: one function a rule. Importing this package registers those of all its modules."""
 
-from onnxplain.rules import activation, add, attention, contrast, lrp
+from onnxplain.registry import import_modules
 from onnxplain.rules.registry import RULES, RuleCall, parse_rule
 
-__all__ = ["RULES", "RuleCall", "activation", "add", "attention", "contrast", "lrp", "parse_rule"]
+import_modules(__name__)
+
+__all__ = ["RULES", "RuleCall", "parse_rule"]

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxplain.graph.backward_builder import Backward
-from onnxplain.graph.node import Node, constant
+from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 from onnxplain.rules.registry import RuleFunction, rule
 from onnxplain.vjp import lookup
-
-
-def rectifies(node: Node) -> bool:
-    """Whether the activation is a Relu, or a Clip at 0 from below (Relu6)."""
-    if node.op_type == "Relu":
-        return True
-    low = constant(node.input(1)) if node.op_type == "Clip" else None
-    return low is not None and float(low) == 0.0
 
 
 @rule("guided", "activation", cite="Springenberg et al. 2015, Striving for Simplicity")
@@ -24,7 +16,7 @@ def guided() -> RuleFunction:
     """Guided backprop at a Relu: max(g, 0) where y > 0. Other activations keep their derivative."""
 
     def apply(op: Backward, node: Node, g: Relevance) -> Sequence[Portion]:
-        return lookup(node).rule(op, node, Relevance(op.Max(g.value, 0.0)) if rectifies(node) else g)
+        return lookup(node).rule(op, node, Relevance(op.Max(g.value, 0.0)) if lookup(node).rectifies(node) else g)
 
     return apply
 
@@ -34,7 +26,7 @@ def deconvnet() -> RuleFunction:
     """DeconvNet at a Relu: max(g, 0), whatever the forward pass did. Other activations keep their derivative."""
 
     def apply(op: Backward, node: Node, g: Relevance) -> Sequence[Portion]:
-        if rectifies(node):
+        if lookup(node).rectifies(node):
             return [Relevance(op.Max(g.value, 0.0)), *[NOTHING] * (len(node.inputs) - 1)]
         return lookup(node).rule(op, node, g)
 

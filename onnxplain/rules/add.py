@@ -17,6 +17,7 @@ from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance
 from onnxplain.rules.linear import EPSILON
 from onnxplain.rules.registry import RuleFunction, rule
+from onnxplain.vjp import lookup
 
 ABSOLUTE = "Binder et al. 2023, Shortcomings of Top-Down Randomization (sums by magnitude)"
 
@@ -26,7 +27,7 @@ def summand(op: Backward, node: Node, index: int) -> ir.Value:
     value = node.inputs[index]
     assert value is not None
     x = op.bounded(value)
-    if node.op_type == "Sub" and index == 1:
+    if index == 1 and not lookup(node).commutes:
         positive = x
         x = op.once(("negated", positive), lambda: op.Neg(positive))
     return x

@@ -29,8 +29,9 @@ def uniform(epsilon: float = EPSILON) -> RuleFunction:
 
     def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
         given = [i for i in range(len(node.inputs)) if op.receives(node.inputs[i])]
-        if node.op_type in ("Mul", "Div"):
-            given = given[:1] if node.op_type == "Div" else given
+        entry = lookup(node)
+        if entry.kind == "product":
+            given = given if entry.commutes else given[:1]
             share = Relevance(r.value if len(given) < 2 else r.value * 0.5, r.zero_with)
             return [share if i in given else NOTHING for i in range(len(node.inputs))]
         z = op.real(node.y)
@@ -41,9 +42,9 @@ def uniform(epsilon: float = EPSILON) -> RuleFunction:
                 op.absorb("bias", s * spread_bias(op, node, op.real(node.inputs[2])), node)
         factors = [i for i in given if i < 2]
         halves = s * 0.5 if len(factors) == 2 else s
-        gradients = list(lookup(node).vjp(op, node, halves))
+        gradients = list(entry.vjp(op, node, halves))
         if 2 in given and halves is not s:
-            gradients[2] = lookup(node).vjp(op, node, s)[2]
+            gradients[2] = entry.vjp(op, node, s)[2]
         shares: list[Portion] = []
         for i, (value, gradient) in enumerate(zip(node.inputs, gradients, strict=True)):
             if i not in given or value is None or gradient is None:
@@ -64,7 +65,7 @@ def softmax_taylor() -> RuleFunction:
     """
 
     def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
-        if node.op_type != "Softmax":
+        if lookup(node).own_rule != "softmax_taylor":
             raise UnsupportedOp(
                 f"{node}: rule softmax_taylor is for Softmax. Explain the tensor below (--explain {node.x.name})."
             )
@@ -89,7 +90,7 @@ def centre(epsilon: float = EPSILON) -> RuleFunction:
     """
 
     def apply(op: Backward, node: Node, r: Relevance) -> list[Portion]:
-        if node.op_type != "LayerNormalization":
+        if lookup(node).own_rule != "centre":
             raise UnsupportedOp(
                 f"{node}: rule centre is for LayerNormalization; use `--rule type:{node.op_type}=pass`."
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import Portion, Relevance, common
 from onnxplain.rules.linear import negated
 from onnxplain.rules.registry import RuleCall
-from onnxplain.vjp.linear import weight_and_bias
+from onnxplain.vjp import weight_and_bias
 
 CITE = "Gu, Yang and Tresp 2018, Understanding Individual Decisions of CNNs via Contrastive Backpropagation, section 4"
 
@@ -60,4 +60,5 @@ def _on_the_other_side(op: Backward, node: Node, r: Relevance, rule: RuleCall) -
     return result
 
 
-__all__ = ["CITE", "contrast", "opposite"]
+LAST_LAYER_RULES: dict[str, Callable[[RuleCall], RuleCall]] = {"contrast": contrast, "opposite": opposite}
+"""What a pass may make of the rule of the last linear node, by the names that methods use."""

@@ -19,8 +19,8 @@ from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.rules.registry import RuleFunction
-from onnxplain.vjp import lookup
-from onnxplain.vjp.linear import weight_and_bias
+from onnxplain.vjp import lookup, registered, weight_and_bias
+from onnxplain.vjp.facts import Weights
 
 EPSILON = 1e-6  # stabiliser, in the unit of z; zennit's default
 
@@ -68,19 +68,20 @@ class Share:
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear node taken apart: activation, weight and bias, with Gemm's alpha and beta worked into them."""
+    """A linear node taken apart: activation, weight and bias, with the factors of both worked into them."""
 
     node: Node
     x: ir.Value
     w: ir.Value
     bias: ir.Value | None
     position: int
+    weights: Weights
 
     @classmethod
     def of(cls, op: Backward, node: Node, rule: str) -> Layer:
         """The layer of a node with one constant operand; an error for anything else."""
-        found = weight_and_bias(op, node)
-        if found is None:
+        found, weights = weight_and_bias(op, node), lookup(node).weights
+        if found is None or weights is None:
             raise UnsupportedOp(
                 f"{node}: rule {rule} needs constant weights, and here both operands are computed by the model. "
                 f"Give products of activations `--rule type:{node.op_type}=uniform` instead."
@@ -90,32 +91,38 @@ class Layer:
         assert x is not None and w is not None
         x, w = op.real(x), op.real(w)
         bias = None if bias is None else op.real(bias)
-        alpha, beta = node.attr("alpha", 1.0), node.attr("beta", 1.0)
-        if node.op_type == "Gemm" and (alpha != 1.0 or beta != 1.0):
+        alpha, beta = (node.attr(name, 1.0) for name in weights.factors or ("", ""))
+        if alpha != 1.0 or beta != 1.0:
             plain = w
             w = op.once(("alpha", w, alpha), lambda: op.Mul(plain, alpha))
             if bias is not None:
                 raw = bias
                 bias = op.once(("beta", raw, beta), lambda: op.Mul(raw, beta))
-            attributes = {k: v for k, v in node.attributes.items() if k not in ("alpha", "beta")}
+            attributes = {k: v for k, v in node.attributes.items() if k not in (weights.factors or ())}
             node = replace(node, attributes=attributes)
-        return cls(node, x, w, bias, position)
+        return cls(node, x, w, bias, position, weights)
 
     def inputs(self, x: ir.Value, w: ir.Value, bias: ir.Value | None) -> list[ir.Value | None]:
         """In the node's order."""
-        return [x, w, bias] if self.position == 0 else [w, x, bias]
+        operands: list[ir.Value | None] = [x, w] if self.position == 0 else [w, x]
+        return operands if bias is None else [*operands, bias]
 
     def forward(self, op: Backward, x: ir.Value, w: ir.Value, bias: ir.Value | None) -> ir.Value:
         """W' x' + b', emitted once for the same operands."""
-        key = ("forward", self.node.y, x, w, bias)
-        return op.once(key, lambda: op.again(self.node, *self.inputs(x, w, bias)))
+
+        def emit() -> ir.Value:
+            if bias is None or self.weights.bias != "behind":
+                return op.again(self.node, *self.inputs(x, w, bias))
+            return op.Add(op.again(self.node, *self.inputs(x, w, None)), bias)  # type: ignore[no-any-return]
+
+        return op.once(("forward", self.node.y, x, w, bias), emit)
 
     def back(self, op: Backward, w: ir.Value, s: ir.Value) -> ir.Value:
         """W'^T s in the shape of x."""
         gradients = lookup(self.node).vjp(op, self.node.with_inputs(*self.inputs(self.x, w, self.bias)), s)
         found = gradients[self.position]
         assert found is not None
-        return op.unbroadcast(found, self.x) if self.node.op_type == "MatMul" else found
+        return op.unbroadcast(found, self.x) if self.weights.stretched else found
 
     def portions(self, result: ir.Value, zero_with_x: bool = True) -> list[Portion]:
         """The relevance of x as what a rule returns. zero_with_x: it was multiplied by x."""
@@ -127,7 +134,8 @@ class Layer:
 
 def spread_bias(op: Backward, node: Node, bias: ir.Value) -> ir.Value:
     """The bias of a linear node so that it broadcasts against the output."""
-    if node.op_type in ("Conv", "ConvTranspose"):
+    weights = lookup(node).weights
+    if weights is not None and weights.bias == "channels":
         return op.once(("spread", bias), lambda: op.Unsqueeze(bias, [0, *range(2, rank(node.y))]))
     return bias
 
@@ -195,11 +203,11 @@ def _denominator(
 
 def _bias_plus(op: Backward, layer: Layer, bias: ir.Value | None, epsilon: float) -> ir.Value | None:
     """A bias that carries the stabiliser: layers with a bias input only."""
-    if layer.node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+    if layer.weights.bias == "behind":
         return None
     if bias is not None:
         return op.once(("stabilised", bias, epsilon), lambda: op.Add(bias, epsilon))
-    if layer.node.op_type == "Gemm":
+    if layer.weights.bias == "broadcast":
         return op.constant([epsilon], layer.w.dtype)  # type: ignore[arg-type]
     count = dims(layer.node.y)[1]
     return op.constant([epsilon] * count, layer.w.dtype) if isinstance(count, int) else None  # type: ignore[arg-type]
@@ -213,8 +221,10 @@ def _forward_value(op: Backward, layer: Layer, r: Relevance) -> ir.Value:
     y = layer.node.y
     if not y.is_graph_output():
         readers = [use.node for use in y.uses() if use.node not in op.emitted]
-        if len(readers) == 1 and readers[0].op_type == "Relu" and readers[0].outputs[0] in r.zero_with:
-            return op.real(readers[0].outputs[0])
+        if len(readers) == 1 and readers[0].outputs[0] in r.zero_with:
+            entry = registered(Node.of(readers[0]))
+            if entry is not None and entry.zero_or_input:
+                return op.real(readers[0].outputs[0])
     return op.real(y)
 
 

@@ -5,18 +5,16 @@ A rule is made by calling its entry with options: `RULES["epsilon"](epsilon=0.1)
 
 from __future__ import annotations
 
-import ast
-import inspect
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxplain.errors import UnknownName, UnsupportedOp, UsageError
+from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.graph.walk import Arrived
+from onnxplain.options import call_text, checked, options_of, parse_call
 from onnxplain.registry import Registry
 from onnxplain.vjp import Kind
 
@@ -44,8 +42,7 @@ class RuleCall:
         return self.function(op, node, r)
 
     def __str__(self) -> str:
-        options = ",".join(f"{name}={_literal(value)}" for name, value in self.options.items())
-        return f"{self.name}({options})" if options else self.name
+        return call_text(self.name, self.options)
 
 
 @dataclass(frozen=True)
@@ -66,23 +63,11 @@ class RuleEntry:
     @property
     def options(self) -> dict[str, Any]:
         """Option names with defaults; `inspect.Parameter.empty` where there is none."""
-        return {name: p.default for name, p in inspect.signature(self.make).parameters.items()}
+        return options_of(self.make)
 
     def __call__(self, **options: Any) -> RuleCall:
         """The rule with these options. Raises UnknownName, UsageError."""
-        for name, value in options.items():
-            if name not in self.options:
-                raise UnknownName(f"option of the rule {self.name}", name, self.options)
-            if name in self.choices:
-                if value not in self.choices[name]:
-                    raise UsageError(f"rule {self.name}: {name} is {' or '.join(self.choices[name])}, not {value!r}.")
-            elif not _numeric(value) and value is not None:
-                raise UsageError(f"rule {self.name}: {name} is a number, not {value!r}.")
-        missing = [n for n, default in self.options.items() if default is inspect.Parameter.empty and n not in options]
-        if missing:
-            example = ",".join(f"{name}=…" for name in missing)
-            raise UsageError(f"rule {self.name} needs {' and '.join(missing)}: {self.name}({example}).")
-        full = {name: options.get(name, default) for name, default in self.options.items()}
+        full = checked(f"rule {self.name}", self.options, options, self.choices)
         return RuleCall(self.name, full, self.make(**full))
 
 
@@ -105,30 +90,5 @@ def rule(
 
 def parse_rule(text: str) -> RuleCall:
     """`alpha_beta(alpha=2,beta=1)` or `flat` as a rule. Values are numbers, lists of numbers or bare words."""
-    match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*", text, re.S)
-    if match is None:
-        raise UsageError(f"cannot read the rule {text!r}; write it as name or name(option=value,…).")
-    name, inside = match[1], (match[2] or "").strip()
-    entry = RULES[name]
-    options = {}
-    for part in re.split(r",(?![^\[(]*[\])])", inside) if inside else []:
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UsageError(f"rule {name}: cannot read {part.strip()!r}; options are written option=value.")
-        try:
-            options[key.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            options[key.strip()] = value.strip()
-    return entry(**options)
-
-
-def _numeric(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_numeric(v) for v in value)
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_literal(v) for v in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    name, options = parse_call("rule", text)
+    return RULES[name](**options)

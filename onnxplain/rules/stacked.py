@@ -12,15 +12,18 @@ from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, dims
 from onnxplain.graph.relevance import Portion, Relevance
 from onnxplain.rules.linear import Layer, Modifier, minus, plus
+from onnxplain.vjp import lookup
 
 Half = tuple[float, Modifier | None]
 """Coefficient of a half, and what it makes of the bias (None: no bias)."""
 
 
 def stacks(op: Backward, node: Node) -> bool:
-    """Whether the short way exists: a Conv without groups, of an input known not to be negative."""
-    channels = dims(node.y)[1] if node.op_type == "Conv" else None
-    return isinstance(channels, int) and node.attr("group", 1) == 1 and op.is_nonnegative(node.x)
+    """Whether the short way exists: a convolution without groups, of an input known not to be negative."""
+    weights = lookup(node).weights
+    if weights is None or not weights.full_window(node):
+        return False
+    return isinstance(dims(node.y)[1], int) and op.is_nonnegative(node.x)
 
 
 def stacked(op: Backward, node: Node, r: ir.Value, up: Half, down: Half, epsilon: float) -> list[Portion]:

@@ -1,35 +1,27 @@
-"""Derivatives: one function an op. Importing this package registers all of them."""
+"""Derivatives: one function an op. Importing this package registers those of all its modules."""
 
-from onnxplain.vjp import (
-    activation,
-    convolution,
-    elementwise,
-    functions,
-    indexing,
-    linear,
-    ml,
-    normalisation,
-    pooling,
-    recurrent,
-    reduction,
-    resize,
-    shape,
-    steps,
-)
+from onnxplain.registry import import_modules
+from onnxplain.vjp.facts import Kind
 from onnxplain.vjp.registry import (
     OPS,
     STEPS,
     Case,
-    Kind,
     Op,
     axis_rules,
+    bound_steps,
     case,
     known,
     lookup,
+    mask_steps,
+    of_family,
+    registered,
     sign_rules,
     silent_inputs,
     vjp,
+    weight_and_bias,
 )
+
+import_modules(__name__)
 
 __all__ = [
     "OPS",
@@ -38,10 +30,15 @@ __all__ = [
     "Kind",
     "Op",
     "axis_rules",
+    "bound_steps",
     "case",
     "known",
     "lookup",
+    "mask_steps",
+    "of_family",
+    "registered",
     "sign_rules",
     "silent_inputs",
     "vjp",
+    "weight_and_bias",
 ]

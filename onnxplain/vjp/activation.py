@@ -2,159 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import pi, sqrt
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward_builder import Backward
-from onnxplain.graph.node import Node, constant
+from onnxplain.graph.node import Node
 from onnxplain.graph.walk import Gradient
+from onnxplain.vjp.rectifier import positive, rises_with
 from onnxplain.vjp.registry import case, vjp
 
 
-def positive(op: Backward, value: ir.Value) -> ir.Value:
-    """value > 0, once for all users."""
-    return op.once(("positive", value), lambda: op.Greater(value, 0.0))
-
-
-def rises_with(node: Node, monotone: bool) -> ir.Value:
-    """The tensor whose sign is that of x: y where the function keeps it (reading x costs ORT its fusions), else x."""
-    return node.y if monotone else node.x
-
-
-@vjp("Relu", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5), sample="away")])
-def relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """g where y > 0. The mask is read from y: reading x costs onnxruntime its Conv+Relu fusion."""
-    return [gated(op, node, g, positive(op, node.y))]
-
-
-def gated(op: Backward, node: Node, g: ir.Value, condition: ir.Value) -> ir.Value:
-    """g where the condition holds, else 0.
-
-    As a product with 0 and 1, which leaves convolutions their blocked layout (measured on onnxruntime's CPU: a chain of
-    them and Where takes 1.13 times as long); as Where behind an op whose derivative may be infinite, since 0 times
-    infinity is not a number.
-    """
-    dtype = g.dtype
-    assert dtype is not None
-    if node.y in op.facts.unbounded:
-        return op.Where(condition, g, 0.0)  # type: ignore[no-any-return]
-    return g * op.once(("gate", condition, dtype), lambda: op.Cast(condition, to=int(dtype)))  # type: ignore[no-any-return]
-
-
-@vjp("Sigmoid", kind="activation", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5))])
+@vjp("Sigmoid", kind="activation", head="cut", streams=streams.elementwise, sign=signs.always, cases=[case(x=(2, 5))])
 def sigmoid(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = y (1 - y)."""
     y = op.real(node.y)
     return [g * y * (1.0 - y)]
 
 
-@vjp("Tanh", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+@vjp(
+    "Tanh", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))]
+)
 def tanh(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = 1 - y^2."""
     y = op.real(node.y)
     return [g * (1.0 - y * y)]
 
 
-def bounds(node: Node) -> tuple[ir.Value | float | None, ir.Value | float | None]:
-    """Lower and upper bound of a Clip: inputs, or attributes before opset 11; None where open."""
-    low, high = node.attr("min"), node.attr("max")
-    return (node.input(1) if low is None else low), (node.input(2) if high is None else high)
-
-
-def clip_sign(node: Node, known: Sequence[bool]) -> bool:
-    """A lower bound >= 0; or an input and an upper bound that are."""
-    low, high = (bound if isinstance(bound, float) else constant(bound) for bound in bounds(node))
-    reaches = high is not None or node.input(2) is None
-    above = high is None or bool(np.all(np.asarray(high) >= 0))
-    return reaches and above and (known[0] or (low is not None and bool(np.all(np.asarray(low) >= 0))))
-
-
 @vjp(
-    "Clip",
-    kind="activation",
-    broadcasts=True,
-    streams=streams.elementwise,
-    sign=clip_sign,
-    cases=[
-        case(x=(2, 5), low=np.array(-0.5), high=np.array(0.6)),
-        case(x=(2, 5), low=np.array(-0.5)),
-        case(x=(2, 5), low=None, high=np.array(0.6)),
-        case(x=(2, 5), low=()),
-        case(x=(2, 5), low=None, high=()),
-        case(x=(2, 5), low=(), high=()),
-        case(x=(2, 5), low=(), high=np.array(0.6), sample="above"),  # min > max: everything is max
-        case(x=(2, 5), low=np.array(4.0), high=(), sample="above"),
-        case(x=(2, 5)),
-    ],
-)
-def clip(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """g strictly between the bounds (torch's relu6), outside it goes to a bound the model computes.
-
-    y is min(max(x, low), high): where low reaches high, all of it is high's.
-    The gate is read from y, as in Relu: reading x costs onnxruntime its Conv+Clip fusion.
-    """
-    low, high = bounds(node)
-    y = node.y
-    above = None if low is None else op.once(("above", y), lambda: op.Greater(y, low))
-    below = None if high is None else op.once(("below", y), lambda: op.Less(y, high))
-    gates = [gate for gate in (above, below) if gate is not None]
-    if not gates:
-        return [g, None, None][: len(node.inputs)]
-    inside = gates[0] if len(gates) == 1 else op.once(("inside", y), lambda: op.And(*gates))
-    to_low = to_high = None
-    if above is not None and isinstance(low, ir.Value) and not op.is_constant(low):
-        wins = op.Not(above) if below is None else op.And(below, op.Not(above))
-        to_low = op.Where(wins, g, 0.0)
-    if below is not None and isinstance(high, ir.Value) and not op.is_constant(high):
-        to_high = op.Where(below, 0.0, g)
-    return [gated(op, node, g, inside), to_low, to_high][: len(node.inputs)]
-
-
-@vjp(
-    "LeakyRelu",
-    kind="activation",
-    streams=streams.elementwise,
-    sign=signs.first,
-    cases=[case(x=(2, 5), sample="away"), case(x=(2, 5), alpha=0.3), case(x=(2, 5), alpha=-0.2, sample="away")],
-)
-def leaky_relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """alpha g where x <= 0."""
-    alpha = node.attr("alpha", 0.01)
-    return [op.Where(positive(op, rises_with(node, alpha > 0)), g, g * alpha)]
-
-
-@vjp(
-    "PRelu",
-    kind="activation",
-    broadcasts=True,
-    streams=streams.elementwise,
-    sign=signs.first,
-    cases=[
-        case(x=(2, 3, 4), slope=(3, 1), sample="away"),
-        case(x=(2, 3), slope=(1,), sample="away"),
-        case(x=(2, 3), slope=np.array([0.1, 0.2, -0.3]), sample="away"),
-    ],
-)
-def prelu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """As LeakyRelu with a slope that may vary and be computed; the slope gets g x where x <= 0."""
-    slope = node.inputs[1]
-    assert slope is not None
-    above = positive(op, node.x)
-    to_slope = None if op.is_constant(slope) else op.Where(above, 0.0, g * op.real(node.x))
-    return [op.Where(above, g, g * op.real(slope)), to_slope]
-
-
-@vjp(
-    "Elu", kind="activation", streams=streams.elementwise, sign=signs.first,
+    "Elu", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first,
     cases=[case(x=(2, 5), sample="away"), case(x=(2, 5), alpha=0.5, sample="away"), case(x=(2, 5), alpha=-0.5)],
 )  # fmt: skip
-@vjp("Selu", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5), sample="away")])
 @vjp(
-    "Celu", kind="activation", streams=streams.elementwise, sign=signs.first,
+    "Selu",
+    kind="activation",
+    zero_at_zero=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 5), sample="away")],
+)
+@vjp(
+    "Celu", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first,
     cases=[case(x=(2, 5), sample="away"), case(x=(2, 5), alpha=2.0, sample="away")],
 )  # fmt: skip
 def exponential_unit(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
@@ -177,7 +66,14 @@ def softplus(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [g * op.Sigmoid(op.real(node.x))]
 
 
-@vjp("Softsign", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+@vjp(
+    "Softsign",
+    kind="activation",
+    zero_at_zero=True,
+    streams=streams.elementwise,
+    sign=signs.first,
+    cases=[case(x=(2, 5))],
+)
 def softsign(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = x / (1 + |x|), dy/dx = 1 / (1 + |x|)^2."""
     width = 1.0 + op.Abs(op.real(node.x))
@@ -197,7 +93,13 @@ def hard_sigmoid(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [op.Where(inside, g * node.attr("alpha", 0.2), 0.0)]
 
 
-@vjp("HardSwish", kind="activation", streams=streams.elementwise, cases=[case(x=(6, 5)), case(x=(3,), sample="apart")])
+@vjp(
+    "HardSwish",
+    kind="activation",
+    zero_at_zero=True,
+    streams=streams.elementwise,
+    cases=[case(x=(6, 5)), case(x=(3,), sample="apart")],
+)
 def hard_swish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = x clip(x / 6 + 1/2, 0, 1): slope 0 up to -3, x / 3 + 1/2 up to 3, then 1."""
     x = op.real(node.x)
@@ -208,6 +110,7 @@ def hard_swish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Swish",
     kind="activation",
+    zero_at_zero=True,
     streams=streams.elementwise,
     sign=signs.first,
     cases=[case(x=(2, 5), opset=24), case(x=(2, 5), opset=24, alpha=1.7)],
@@ -222,6 +125,7 @@ def swish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Gelu",
     kind="activation",
+    zero_at_zero=True,
     streams=streams.elementwise,
     cases=[case(x=(2, 5), opset=20), case(x=(2, 5), opset=20, approximate="tanh")],
 )
@@ -239,7 +143,9 @@ def gelu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [g * (0.5 * (1.0 + t) + x * slope)]
 
 
-@vjp("Mish", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+@vjp(
+    "Mish", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))]
+)
 def mish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """y = x t with t = tanh(softplus(x)); dy/dx = t + x (1 - t^2) sigmoid(x)."""
     x = op.real(node.x)
@@ -247,43 +153,7 @@ def mish(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [g * (t + x * (1.0 - t * t) * op.Sigmoid(x))]
 
 
-def threshold_sign(node: Node, known: Sequence[bool]) -> bool:
-    """Only what exceeds alpha is left."""
-    return known[0] or node.attr("alpha", 1.0) >= 0
-
-
-@vjp(
-    "ThresholdedRelu",
-    kind="activation",
-    streams=streams.elementwise,
-    sign=threshold_sign,
-    cases=[case(x=(4, 5)), case(x=(4, 5), alpha=-0.3)],
-)
-def thresholded_relu(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """g where x > alpha."""
-    alpha = node.attr("alpha", 1.0)
-    passes = positive(op, node.y) if alpha >= 0 else op.Greater(node.x, alpha)
-    return [op.Where(passes, g, 0.0)]
-
-
-def shrink_sign(node: Node, known: Sequence[bool]) -> bool:
-    """x - bias, taken from x > lambd, stays positive while bias <= lambd."""
-    return known[0] and node.attr("bias", 0.0) <= node.attr("lambd", 0.5)
-
-
-@vjp(
-    "Shrink",
-    kind="activation",
-    streams=streams.elementwise,
-    sign=shrink_sign,
-    cases=[case(x=(4, 5)), case(x=(4, 5), lambd=0.7, bias=0.3)],
-)
-def shrink(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """g where |x| > lambd."""
-    return [op.Where(op.Greater(op.Abs(node.x), node.attr("lambd", 0.5)), g, 0.0)]
-
-
-@vjp("Erf", kind="activation", streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
+@vjp("Erf", kind="activation", zero_at_zero=True, streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 5))])
 def erf(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """dy/dx = 2 / sqrt(pi) exp(-x^2)."""
     x = op.real(node.x)

@@ -17,6 +17,7 @@ from onnxplain.graph import signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.walk import Gradient
+from onnxplain.vjp.facts import Weights, first_by_second
 from onnxplain.vjp.kernel_gradient import bias_gradient, kernel_gradient
 from onnxplain.vjp.registry import case, vjp
 from onnxplain.vjp.window import Window, even_pads
@@ -24,9 +25,20 @@ from onnxplain.vjp.window import Window, even_pads
 FLIP_FROM = 16  # input channels from which the flipped Conv beats ConvTranspose at stride 1 (measured, see above)
 
 
+def channels(node: Node, index: int) -> int:
+    """The axis of the channels."""
+    return 1
+
+
+def ungrouped(node: Node) -> bool:
+    """Whether every output channel sees every input channel."""
+    return bool(node.attr("group", 1) == 1)
+
+
 @vjp(
     "Conv",
     kind="linear",
+    weights=Weights("convolution", first_by_second, "channels", channels, full_window=ungrouped),
     linear=True,
     streams=streams.batch_first,
     sign=signs.every,
@@ -225,6 +237,7 @@ def _phases(op: Backward, g: ir.Value, w: ir.Value, window: Window, sizes: list[
 @vjp(
     "ConvTranspose",
     kind="linear",
+    weights=Weights("convolution", first_by_second, "channels", channels),
     linear=True,
     streams=streams.batch_first,
     sign=signs.every,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.errors import UnsupportedOp
-from onnxplain.graph import signs, streams
+from onnxplain.graph import bounds, signs, streams
 from onnxplain.graph.backward_builder import Backward
-from onnxplain.graph.node import Node, constant, is_float
+from onnxplain.graph.node import Node
 from onnxplain.graph.walk import Gradient
-from onnxplain.vjp.registry import Kind, case, vjp
+from onnxplain.vjp.facts import Kind
+from onnxplain.vjp.registry import case, vjp
 
 PAIRS = [case(a=(2, 3, 4), b=(3, 1)), case(a=(2, 3), b=(2, 3)), case(a=(3,), b=(2, 1)), case(a=(), b=(2, 3))]
 SEVERAL = [case(a=(2, 3), b=(3,), c=(2, 1)), case(a=(2, 3))]
@@ -23,20 +23,59 @@ def shifted(index: int) -> Kind:
     return "affine"
 
 
-@vjp("Add", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=PAIRS)
-@vjp("Sum", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
+@vjp(
+    "Add",
+    kind="sum",
+    commutes=True,
+    mask="adds",
+    bounds=bounds.MONOTONE,
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.every,
+    cases=PAIRS,
+)
+@vjp(
+    "Sum",
+    kind="sum",
+    commutes=True,
+    mask="adds",
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.every,
+    cases=SEVERAL,
+)
 def add(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Everyone gets g."""
     return [g] * len(node.inputs)
 
 
-@vjp("Sub", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, cases=PAIRS)
+@vjp(
+    "Sub",
+    kind="sum",
+    mask="carries",
+    bounds=bounds.MONOTONE,
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    cases=PAIRS,
+)
 def sub(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """g to the first, -g to the second."""
     return [g, None if op.is_constant(node.inputs[1]) else -g]
 
 
-@vjp("Mean", kind="sum", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=signs.every, cases=SEVERAL)
+@vjp(
+    "Mean",
+    kind="sum",
+    commutes=True,
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=signs.every,
+    cases=SEVERAL,
+)
 def mean(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Everyone gets an equal part of g."""
     n = len(node.inputs)
@@ -48,7 +87,19 @@ def product_sign(node: Node, known: Sequence[bool]) -> bool:
     return all(known) or node.inputs[0] is node.inputs[1]
 
 
-@vjp("Mul", kind="product", alone=shifted, broadcasts=True, streams=streams.elementwise, sign=product_sign, cases=PAIRS)
+@vjp(
+    "Mul",
+    kind="product",
+    zero_at_zero=True,
+    commutes=True,
+    mask="carries",
+    bounds=bounds.MONOTONE,
+    alone=shifted,
+    broadcasts=True,
+    streams=streams.elementwise,
+    sign=product_sign,
+    cases=PAIRS,
+)
 def mul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """Each gets g times the other."""
     a, b = node.x, node.inputs[1]
@@ -59,6 +110,9 @@ def mul(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Div",
     kind="product",
+    zero_at_zero=True,
+    mask="carries",
+    bounds=bounds.NUMERATOR,
     alone=lambda index: "affine" if index == 0 else "other",
     unbounded=True,
     broadcasts=True,
@@ -96,6 +150,7 @@ def mod(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Max",
     kind="routing",
+    mask="carries",
     alone=lambda index: "activation",
     broadcasts=True,
     streams=streams.elementwise,
@@ -110,6 +165,7 @@ def mod(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Min",
     kind="routing",
+    mask="carries",
     alone=lambda index: "activation",
     broadcasts=True,
     streams=streams.elementwise,
@@ -136,6 +192,7 @@ def where_sign(node: Node, known: Sequence[bool]) -> bool:
 @vjp(
     "Where",
     kind="routing",
+    mask="carries",
     silent=(0,),
     broadcasts=True,
     streams=streams.elementwise,
@@ -154,67 +211,19 @@ def where(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [None, to_a, to_b]
 
 
-@vjp("Identity", kind="routing", linear=True, streams=streams.elementwise, sign=signs.first, cases=[case(x=(2, 3))])
-def identity(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """The same tensor under another name."""
-    return [g]
-
-
-@vjp("Neg", kind="activation", linear=True, streams=streams.elementwise, cases=[case(x=(2, 3))])
+@vjp(
+    "Neg",
+    kind="activation",
+    zero_at_zero=True,
+    mask="carries",
+    bounds=bounds.MONOTONE,
+    linear=True,
+    streams=streams.elementwise,
+    cases=[case(x=(2, 3))],
+)
 def neg(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     """-g."""
     return [-g]
-
-
-def cast_silent(node: Node) -> Sequence[int]:
-    """A float cut to a whole number moves in steps, and so does a truth value; the type CastLike copies is no data."""
-    whole = node.y.dtype is not None and node.y.dtype.is_integer()
-    steps = node.y.dtype == ir.DataType.BOOL or (is_float(node.x) and whole)
-    return range(len(node.inputs)) if steps else range(1, len(node.inputs))
-
-
-@vjp(
-    "Cast",
-    kind="routing",
-    silent=cast_silent,
-    linear=True,
-    streams=streams.elementwise,
-    sign=signs.first,
-    cases=[case(x=(2, 3), to=int(ir.DataType.DOUBLE))],
-)
-@vjp(
-    "CastLike", kind="routing", silent=cast_silent, linear=True, streams=streams.elementwise, sign=signs.first,
-    cases=[case(x=(2, 3), like=np.array([1.0]))],
-)  # fmt: skip
-def cast(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """Between floats g, in the precision relevance has at x; from integers nothing."""
-    return [gradient_at(op, node.x, g), *[None] * (len(node.inputs) - 1)]
-
-
-def gradient_at(op: Backward, x: ir.Value, g: ir.Value) -> Gradient:
-    """`g` in the type relevance has at `x`: float64 over float64, float32 over other floats, none over integers."""
-    if not is_float(x):
-        return None
-    dtype = ir.DataType.DOUBLE if x.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
-    value: ir.Value = g if g.dtype == dtype else op.Cast(g, to=int(dtype))
-    return value
-
-
-@vjp(
-    "Dropout",
-    kind="routing",
-    silent=(1, 2),
-    linear=True,
-    streams=streams.elementwise,
-    sign=signs.first,
-    cases=[case(x=(2, 3)), case(x=(2, 3), ratio=np.array(0.3), outputs=2)],
-)
-def dropout(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """Nothing is dropped when a model answers."""
-    training = node.input(2)
-    if training is not None and (constant(training) is None or bool(np.any(constant(training)))):
-        raise UnsupportedOp(f"{node}: Dropout in training mode is random. Export the model for inference.")
-    return [g, *[None] * (len(node.inputs) - 1)]
 
 
 @vjp("Floor", "Ceil", "Round", "Sign", kind="flat", streams=streams.elementwise, sign=signs.first,

@@ -12,6 +12,7 @@ from onnxplain.graph import signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, constant, dims, ints, rank
 from onnxplain.graph.walk import Gradient
+from onnxplain.vjp import token_inputs
 from onnxplain.vjp.registry import case, vjp
 from onnxplain.vjp.shape import joined, rest
 
@@ -74,6 +75,7 @@ def scattered(op: Backward, g: ir.Value, zeros: ir.Value, index: ir.Value, axis:
 @vjp(
     "Slice",
     kind="routing",
+    mask="carries",
     silent=(1, 2, 3, 4),
     linear=True,
     streams=streams.keeps(streams.sliced),
@@ -118,6 +120,8 @@ def slice_(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Gather",
     kind="routing",
+    mask="carries",
+    token=token_inputs.TABLE,
     silent=(1,),
     linear=True,
     streams=streams.gather,
@@ -177,6 +181,7 @@ def one_hot_axis(node: Node, axes: Sequence[int]) -> int:
 @vjp(
     "OneHot",
     kind="routing",
+    token=token_inputs.ONE_HOT,
     silent=(0, 1),
     streams=one_hot_axis,
     cases=[
@@ -285,6 +290,7 @@ def streamed(op: Backward, value: ir.Value, axis: int | None, g: ir.Value) -> ir
 @vjp(
     "ScatterElements",
     kind="routing",
+    mask="carries",
     silent=(1,),
     linear=True,
     streams=streams.across(streams.attribute("axis", 0), 1, 2),
@@ -311,6 +317,7 @@ def scatter_elements(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "ScatterND",
     kind="routing",
+    mask="carries",
     silent=(1,),
     linear=True,
     streams=streams.scatter_nd,

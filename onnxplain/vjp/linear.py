@@ -11,6 +11,7 @@ from onnxplain.graph import signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, rank
 from onnxplain.graph.walk import Gradient
+from onnxplain.vjp.facts import Weights, either
 from onnxplain.vjp.registry import case, vjp
 
 
@@ -19,9 +20,19 @@ def gemm_sign(node: Node, known: Sequence[bool]) -> bool:
     return node.attr("alpha", 1.0) >= 0 and node.attr("beta", 1.0) >= 0 and signs.every(node, known)
 
 
+def gemm_features(node: Node, index: int) -> int:
+    """The axis of A or B that is summed over."""
+    turned = node.attr("transA", 0) if index == 0 else 1 - node.attr("transB", 0)
+    return 0 if turned else 1
+
+
+WEIGHTS_GEMM = Weights("dense", either, "broadcast", gemm_features, factors=("alpha", "beta"))
+
+
 @vjp(
     "Gemm",
     kind="linear",
+    weights=WEIGHTS_GEMM,
     linear=True,
     broadcasts=True,
     streams=streams.gemm,
@@ -66,9 +77,20 @@ def transposed(op: Backward, w: ir.Value) -> ir.Value:
     return op.once(("transposed", w), lambda: op.Transpose(w, perm=perm))
 
 
+def matmul_features(node: Node, index: int) -> int:
+    """The axis of A or B that is summed over."""
+    value = node.inputs[index]
+    assert value is not None
+    return rank(value) - 1 if index == 0 or rank(value) < 2 else rank(value) - 2
+
+
+WEIGHTS_MATMUL = Weights("dense", either, "behind", matmul_features, stretched=True)
+
+
 @vjp(
     "MatMul",
     kind="linear",
+    weights=WEIGHTS_MATMUL,
     linear=True,
     broadcasts=True,
     streams=streams.matmul,
@@ -111,16 +133,3 @@ def _vector(op: Backward, a: ir.Value, b: ir.Value, g: ir.Value) -> list[Gradien
     product = op.MatMul(wide, transposed(op, b))
     to_a = op.ReduceSum(product, list(range(rank(b) - 1)), keepdims=0)
     return [to_a, op.Mul(op.Unsqueeze(a, [-1]), wide)]
-
-
-def weight_and_bias(op: Backward, node: Node) -> tuple[int, int, Gradient] | None:
-    """(index of the activation, index of the weight, bias) of a linear node with one constant operand, else None."""
-    a, b = node.input(0), node.input(1)
-    bias = node.input(2)
-    if not op.is_constant(bias):
-        return None
-    if op.is_constant(b) and not op.is_constant(a):
-        return 0, 1, bias
-    if node.op_type in ("MatMul", "Gemm") and op.is_constant(a) and not op.is_constant(b):
-        return 1, 0, bias
-    return None

@@ -13,7 +13,7 @@ from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.streams import CONSTANT, UNPROVEN, Axis
 from onnxplain.graph.walk import Gradient
-from onnxplain.vjp.elementwise import gradient_at
+from onnxplain.vjp.copies import gradient_at
 from onnxplain.vjp.registry import case, vjp
 
 ML = "ai.onnx.ml"

@@ -8,12 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph import signs, streams
+from onnxplain.graph import bounds, signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, dims, rank
 from onnxplain.graph.streams import CONSTANT, UNPROVEN, Axis, AxisRule
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.registry import case, vjp
+from onnxplain.vjp.softmax import axis
 
 
 def within(touched: Callable[[Node], Sequence[int]]) -> AxisRule:
@@ -24,11 +25,6 @@ def within(touched: Callable[[Node], Sequence[int]]) -> AxisRule:
         return keeps(node, axes) if all(axis == CONSTANT for axis in axes[1:]) else UNPROVEN
 
     return rule
-
-
-def axis(node: Node) -> int:
-    """The one axis, counted from the front."""
-    return axes_of([node.attr("axis", -1)], rank(node.x))[0]
 
 
 def behind(node: Node) -> list[int]:
@@ -85,31 +81,10 @@ def column(op: Backward, vector: ir.Value, behind: int) -> ir.Value:
     return op.once(("column", vector, behind), lambda: op.Unsqueeze(vector, list(range(1, 1 + behind))))
 
 
-SOFTMAX_CASES = [case(x=(2, 5)), case(x=(2, 3, 4), axis=1), case(x=(2, 3, 4), axis=-3), case(x=(2, 3), opset=13)]
-
-
-@vjp("Softmax", kind="softmax", streams=streams.keeps(lambda n: [axis(n)]), sign=signs.always, cases=SOFTMAX_CASES)
-def softmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """y (g - sum g y)."""
-    gy = g * op.real(node.y)
-    return [gy - op.real(node.y) * op.ReduceSum(gy, [axis(node)], keepdims=1)]
-
-
-@vjp("LogSoftmax", kind="softmax", streams=streams.keeps(lambda n: [axis(n)]), cases=SOFTMAX_CASES)
-def log_softmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """g - exp(y) sum g."""
-    return [g - op.Exp(op.real(node.y)) * op.ReduceSum(g, [axis(node)], keepdims=1)]
-
-
-@vjp("Hardmax", kind="flat", streams=streams.keeps(lambda n: [axis(n)]), sign=signs.always, cases=[case(x=(2, 5))])
-def hardmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """A step."""
-    return [None]
-
-
 @vjp(
     "LayerNormalization",
     kind="normalisation",
+    own_rule="centre",
     broadcasts=True,
     streams=within(behind),
     cases=[
@@ -122,6 +97,7 @@ def hardmax(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "RMSNormalization",
     kind="normalisation",
+    zero_at_zero=True,
     broadcasts=True,
     streams=within(behind),
     cases=[
@@ -200,6 +176,7 @@ def any_computed(op: Backward, node: Node) -> bool:
 @vjp(
     "BatchNormalization",
     kind="normalisation",
+    bounds=bounds.MONOTONE,
     linear=True,
     streams=streams.batch_first,
     cases=[
@@ -232,6 +209,7 @@ def batch_normalization(op: Backward, node: Node, g: ir.Value) -> list[Gradient]
 @vjp(
     "LRN",
     kind="normalisation",
+    zero_at_zero=True,
     streams=streams.batch_first,
     sign=signs.first,
     cases=[
@@ -264,6 +242,7 @@ def lrn(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "LpNormalization",
     kind="normalisation",
+    zero_at_zero=True,
     streams=streams.keeps(lambda n: [axis(n)]),
     sign=signs.first,
     cases=[case(x=(2, 5)), case(x=(2, 3, 4), axis=1, p=1, sample="away"), case(x=(2, 3, 4), axis=-2, p=2)],

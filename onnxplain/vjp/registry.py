@@ -6,7 +6,7 @@ g the gradient at its output, with axes (S, *output axes) where S streams stand 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,24 +14,15 @@ import numpy as np
 
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward_builder import Backward
+from onnxplain.graph.bounds import BoundStep
+from onnxplain.graph.masks import MaskStep
 from onnxplain.graph.node import Node
 from onnxplain.graph.relevance import Portion, Relevance, values
 from onnxplain.graph.signs import SignRule
 from onnxplain.graph.streams import AxisRule
-from onnxplain.graph.walk import Arrived, Derivative
+from onnxplain.graph.walk import Arrived, Derivative, Gradient
+from onnxplain.vjp.facts import Claim, Head, Kind, SilentRule, TokenInput, Weights, claim, never
 
-Kind = Literal[
-    "linear", "sum", "mean", "product", "affine", "routing", "activation", "softmax", "normalisation", "flat", "other"
-]
-"""What an op is to relevance; composites go by it.
-
-linear: weights times one activation (Conv, Gemm, MatMul). sum: of several activations (Add). mean: an average or sum
-over axes of one. product: of several activations (Mul). affine: a sum or product of one activation with what takes no
-relevance (where the node stands: never registered). routing: every output is a copy of an input (Reshape, MaxPool).
-activation: elementwise. softmax, normalisation: as they say. flat: derivative zero everywhere. other: gradient only.
-"""
-SilentRule = Callable[[Node], Collection[int]]
-"""Indices of the inputs of a node that carry no derivative by nature: shapes, indices, conditions, lengths."""
 Sample = Literal["normal", "positive", "apart", "unit", "away", "above"]
 """How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2
 (kinks at 0). above: between 1.2 and 3."""
@@ -59,7 +50,7 @@ def case(
 
 @dataclass(frozen=True)
 class Op:
-    """All that is registered of an op type."""
+    """All that is registered of an op type, in the words of `vjp`."""
 
     types: tuple[str, ...]
     vjp: Derivative
@@ -74,6 +65,18 @@ class Op:
     silent: SilentRule = lambda node: ()
     unbounded: bool = False
     alone: Callable[[int], Kind] | None = None
+    weights: Weights | None = None
+    own_rule: str = ""
+    commutes: bool = False
+    zero_at_zero: Claim = never
+    rectifies: Claim = never
+    zero_or_input: bool = False
+    converts: bool = False
+    pads: bool = False
+    token: TokenInput | None = None
+    mask: MaskStep = ""
+    bounds: BoundStep | None = None
+    head: Head = ""
 
     def routes(self, node: Node) -> bool:
         """Whether every output is a copy of an input, so that relevance follows the value it belongs to."""
@@ -111,8 +114,8 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
-STEPS: dict[str, AxisRule | None] = {}
-"""Ops whose output does not move with their input, and how the batch axis goes through them."""
+STEPS: dict[str, Op] = {}
+"""Ops whose output does not move with their input."""
 
 
 def vjp(
@@ -128,6 +131,18 @@ def vjp(
     silent: Sequence[int] | SilentRule = (),
     unbounded: bool = False,
     alone: Callable[[int], Kind] | None = None,
+    weights: Weights | None = None,
+    own_rule: str = "",
+    commutes: bool = False,
+    zero_at_zero: bool | Claim = False,
+    rectifies: bool | Claim = False,
+    zero_or_input: bool = False,
+    converts: bool = False,
+    pads: bool = False,
+    token: TokenInput | None = None,
+    mask: MaskStep = "",
+    bounds: BoundStep | None = None,
+    head: Head = "",
 ) -> Callable[[Derivative], Derivative]:
     """Register the derivative of one or several op types.
 
@@ -138,36 +153,65 @@ def vjp(
     Every other input that depends on an attributed tensor must get a gradient. unbounded: the derivative may be
     infinite where the output is not (a square root at 0). alone: the kind where one input only (at that index) can
     receive relevance, if that is another.
+
+    What rules ask. weights: of kind linear, which operands are weights and bias (`facts.Weights`). own_rule: the rule
+    that was made for this op, where its kind's is another or is for this op only. commutes: of a sum or product: its
+    operands may be exchanged; where they may not, the second one counts negated (Sub) or inverted (Div). zero_at_zero:
+    the output is zero wherever the first input is. rectifies: negative inputs become 0 (Relu). zero_or_input: the
+    output is the input wherever it is not zero, and onnxruntime fuses the op with the layer before (Relu).
+
+    What the compiler asks. converts: it changes the type of values and nothing else (Cast). pads: what of a relevance
+    it loses fell on padding. token: where it reads integers as tokens. mask: what it does to a mask that holds -inf
+    (`graph.masks`). bounds: how the bounds of its input go through (`graph.bounds`); None: nothing is known. head: what
+    it is at the end of a model.
     """
-    which: SilentRule = silent if callable(silent) else lambda node: silent
 
     def register(function: Derivative) -> Derivative:
         for op_type in op_types:
             if op_type in OPS:
                 raise ValueError(f"the derivative of {op_type} is registered twice")
             OPS[op_type] = Op(
-                op_types,
-                function,
-                kind,
-                linear,
-                broadcasts,
-                all_outputs,
-                streams,
-                sign,
-                tuple(cases),
-                domain,
-                which,
-                unbounded,
-                alone,
+                types=op_types,
+                vjp=function,
+                kind=kind,
+                linear=linear,
+                broadcasts=broadcasts,
+                all_outputs=all_outputs,
+                streams=streams,
+                sign=sign,
+                cases=tuple(cases),
+                domain=domain,
+                silent=silent if callable(silent) else lambda node: silent,
+                unbounded=unbounded,
+                alone=alone,
+                weights=weights,
+                own_rule=own_rule,
+                commutes=commutes,
+                zero_at_zero=claim(zero_at_zero),
+                rectifies=claim(rectifies),
+                zero_or_input=zero_or_input,
+                converts=converts,
+                pads=pads,
+                token=token,
+                mask=mask,
+                bounds=bounds,
+                head=head,
             )
         return function
 
     return register
 
 
-def steps(*op_types: str, streams: AxisRule | None = None) -> None:
-    """Declare ops that carry no derivative at all: comparisons, positions, shapes. streams: as for `vjp`."""
-    STEPS.update(dict.fromkeys(op_types, streams))
+def _nothing(op: Backward, node: Node, g: Any) -> list[Gradient]:
+    return [None] * len(node.inputs)
+
+
+def steps(
+    *op_types: str, streams: AxisRule | None = None, token: TokenInput | None = None, mask: MaskStep = ""
+) -> None:
+    """Declare ops that carry no derivative at all: comparisons, positions, shapes. Options as for `vjp`."""
+    for op_type in op_types:
+        STEPS[op_type] = Op(op_types, _nothing, "flat", broadcasts=True, streams=streams, token=token, mask=mask)
 
 
 def known(node: Node) -> Op | None:
@@ -176,16 +220,15 @@ def known(node: Node) -> Op | None:
     return entry if entry is not None and node.domain in ("", entry.domain) else None
 
 
-STEP = Op((), lambda op, node, g: [None] * len(node.inputs), "flat", broadcasts=True)
-"""What every op of STEPS is to the walk."""
+def registered(node: Node) -> Op | None:
+    """As `known`, with the ops of STEPS."""
+    return STEPS[node.op_type] if node.domain == "" and node.op_type in STEPS else known(node)
 
 
 def silent_inputs(node: Node) -> Collection[int]:
     """Inputs of a node that carry no derivative by nature; none for an op that nobody knows."""
     everything = range(len(node.inputs) + len(node.captured))
-    if node.domain == "" and node.op_type in STEPS:
-        return everything
-    entry = known(node)
+    entry = registered(node)
     if entry is None:
         return ()
     return everything if entry.kind == "flat" else entry.silent(node)
@@ -193,31 +236,56 @@ def silent_inputs(node: Node) -> Collection[int]:
 
 def lookup(node: Node) -> Op:
     """The entry for a node, or an error that says what to do."""
-    if node.domain == "" and node.op_type in STEPS:
-        return STEP
+    entry = registered(node)
+    if entry is not None:
+        return entry
     if node.op_type.startswith("TreeEnsemble"):
         raise UnsupportedOp(
             f"{node}: a tree ensemble is constant between its thresholds, so its derivative is zero everywhere and no "
             f"relevance rule applies. It needs a forward-only method (occlusion, LIME, KernelSHAP, permutation), which "
             f"this version does not have yet."
         )
-    entry = known(node)
-    if entry is None:
-        domain = f"{node.domain}::" if node.domain else ""
-        raise UnsupportedOp(
-            f"{node}: no derivative for {domain}{node.op_type} (opset {node.version}), which lies between the "
-            f"explained tensor and the input. Explain a tensor below it (--explain), or attribute to one above it "
-            f"(--attribute-to); `onnxplain inspect` lists both."
-        )
-    return entry
+    domain = f"{node.domain}::" if node.domain else ""
+    raise UnsupportedOp(
+        f"{node}: no derivative for {domain}{node.op_type} (opset {node.version}), which lies between the "
+        f"explained tensor and the input. Explain a tensor below it (--explain), or attribute to one above it "
+        f"(--attribute-to); `onnxplain inspect` lists both."
+    )
+
+
+def weight_and_bias(op: Backward, node: Node) -> tuple[int, int, Gradient] | None:
+    """(index of the activation, index of the weight, bias) of a linear node with one constant operand, else None."""
+    weights = lookup(node).weights
+    bias = node.input(2)
+    if weights is None or not op.is_constant(bias):
+        return None
+    for activation, weight in weights.operands(node):
+        if op.is_constant(node.input(weight)) and not op.is_constant(node.input(activation)):
+            return activation, weight, bias
+    return None
+
+
+def of_family(family: str) -> list[str]:
+    """The op types whose layers are of a family."""
+    return [name for name, entry in OPS.items() if entry.weights is not None and entry.weights.family == family]
 
 
 def axis_rules() -> dict[str, AxisRule]:
     """How the batch axis moves through every op type known."""
-    rules = {**STEPS, **{name: entry.streams for name, entry in OPS.items()}}
-    return {name: rule for name, rule in rules.items() if rule is not None}
+    entries = {**STEPS, **OPS}
+    return {name: entry.streams for name, entry in entries.items() if entry.streams is not None}
 
 
 def sign_rules() -> dict[str, SignRule]:
     """When the output of an op type is known not to be negative."""
     return {name: entry.sign for name, entry in OPS.items() if entry.sign is not None}
+
+
+def mask_steps() -> dict[str, MaskStep]:
+    """What op types do to a mask."""
+    return {name: entry.mask for name, entry in {**STEPS, **OPS}.items() if entry.mask}
+
+
+def bound_steps() -> Mapping[str, BoundStep]:
+    """How bounds go through op types."""
+    return {name: entry.bounds for name, entry in OPS.items() if entry.bounds is not None}

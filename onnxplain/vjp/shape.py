@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph import signs, streams
+from onnxplain.graph import bounds, signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, dims, ints, rank, static
 from onnxplain.graph.walk import Gradient
@@ -25,6 +25,8 @@ def rest(node: Node) -> list[Gradient]:
 @vjp(
     "Reshape",
     kind="routing",
+    mask="carries",
+    head="through",
     silent=(1,),
     linear=True,
     streams=streams.reshape,
@@ -39,6 +41,8 @@ def rest(node: Node) -> list[Gradient]:
 @vjp(
     "Flatten",
     kind="routing",
+    mask="carries",
+    head="through",
     linear=True,
     streams=streams.reshape,
     sign=signs.first,
@@ -47,6 +51,8 @@ def rest(node: Node) -> list[Gradient]:
 @vjp(
     "Squeeze",
     kind="routing",
+    mask="carries",
+    head="through",
     silent=(1,),
     linear=True,
     streams=streams.squeeze,
@@ -60,6 +66,7 @@ def rest(node: Node) -> list[Gradient]:
 @vjp(
     "Unsqueeze",
     kind="routing",
+    mask="carries",
     silent=(1,),
     linear=True,
     streams=streams.unsqueeze,
@@ -74,6 +81,9 @@ def reshape(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Transpose",
     kind="routing",
+    mask="carries",
+    bounds=bounds.TRANSPOSED,
+    head="through",
     linear=True,
     streams=streams.transpose,
     sign=signs.first,
@@ -88,6 +98,7 @@ def transpose(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Concat",
     kind="routing",
+    mask="carries",
     linear=True,
     streams=streams.keeps(streams.attribute("axis", 0)),
     sign=signs.every,
@@ -138,6 +149,7 @@ def total_length(op: Backward, parts: Sequence[ir.Value]) -> ir.Value:
 @vjp(
     "Split",
     kind="routing",
+    mask="carries",
     silent=(1,),
     linear=True,
     all_outputs=True,
@@ -172,6 +184,9 @@ def padded_axis(node: Node, axes: Sequence[streams.Axis]) -> streams.Axis | Sequ
 @vjp(
     "Pad",
     kind="routing",
+    mask="carries",
+    bounds=bounds.UNCHANGED,
+    pads=True,
     silent=(1, 3),
     linear=True,
     streams=padded_axis,
@@ -263,6 +278,7 @@ def subtract(op: Backward, length: ir.Value, less: int) -> ir.Value:
 @vjp(
     "Expand",
     kind="routing",
+    mask="carries",
     silent=(1,),
     linear=True,
     broadcasts=True,
@@ -285,6 +301,7 @@ def expand(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Tile",
     kind="routing",
+    mask="carries",
     silent=(1,),
     linear=True,
     streams=streams.keeps(streams.tiled),
@@ -348,6 +365,7 @@ def space_to_depth(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 @vjp(
     "Trilu",
     kind="routing",
+    mask="carries",
     silent=(1,),
     linear=True,
     streams=streams.keeps(lambda node: [-1, -2]),
@@ -368,6 +386,7 @@ def _cropped(node: Node) -> list[int] | None:
 @vjp(
     "CenterCropPad",
     kind="routing",
+    pads=True,
     silent=(1,),
     linear=True,
     streams=streams.keeps(_cropped),

@@ -6,13 +6,14 @@ Their derivative is zero wherever there is one. The forward part may use their r
 from __future__ import annotations
 
 from onnxplain.graph import streams
+from onnxplain.vjp import token_inputs
 from onnxplain.vjp.registry import steps
 
-steps(
-    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", streams=streams.elementwise
-)
+steps("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", streams=streams.elementwise)
 steps("IsNaN", "IsInf", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", streams=streams.elementwise)
+steps("Equal", streams=streams.elementwise, token=token_inputs.COMPARED)
 steps("Shape", "Size", streams=streams.nothing)
 steps("ArgMax", "ArgMin", streams=streams.reduced)
-steps("NonZero", "ConstantOfShape", "EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+steps("NonZero", "EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 steps("NonMaxSuppression", "SequenceLength", "OptionalHasElement")
+steps("ConstantOfShape", mask="fills")

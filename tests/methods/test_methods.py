@@ -313,8 +313,8 @@ def test_a_composite_says_what_it_takes_where_the_bounds_are_unknown(name):
     wants = entry.make(None).text() != entry.make(bounds).text()
     assert bool(entry.without_bounds) == wants
     if wants:
-        assert entry.make(bounds).entries[0].rule.name == "box"
-        assert entry.make(None).entries[0].rule.name == entry.without_bounds.split()[0]
+        assert entry.make(bounds).assignments[0].rule.name == "box"
+        assert entry.make(None).assignments[0].rule.name == entry.without_bounds.split()[0]
 
 
 @pytest.mark.parametrize("method", RELEVANCE)

@@ -135,7 +135,7 @@ def _info(name: str) -> v1.RecipeInfo:
         properties["base"] = {"type": ["string", "object"]}
     if "composite" in recipe.options:
         composite = COMPOSITES[recipe.composite]
-        properties["composite"] = {"type": "string", "enum": list(COMPOSITES)}
+        properties["composite"] = {"type": "string", "examples": list(COMPOSITES)}
         if name != recipe.method:
             info.title, info.cite = f"{method.doc} Composite: {composite.doc}", f"{method.cite}; {composite.cite}"
     json_format.ParseDict({"type": "object", "properties": properties}, info.schema)
