@@ -28,7 +28,7 @@ class Watched:
     def __init__(self, model: ir.Model):
         proto, weights = apart(model)
         del proto.graph.value_info[:]  # what inference believes must not hide what onnxruntime finds
-        outputs = [value.name for value in model.graph.outputs]
+        outputs = {value.name for value in model.graph.outputs}
         tensors = [value for node in model.graph for value in node.outputs if value.name and value.name not in outputs]
         self._shaped = [v.name or "" for v in tensors if isinstance(v.type, ir.TensorType)]
         self._untyped = [v.name or "" for v in tensors if v.type is None]

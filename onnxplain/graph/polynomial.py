@@ -15,6 +15,7 @@ from onnxplain.graph.node import Node, constant
 
 Monomial = tuple[int, ...]  # ids of its factors, sorted
 DEGREE = 4  # larger powers are not what anybody writes
+DEPTH = 16  # steps in a row; the longest formula that is recognised has 8, a chain of scalings may have thousands
 CLOSE = 2e-3  # relative; float16 models carry 11 bits
 
 
@@ -55,18 +56,18 @@ def polynomial(
 
     affine: only steps with one constant operand. None where it is not a polynomial.
     """
-    return _expand(value, maker, inner, affine, True)
+    return _expand(value, maker, inner, affine, 0)
 
 
 def _expand(
-    value: ir.Value, maker: Mapping[ir.Value, Node], inner: Callable[[ir.Value], bool], affine: bool, root: bool
+    value: ir.Value, maker: Mapping[ir.Value, Node], inner: Callable[[ir.Value], bool], affine: bool, depth: int
 ) -> Polynomial | None:
     number = scalar(value)
     if number is not None:
         return Polynomial({(): number})
     node = maker.get(value)
     leaf = Polynomial({(id(value),): 1.0}, {id(value): value})
-    if node is None or node.domain != "" or not (root or inner(value)):
+    if node is None or node.domain != "" or depth == DEPTH or not (depth == 0 or inner(value)):
         return leaf
     operands = [operand for operand in node.inputs if operand is not None]
     if node.op_type not in ("Add", "Sub", "Mul", "Div", "Neg", "Pow"):
@@ -79,9 +80,9 @@ def _expand(
     if node.op_type == "Div" and not numbers[1]:
         return leaf
     if node.op_type == "Pow":
-        parts = [_expand(operands[0], maker, inner, affine, False)] * int(numbers[1] or 1)
+        parts = [_expand(operands[0], maker, inner, affine, depth + 1)] * int(numbers[1] or 1)
     else:
-        parts = [_expand(operand, maker, inner, affine, False) for operand in operands]
+        parts = [_expand(operand, maker, inner, affine, depth + 1) for operand in operands]
     found = [part for part in parts if part is not None]
     if len(found) != len(parts):
         return None
