@@ -13,9 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import Expired, UnsupportedModel
-from onnxplain.frontend.passes.shapes import Dim, Product, refine
+from onnxplain.frontend.passes.shapes import refine
+from onnxplain.frontend.passes.symbolic_dims import Product
 from onnxplain.frontend.sample_inputs import declared_shapes, lengths_of, stretched
 from onnxplain.frontend.watch import Watched
+from onnxplain.graph.shape_rules import Dim
 
 ROUNDS = 8  # corrections that bring others to light
 SHOWN = 3  # corrections told in the notes

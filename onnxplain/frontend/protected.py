@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxplain.frontend.passes.names import Names
 from onnxplain.frontend.passes.replacement import Replacement
 
-DOMAIN, OP_TYPE = "onnxplain", "Asked"
+DOMAIN, OP_TYPE = "onnxplain", "Barrier"
 
 
 @contextmanager

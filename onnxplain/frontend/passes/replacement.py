@@ -1,6 +1,6 @@
 """Tensors replaced and nodes taken out of a graph, in time that does not grow with the number of its outputs.
 
-onnx-ir goes through all outputs for each of the two; where every tensor is kept, that is the whole graph for every node.
+onnx-ir goes through all outputs for each of the two: where every tensor is kept, through the whole graph for each node.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.frontend.passes.names import Names, initializer
-from onnxplain.frontend.passes.shapes import Entry, Product, refine
+from onnxplain.frontend.passes.shapes import refine
+from onnxplain.frontend.passes.symbolic_dims import Entry, Product
 
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
