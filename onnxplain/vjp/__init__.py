@@ -9,10 +9,12 @@ from onnxplain.vjp import (
     linear,
     ml,
     normalisation,
+    padding,
     pooling,
     recurrent,
     reduction,
     resize,
+    scattering,
     shape,
     steps,
 )

@@ -10,9 +10,8 @@ import onnx_ir as ir
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node
-from onnxplain.vjp.indexing import scalar
 from onnxplain.vjp.interpolation import given_scales, region
-from onnxplain.vjp.shape import joined
+from onnxplain.vjp.lengths import joined, scalar
 
 FLOAT = int(ir.DataType.FLOAT)
 INT64 = int(ir.DataType.INT64)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import dims, rank
-from onnxplain.vjp.shape import joined
+from onnxplain.vjp.lengths import joined
 from onnxplain.vjp.window import Window, even_pads
 
 

@@ -18,8 +18,8 @@ from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.builder import Builder
 from onnxplain.graph.node import Node, dims, ints
 from onnxplain.graph.walk import Gradient
+from onnxplain.vjp.lengths import END, joined
 from onnxplain.vjp.registry import case, vjp
-from onnxplain.vjp.shape import END, joined
 
 Values = Sequence[ir.Value]
 Step = Callable[[Builder, ir.Value, Values, Values], tuple[Values, Values]]
