@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 
 from onnxplain.errors import UnsupportedModel
+from onnxplain.frontend.caps import RANK
+from onnxplain.frontend.proto_graph import describe, key_of, quoted, read_by, subgraphs
 from onnxplain.frontend.sample_inputs import BATCH, LENGTHS
 from onnxplain.frontend.static_values import Outputs, StaticTensor, computable, with_numbers
-from onnxplain.frontend.validate import RANK, describe, key_of, quoted, read_by, subgraphs
 
 ELEMENTS = 1 << 29  # of one tensor while verifying: 2 rows of 16 heads over 4096 tokens, 2 GiB in float32
 INPUT = 1 << 27  # elements of all inputs while verifying; the random numbers for them take 16 bytes each

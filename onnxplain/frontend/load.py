@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.frontend.limits import check_sizes
-from onnxplain.frontend.validate import check, stored_bytes, tensors
+from onnxplain.frontend.proto_graph import stored_bytes, tensors
+from onnxplain.frontend.validate import check
 from onnxplain.graph.inference import has_map
 from onnxplain.graph.weight_files import Content, File, Store, StoredTensor, sha256
 from onnxplain.graph.weightless import weightless

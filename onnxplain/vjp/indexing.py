@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph import signs, streams
+from onnxplain.graph import index_streams, signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, constant, dims, ints, rank
 from onnxplain.graph.walk import Gradient
@@ -67,7 +67,7 @@ def slice_(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     kind="routing",
     silent=(1,),
     linear=True,
-    streams=streams.gather,
+    streams=index_streams.gather,
     sign=signs.first,
     cases=[
         case(x=(5, 3), index=np.array([0, 2, 2, -1])),
@@ -164,7 +164,7 @@ def gather_elements(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     kind="routing",
     silent=(1,),
     linear=True,
-    streams=streams.gather_nd,
+    streams=index_streams.gather_nd,
     sign=signs.first,
     cases=[
         case(x=(3, 4, 2), index=np.array([[0, 1], [2, -1], [0, 1]])),

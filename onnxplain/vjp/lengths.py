@@ -11,8 +11,6 @@ from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import dims, ints
 
 INT64 = ir.DataType.INT64
-
-
 END = 2**63 - 1  # "to the end" in a Slice
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph import streams
+from onnxplain.graph import index_streams, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, dims, rank
 from onnxplain.graph.walk import Gradient
@@ -64,7 +64,7 @@ def scatter_elements(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     kind="routing",
     silent=(1,),
     linear=True,
-    streams=streams.scatter_nd,
+    streams=index_streams.scatter_nd,
     sign=_scatter_sign,  # type: ignore[arg-type]
     cases=[
         case(x=(5, 3), index=np.array([[1], [4]]), updates=(2, 3)),
