@@ -128,11 +128,11 @@ class _Sizes:
     def _called(
         self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: list[StaticTensor]
     ) -> list[StaticTensor]:
-        given = {attribute.name: attribute for attribute in (*function.attribute_proto, *node.attribute)}
+        attributes = {attribute.name: attribute for attribute in (*function.attribute_proto, *node.attribute)}
         inside = dict(zip(function.input, inputs, strict=False))
         before, own = self.opsets, {entry.domain: entry.version for entry in function.opset_import}
         self.opsets = {**before, **own}
-        self.nodes(_sorted([_bound(inner, given) for inner in function.node]), inside, function.output)
+        self.nodes(_sorted([_bound(inner, attributes) for inner in function.node]), inside, function.output)
         self.opsets = before
         return [inside.get(name, StaticTensor()) for name in function.output]
 
@@ -147,10 +147,10 @@ class _Sizes:
             for body in subgraphs(node):
                 self.graph(body, {**known, "": StaticTensor()}, [StaticTensor()] * len(body.input))
             return []
-        given = [StaticTensor(onnx.TensorProto.INT64, ()), StaticTensor(onnx.TensorProto.BOOL, ()), *inputs[2:]]
-        given = [replace(tensor, numbers=None) for tensor in given]
+        carried_in = [StaticTensor(onnx.TensorProto.INT64, ()), StaticTensor(onnx.TensorProto.BOOL, ()), *inputs[2:]]
+        carried_in = [replace(tensor, numbers=None) for tensor in carried_in]
         (body,) = subgraphs(node)[:1]
-        outputs = self.graph(body, {**known, "": StaticTensor()}, given)[1:]
+        outputs = self.graph(body, {**known, "": StaticTensor()}, carried_in)[1:]
         count = inputs[0].numbers if inputs else None
         trips = int(count.flat[0]) if count is not None and count.size and count.dtype == np.int64 else None
         carried = [StaticTensor(tensor.kind) for tensor in inputs[2:]]
@@ -158,7 +158,7 @@ class _Sizes:
         return [*carried, *(StaticTensor(s.kind, (trips, *s.shape) if s.shape is not None else None) for s in scans)]
 
 
-def _bound(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> onnx.NodeProto:
+def _bound(node: onnx.NodeProto, attributes: Mapping[str, onnx.AttributeProto]) -> onnx.NodeProto:
     """A node of a function with the attributes of the call."""
     if not any(attribute.ref_attr_name for attribute in node.attribute):
         return node
@@ -168,8 +168,8 @@ def _bound(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> on
     for attribute in node.attribute:
         if not attribute.ref_attr_name:
             bound.attribute.append(attribute)
-        elif attribute.ref_attr_name in given:
-            bound.attribute.append(given[attribute.ref_attr_name])
+        elif attribute.ref_attr_name in attributes:
+            bound.attribute.append(attributes[attribute.ref_attr_name])
             bound.attribute[-1].name = attribute.name
     return bound
 

@@ -113,14 +113,14 @@ def with_numbers(
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = ReferenceEvaluator(node, opsets={"": opsets.get("", 1)}).run(None, feeds)
+            computed = ReferenceEvaluator(node, opsets={"": opsets.get("", 1)}).run(None, feeds)
     except Exception:  # as above
         return made
-    return [replace(tensor, numbers=np.asarray(y)) for tensor, y in zip(made, found, strict=False)]
+    return [replace(tensor, numbers=np.asarray(y)) for tensor, y in zip(made, computed, strict=False)]
 
 
-def _typed(found: onnx.TypeProto) -> StaticTensor:
-    kind = found.tensor_type
+def _typed(proto: onnx.TypeProto) -> StaticTensor:
+    kind = proto.tensor_type
     if not kind.HasField("shape"):
         return StaticTensor(kind.elem_type)
     sizes = (dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in kind.shape.dim)

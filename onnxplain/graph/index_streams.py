@@ -42,9 +42,9 @@ def scatter_nd(node: Node, axes: Sequence[Axis]) -> Axis:
     assert index is not None and source is not None
     depth = dims(index)[-1]
     behind = rank(node.x) - rank(source)
-    found = {data} | {updates + behind if updates >= 0 else updates}
-    found.discard(CONSTANT)
-    if indices != CONSTANT or len(found) != 1 or not isinstance(depth, int):
+    batched = {data} | {updates + behind if updates >= 0 else updates}
+    batched.discard(CONSTANT)
+    if indices != CONSTANT or len(batched) != 1 or not isinstance(depth, int):
         return UNPROVEN
-    (axis,) = found
+    (axis,) = batched
     return axis if axis >= depth and dims(source)[axis - behind] == dims(node.x)[axis] else UNPROVEN

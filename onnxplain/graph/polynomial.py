@@ -83,12 +83,12 @@ def _expand(
         parts = [_expand(operands[0], maker, inner, affine, depth + 1)] * int(numbers[1] or 1)
     else:
         parts = [_expand(operand, maker, inner, affine, depth + 1) for operand in operands]
-    found = [part for part in parts if part is not None]
-    if len(found) != len(parts):
+    known = [part for part in parts if part is not None]
+    if len(known) != len(parts):
         return None
-    leaves = {key: leaf for part in found for key, leaf in part.leaves.items()}
-    members = list(dict.fromkeys([member for part in found for member in part.members] + [node]))
-    terms = _combine(node.op_type, [part.terms for part in found])
+    leaves = {key: leaf for part in known for key, leaf in part.leaves.items()}
+    members = list(dict.fromkeys([member for part in known for member in part.members] + [node]))
+    terms = _combine(node.op_type, [part.terms for part in known])
     if any(len(key) > DEGREE for key in terms):
         return leaf
     return Polynomial(terms, leaves, members)

@@ -50,7 +50,7 @@ ELEMENTWISE = (
     *(("", op) for op in ("GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization")),
     *(("com.microsoft", op) for op in ("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "BiasAdd", "RotaryEmbedding")),
     *(("com.microsoft", op) for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")),
-    ("onnxplain", "Barrier"),  # of `frontend.protected`
+    ("onnxplain", "Barrier"),  # of `frontend.barriers`
 )
 SHAPE_RULES: dict[tuple[str, str], ShapeRule] = {
     **dict.fromkeys(ELEMENTWISE, like_first),

@@ -45,8 +45,8 @@ def at_positions(op: Backward, g: ir.Value, x: ir.Value, axis: int, positions: n
     if isinstance(positions, np.ndarray):
         positions = op.ints([int(i) for i in positions])
     numbers = op.Range(scalar(op, 0), op.Squeeze(count, [0]), scalar(op, 1))
-    found = op.ScatterElements(op.Expand(count, op.size(x, axis)), positions, numbers, axis=0)
-    value: ir.Value = op.Gather(with_zeros, found, axis=axis)
+    places = op.ScatterElements(op.Expand(count, op.size(x, axis)), positions, numbers, axis=0)
+    value: ir.Value = op.Gather(with_zeros, places, axis=axis)
     return op.reshaped(value, [d if i != axis else dims(x)[axis] for i, d in enumerate(dims(g))])
 
 

@@ -133,8 +133,8 @@ def concat(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
 def split(op: Backward, node: Node, gs: list[Gradient]) -> list[Gradient]:
     """Join the pieces; those nothing arrived at are zero."""
     axis = axes_of([node.attr("axis", 0)], rank(node.x))[0]
-    given = next(g for g in gs if g is not None)
-    pieces = [op.zeros(given, y) if g is None else g for g, y in zip(gs, node.outputs, strict=True)]
+    arrived = next(g for g in gs if g is not None)
+    pieces = [op.zeros(arrived, y) if g is None else g for g, y in zip(gs, node.outputs, strict=True)]
     return [pieces[0] if len(pieces) == 1 else op.Concat(*pieces, axis=axis), *rest(node)]
 
 

@@ -15,7 +15,9 @@ BROADCASTING = {"Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Equal", "Greate
 BROADCASTING |= {"LessOrEqual", "Where", "PRelu", "Min", "Max", "Sum", "Mean"}
 
 
-def solved_shape(node: ir.Node, contents: Mapping[ir.Value, list[Entry]], given: Collection[str]) -> list[Dim] | None:
+def solved_shape(
+    node: ir.Node, contents: Mapping[ir.Value, list[Entry]], input_symbols: Collection[str]
+) -> list[Dim] | None:
     """The output shape of an op whose shape is data."""
     if node.domain != "" or len(node.inputs) < 2 or node.inputs[0] is None:
         if node.domain == "" and node.op_type == "ConstantOfShape":
@@ -23,7 +25,7 @@ def solved_shape(node: ir.Node, contents: Mapping[ir.Value, list[Entry]], given:
             return None if target is None else [None if entry is None else entry.dim() for entry in target]
         return None
     if node.op_type in BROADCASTING:
-        return _broadcast([dims_of(value) for value in node.inputs if value is not None], given)
+        return _broadcast([dims_of(value) for value in node.inputs if value is not None], input_symbols)
     if node.op_type == "Range":
         start, limit, delta = (integers(value, contents) for value in node.inputs)
         return [limit[0].dim()] if start == [Product(0)] and delta == [Product(1)] and limit and limit[0] else None
@@ -67,8 +69,8 @@ def _reshape(node: ir.Node, shape: list[Entry], target: list[Entry]) -> list[Dim
 def _resize(node: ir.Node, shape: list[Dim], contents: Mapping[ir.Value, list[Entry]]) -> list[Dim] | None:
     """Lengths that are given as sizes; axes of scale 1 keep theirs."""
     scales, sizes = (node.inputs[i] if len(node.inputs) > i else None for i in (2, 3))
-    given = node.attributes.get("axes")
-    axes = list(range(len(shape))) if given is None else [axis % len(shape) for axis in given.as_ints()]
+    named = node.attributes.get("axes")
+    axes = list(range(len(shape))) if named is None else [axis % len(shape) for axis in named.as_ints()]
     after: list[Dim] = [None if axis in axes else dim for axis, dim in enumerate(shape)]
     rates, target = constant(scales), integers(sizes, contents)
     policy = node.attributes.get("keep_aspect_ratio_policy")
@@ -102,7 +104,7 @@ def _slice(node: ir.Node, shape: list[Dim], contents: Mapping[ir.Value, list[Ent
     return result
 
 
-def _broadcast(shapes: Sequence[list[Dim] | None], given: Collection[str]) -> list[Dim] | None:
+def _broadcast(shapes: Sequence[list[Dim] | None], input_symbols: Collection[str]) -> list[Dim] | None:
     """Numpy's rule; a symbol of the inputs that meets an unknown one is equal to it, or the model would not run."""
     if any(shape is None for shape in shapes):
         return None
@@ -112,7 +114,7 @@ def _broadcast(shapes: Sequence[list[Dim] | None], given: Collection[str]) -> li
     for i in range(length):
         at = {shape[i - length + len(shape)] for shape in known if i - length + len(shape) >= 0} - {1}
         numbers = [dim for dim in at if isinstance(dim, int)]
-        named = [dim for dim in at if isinstance(dim, str) and dim in given]
+        named = [dim for dim in at if isinstance(dim, str) and dim in input_symbols]
         if not at:
             result.append(1)
         elif numbers:

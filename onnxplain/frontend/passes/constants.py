@@ -113,10 +113,10 @@ class ByOp:
     def try_rewrite(self, model: ir.Model, owner: Any, node: ir.Node, **more: Any) -> Any:
         """What the first rule that matches makes of a node, None where none does."""
         for rule in self._rules.get(node.op_type, ()):
-            found = rule.try_rewrite(model, owner, node, **more)
-            if found is not None:
+            rewritten = rule.try_rewrite(model, owner, node, **more)
+            if rewritten is not None:
                 self._last = rule
-                return found
+                return rewritten
         return None
 
 
@@ -126,28 +126,28 @@ def inline_functions(model: ir.Model) -> None:
         passes.InlinePass()(model)
 
 
-def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite: True) -> None:
+def fold_constants(model: ir.Model, permits: Callable[[str], bool] = lambda rewrite: True) -> None:
     """Compute what depends on no input, and remove what does nothing. Large weights are never copied.
 
-    may: asked by name before each kind of rewrite.
+    permits: asked by name before each kind of rewrite.
     """
-    allowed = [name for name in SIMPLIFICATIONS if may(name)]
+    allowed = [name for name in SIMPLIFICATIONS if permits(name)]
     with silence():
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         for _ in range(ROUNDS):
             before, modified = len(model.graph), False
-            if may("constants computed"):
+            if permits("constants computed"):
                 folded = onnxscript.optimizer.fold_constants_ir(
                     model,
                     onnx_shape_inference=False,
                     input_size_limit=INPUT_LIMIT,
                     output_size_limit=OUTPUT_LIMIT,
-                    should_fold=lambda node: _may_compute(node) if may(f"{node.op_type} of constants") else False,
+                    should_fold=lambda node: _may_compute(node) if permits(f"{node.op_type} of constants") else False,
                 )
                 modified = folded.modified
             if allowed:
                 onnxscript.rewriter.rewrite(model, RewriteRuleSet([ByOp(allowed)]))  # type: ignore[list-item]
-            if may("Identity removed"):
+            if permits("Identity removed"):
                 remove_identities(model.graph)
             passes.RemoveUnusedNodesPass()(model)
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -155,7 +155,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
                 break
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
         _own_weights(model.graph)
-        if may("equal nodes made one"):
+        if permits("equal nodes made one"):
             passes.CommonSubexpressionEliminationPass()(model)
 
 

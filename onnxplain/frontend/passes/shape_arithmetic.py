@@ -16,7 +16,7 @@ from onnxplain.frontend.passes.symbolic_dims import Entry, Product
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
-def settle(model: ir.Model) -> bool:
+def fold_shape_arithmetic(model: ir.Model) -> bool:
     """Replace known shape arithmetic by constants; returns whether anything changed. Shapes must be inferred."""
     contents, changed, names = refine(model), False, Names(model.graph)
     for node in list(model.graph):

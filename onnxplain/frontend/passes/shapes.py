@@ -40,7 +40,7 @@ def refine(model: ir.Model, pinned: Mapping[ir.Value, Sequence[Dim]] | None = No
     graph = model.graph
     contents: dict[ir.Value, list[Entry]] = {}
     changed: set[ir.Value] = set()
-    given = {dim for value in graph.inputs for dim in dims_of(value) or [] if isinstance(dim, str)}
+    input_symbols = {dim for value in graph.inputs for dim in dims_of(value) or [] if isinstance(dim, str)}
     for value, shape in (pinned or {}).items():
         value.shape = ir.Shape(shape)
     for node in graph:
@@ -48,7 +48,7 @@ def refine(model: ir.Model, pinned: Mapping[ir.Value, Sequence[Dim]] | None = No
         ruled = shape_rule(node.domain, node.op_type) is not None
         if ruled or any(value in changed for value in node.inputs) or any(is_open(shape) for shape in known.values()):
             _infer(node, model.opset_imports, contents)
-        solved = None if ruled else solved_shape(node, contents, given)
+        solved = None if ruled else solved_shape(node, contents, input_symbols)
         if solved is not None:
             _merge(node.outputs[0], solved)
         content = contents_of(node, contents)

@@ -24,10 +24,10 @@ def activation(view: View, node: Node) -> Group | None:
         if inside is None or not view.inner(f):
             continue
         others = [value for value in outer.leaves.values() if value is not f]
-        found = _hard_sigmoid(view, node, f, inside) if not others else _gated(view, outer, others[0], f, inside)
-        if found is not None:
-            group_members = [*outer.members, inside, *found[2]]
-            return Group(found[0], (found[3],), group_members, found[1])
+        match = _hard_sigmoid(view, node, f, inside) if not others else _gated(view, outer, others[0], f, inside)
+        if match is not None:
+            group_members = [*outer.members, inside, *match[2]]
+            return Group(match[0], (match[3],), group_members, match[1])
     return None
 
 

@@ -52,10 +52,10 @@ def _standardised(view: View, node: Node) -> Group | None:
     else:
         return None
     for d, root, inverse in pairs:
-        found = _root_mean_square(view, root, inverse)
-        if found is None or d is None or found[0] is not d:
+        root_mean_square = _root_mean_square(view, root, inverse)
+        if root_mean_square is None or d is None or root_mean_square[0] is not d:
             continue
-        _, axes, epsilon, members = found
+        _, axes, epsilon, members = root_mean_square
         centred = view.made_by(d, "Sub")
         mean = view.made_by(centred.input(1), "ReduceMean") if centred is not None else None
         if centred is not None and mean is not None and mean.x is centred.x and reduced_axes(mean) == axes:
@@ -199,12 +199,12 @@ def _pads_channels(view: View, seen: Sequence[Node], pool: Node, size: int, x: i
     half, own = (size - 1) // 2, pool.attr("pads", (0,) * (2 * spatial))
     if not pads:
         return own[0] == half == own[spatial] and sum(own) == 2 * half and shape[2] == x.shape[1]
-    given, fill = ints(pads[0].input(1)), pads[0].input(2)
-    if given is None or any(own) or pads[0].attr("mode", "constant") != "constant" or len(pads[0].inputs) > 3:
+    lengths, fill = ints(pads[0].input(1)), pads[0].input(2)
+    if lengths is None or any(own) or pads[0].attr("mode", "constant") != "constant" or len(pads[0].inputs) > 3:
         return False
     if fill is not None and scalar(fill) != 0.0:
         return False
-    width = len(given) // 2
+    width = len(lengths) // 2
     before = pads[0].x.shape
-    centred = width == len(shape) and given[2] == half == given[2 + width] and sum(given) == 2 * half
+    centred = width == len(shape) and lengths[2] == half == lengths[2 + width] and sum(lengths) == 2 * half
     return centred and before is not None and before[2] == x.shape[1]

@@ -48,8 +48,8 @@ def reduced_axes(node: Node) -> list[int] | None:
     """Axes of a reduction, which are an input since opset 18."""
     if not node.attr("keepdims", 1):
         return None
-    given = node.attr("axes")
-    return list(given) if given is not None else ints(node.input(1))
+    axes = node.attr("axes")
+    return list(axes) if axes is not None else ints(node.input(1))
 
 
 def constant_operand(view: View, node: Node) -> tuple[ir.Value | None, ir.Value | None]:

@@ -23,26 +23,26 @@ def kept_apart(model: ir.Model, names: Collection[str]) -> Iterator[None]:
     """Inside, the readers of these tensors are theirs alone; afterwards an Identity stays where an equal was found."""
     graph = model.graph
     made = {value.name: value for node in graph for value in node.outputs}
-    asked = [made[name] for name in dict.fromkeys(names) if name in made]
-    if not asked:
+    kept = [made[name] for name in dict.fromkeys(names) if name in made]
+    if not kept:
         yield
         return
     model.opset_imports[DOMAIN] = 1
     free, replacement = Names(graph), Replacement(graph)
-    for value in asked:
-        _stand_before(value, free, replacement)
+    for value in kept:
+        _insert_barrier(value, free, replacement)
     try:
         yield
     finally:
         replacement = Replacement(graph)
         for node in list(graph):
             if node.domain == DOMAIN and node.op_type == OP_TYPE:
-                _step_aside(node, replacement)
+                _remove_barrier(node, replacement)
         replacement.finish()
         del model.opset_imports[DOMAIN]
 
 
-def _stand_before(value: ir.Value, names: Names, replacement: Replacement) -> None:
+def _insert_barrier(value: ir.Value, names: Names, replacement: Replacement) -> None:
     """A node between a tensor and its readers; what it makes has the tensor's name."""
     maker, name = value.producer(), str(value.name)
     assert maker is not None and maker.graph is not None
@@ -55,7 +55,7 @@ def _stand_before(value: ir.Value, names: Names, replacement: Replacement) -> No
     out.name, out.shape, out.type = name, value.shape, value.type
 
 
-def _step_aside(barrier: ir.Node, replacement: Replacement) -> None:
+def _remove_barrier(barrier: ir.Node, replacement: Replacement) -> None:
     """The tensor before it takes its name, where nobody else reads that one; else an Identity stays."""
     x, out, graph = barrier.inputs[0], barrier.outputs[0], barrier.graph
     assert x is not None and graph is not None
