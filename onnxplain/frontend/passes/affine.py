@@ -83,7 +83,7 @@ class LinearLayer:
     can_shift: bool = True
 
     def apply(self, affine: ScaleAndShift, names: Names) -> None:
-        """Give the node scaled weights and bias, and take the chain out of the graph."""
+        """Give the node scaled weights and bias, and take out what said them."""
         node = self.node
         weight = node.inputs[1]
         assert weight is not None
@@ -177,7 +177,7 @@ def _behind(node: ir.Node, layer: LinearLayer, keep: Collection[str], notes: lis
         value = consumer.outputs[0]
     if not layer.can_shift and not multiplies and len(affine.nodes) == 1:
         affine.nodes = []  # a MatMul and its bias are as they should be
-    return chain
+    return affine
 
 
 def _scale_and_shift(
@@ -266,7 +266,7 @@ def _scaled(node: ir.Node, weight: ir.Value, scale: np.ndarray, names: Names) ->
 
 
 def _remove_folded(layer: ir.Node, nodes: list[ir.Node], names: Names) -> None:
-    """Remove the affine nodes of a affine. The last tensor keeps its name; those before are other tensors now."""
+    """Take scales and shifts out of the graph. The last tensor keeps its name; those before are other tensors now."""
     graph = layer.graph
     assert graph is not None
     value, last = layer.outputs[0], nodes[-1].outputs[0]
