@@ -144,3 +144,8 @@ def test_what_is_still_long_is_still_there():
     gone = [name for name in STILL_LONG if not (ROOT / name).exists()]
     short = [name for name in STILL_LONG if name not in gone and (ROOT / name).read_text().count("\n") <= LONGEST]
     assert not gone + short
+
+
+def test_one_function_infers_the_outputs_of_a_node():
+    asking = [label(path) for path in FILES if "infer_node_outputs" in path.read_text()]
+    assert asking == ["graph/inference.py"]
