@@ -38,7 +38,7 @@ def tolerance(model: ir.Model) -> float:
 
 def mismatch(
     expected: Mapping[str, Any],
-    found: Mapping[str, Any],
+    outputs: Mapping[str, Any],
     bounded: Collection[str] = frozenset(),
     tolerance: float = TOLERANCE,
 ) -> str | None:
@@ -46,7 +46,7 @@ def mismatch(
 
     bounded: outputs of Sigmoid and the like, whose scale is 1 however small they are. tolerance: of the largest value.
     """
-    before, after = arrays(expected), arrays(found)
+    before, after = arrays(expected), arrays(outputs)
     for name, y in before.items():
         if name not in after:
             return f"the output {name} is missing"
@@ -71,11 +71,11 @@ def arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return result
 
 
-def _mismatch(y: np.ndarray, found: np.ndarray, scale: float, tolerance: float) -> str | None:
-    if y.shape != found.shape or y.dtype != found.dtype:
-        return f"was {y.dtype}{list(y.shape)}, is {found.dtype}{list(found.shape)}"
+def _mismatch(y: np.ndarray, other: np.ndarray, scale: float, tolerance: float) -> str | None:
+    if y.shape != other.shape or y.dtype != other.dtype:
+        return f"was {y.dtype}{list(y.shape)}, is {other.dtype}{list(other.shape)}"
     if y.dtype.kind != "f":
-        wrong = int((y != found).sum())
+        wrong = int((y != other).sum())
         return f"{wrong} of {y.size} values differ" if wrong else None
     if y.size == 0:
         return None
@@ -83,10 +83,10 @@ def _mismatch(y: np.ndarray, found: np.ndarray, scale: float, tolerance: float) 
         tolerance = max(tolerance, HALF_TOLERANCE)
     with np.errstate(all="ignore"):
         finite = np.isfinite(y)
-        if not np.array_equal(finite, np.isfinite(found)):
+        if not np.array_equal(finite, np.isfinite(other)):
             return "other values are infinite or not a number"
         if not finite.any():
             return None
-        y, found = y[finite].astype(np.float64), found[finite].astype(np.float64)
-        worst = float(np.abs(y - found).max()) / max(float(np.abs(y).max()), scale, 1e-30)
+        y, other = y[finite].astype(np.float64), other[finite].astype(np.float64)
+        worst = float(np.abs(y - other).max()) / max(float(np.abs(y).max()), scale, 1e-30)
     return f"differs by {worst:.1e} of its largest value" if worst > tolerance else None

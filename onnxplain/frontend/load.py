@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.frontend.limits import check_sizes
-from onnxplain.frontend.validate import check, stored_bytes, tensors
+from onnxplain.frontend.proto_graph import stored_bytes, tensors
+from onnxplain.frontend.validate import check
 from onnxplain.graph.inference import has_map
 from onnxplain.graph.weight_files import Content, File, Store, StoredTensor, sha256
 from onnxplain.graph.weightless import weightless
@@ -142,11 +143,11 @@ def _opened(path: Path) -> File:
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a directory, not a model file")
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: is a pipe, a device or a socket, not a model file")
-        if found.st_size > MAX_BYTES:
-            raise UnsupportedModel(f"{path}: has {found.st_size} bytes; an ONNX file has {MAX_BYTES} at most")
+        if status.st_size > MAX_BYTES:
+            raise UnsupportedModel(f"{path}: has {status.st_size} bytes; an ONNX file has {MAX_BYTES} at most")
         return File(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
@@ -197,10 +198,10 @@ def check_external(tensor: onnx.TensorProto, folder: Path | None, label: str) ->
             raise UnsupportedModel(f"{who} point outside the model's folder: {where}")
         if not target.is_file():
             raise UnsupportedModel(f"{who} need the file {where}, which is not beside the model")
-        found = target.stat()
+        status = target.stat()
     except (OSError, RuntimeError) as error:  # a name too long, a link to itself
         raise UnsupportedModel(f"{who} need the file {where}, which cannot be followed") from error
-    if found.st_nlink > 1:
+    if status.st_nlink > 1:
         raise UnsupportedModel(f"{who}: the file {where} has several hard links; copy it, so that it is one file")
     try:
         offset, dtype = int(entry.get("offset", 0)), ir.DataType(tensor.data_type)
@@ -210,7 +211,7 @@ def check_external(tensor: onnx.TensorProto, folder: Path | None, label: str) ->
         raise UnsupportedModel(
             f"{who} have an offset, length or type that cannot be read: {str(error)[:120]}"
         ) from error
-    size = found.st_size
+    size = status.st_size
     if offset < 0 or length < 0 or offset + length > size or length < needed:
         raise UnsupportedModel(
             f"{who} need {str(needed)[:30]} bytes at offset {str(offset)[:30]} of {where} (length {str(length)[:30]}), "

@@ -17,20 +17,20 @@ import onnx_ir as ir
 
 from onnxplain.cpu_session import one_line
 from onnxplain.errors import UnknownName, UnsupportedModel
-from onnxplain.frontend import observed
+from onnxplain.frontend.barriers import kept_apart
+from onnxplain.frontend.bisection import Lines, RewriteFilter, Step, apply_verified
+from onnxplain.frontend.instrumented import run_instrumented
 from onnxplain.frontend.load import Source
+from onnxplain.frontend.observed_shapes import correct_shapes
 from onnxplain.frontend.passes.affine import fold_affine
 from onnxplain.frontend.passes.bias import fuse_bias
 from onnxplain.frontend.passes.constants import fold_constants, inline_functions, tidy
-from onnxplain.frontend.passes.forms import settle_forms
+from onnxplain.frontend.passes.forms import rewrite_forms
 from onnxplain.frontend.passes.opset import raise_opset
-from onnxplain.frontend.passes.shape_arithmetic import settle
+from onnxplain.frontend.passes.shape_arithmetic import fold_shape_arithmetic
 from onnxplain.frontend.passes.shapes import infer_shapes
-from onnxplain.frontend.passes.windows import settle_windows
-from onnxplain.frontend.protected import kept_apart
-from onnxplain.frontend.undo import Permit, Step, carefully
+from onnxplain.frontend.passes.windows import rewrite_windows
 from onnxplain.frontend.verify import Reference, before_squashing, expose, reference
-from onnxplain.frontend.watch import watch
 
 
 @dataclass
@@ -83,22 +83,22 @@ def _normalise(
 ) -> Normalised:
     result = Normalised(source.model.clone(), source)
     with result.timed("run the source"):
-        watched = [*keep, *before_squashing(source.model).values()]
-        expected = result.reference = reference(source, watched, sample, shapes)
-    exposed = _prepare(result.model, watched, expected)
+        compared = [*keep, *before_squashing(source.model).values()]
+        expected = result.reference = reference(source, compared, sample, shapes)
+    exposed = _prepare(result.model, compared, expected)
     problem = _all_steps(result, keep)
     if problem is None:
         with result.timed("verify"):
-            problem, session, seen = watch(result.model, expected)
+            problem, session, seen = run_instrumented(result.model, expected)
     if problem is not None:
         with result.timed("undo"):
             untouched = source.model.clone()
-            _prepare(untouched, watched, expected)
-            result.model, result.changes, result.notes = carefully(untouched, STEPS, keep, expected)
+            _prepare(untouched, compared, expected)
+            result.model, result.changes, result.notes = apply_verified(untouched, STEPS, keep, expected)
         with result.timed("verify"):
-            problem, session, seen = watch(result.model, expected)
+            problem, session, seen = run_instrumented(result.model, expected)
     if problem is None and session is not None:
-        observed.correct(result.model, session, expected.feeds, seen, result.notes)
+        correct_shapes(result.model, session, expected.feeds, seen, result.notes)
     _finish(result.model, exposed)
     return result
 
@@ -120,15 +120,15 @@ def _all_steps(result: Normalised, keep: Sequence[str]) -> str | None:
     for name, step in STEPS.items():
         with result.timed(name):
             try:
-                result.model = step(result.model, keep, Permit(), result.changes, result.notes)
+                result.model = step(result.model, keep, RewriteFilter(), result.changes, result.notes)
             except (
                 Exception
-            ) as error:  # of onnx, onnxscript or ours: `carefully` finds out which rewrite, and undoes it
+            ) as error:  # of onnx, onnxscript or ours: `apply_verified` finds out which rewrite, and undoes it
                 return one_line(error)
     return None
 
 
-def _inline(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+def _inline(model: ir.Model, keep: Sequence[str], permits: RewriteFilter, changes: Lines, notes: Lines) -> ir.Model:
     if model.functions:
         names = ", ".join(sorted({name for _, name, _ in model.functions}))
         inline_functions(model)
@@ -136,7 +136,7 @@ def _inline(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str
     return model
 
 
-def _raise(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+def _raise(model: ir.Model, keep: Sequence[str], permits: RewriteFilter, changes: Lines, notes: Lines) -> ir.Model:
     opset = model.opset_imports.get("")
     model = raise_opset(model)
     if opset is not None and opset != model.opset_imports[""]:
@@ -144,48 +144,48 @@ def _raise(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str]
     return model
 
 
-def _windows(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
-    changes += settle_windows(model, may)
+def _windows(model: ir.Model, keep: Sequence[str], permits: RewriteFilter, changes: Lines, notes: Lines) -> ir.Model:
+    changes += rewrite_windows(model, permits)
     return model
 
 
-def _fold(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+def _fold(model: ir.Model, keep: Sequence[str], permits: RewriteFilter, changes: Lines, notes: Lines) -> ir.Model:
     before = sum(node.op_type != "Constant" for node in model.graph)
     with kept_apart(model, keep):
-        fold_constants(model, may)
+        fold_constants(model, permits)
         while any(node.op_type == "Shape" for node in model.graph):  # a shape that is known now folds some more
             infer_shapes(model)
-            if not may("shapes made numbers") or not settle(model):
+            if not permits("shapes made numbers") or not fold_shape_arithmetic(model):
                 break
-            fold_constants(model, may)
+            fold_constants(model, permits)
     after = len(model.graph)
     if before != after:
         changes.append(f"folded constants: {before} nodes became {after}")
     return model
 
 
-def _affine(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
-    changes += fold_affine(model, keep, notes, may)
+def _affine(model: ir.Model, keep: Sequence[str], permits: RewriteFilter, changes: Lines, notes: Lines) -> ir.Model:
+    changes += fold_affine(model, keep, notes, permits)
     return model
 
 
-def _gemm(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
-    changes += fuse_bias(model, keep, notes, may)
+def _gemm(model: ir.Model, keep: Sequence[str], permits: RewriteFilter, changes: Lines, notes: Lines) -> ir.Model:
+    changes += fuse_bias(model, keep, notes, permits)
     return model
 
 
-def _tidy(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+def _tidy(model: ir.Model, keep: Sequence[str], permits: RewriteFilter, changes: Lines, notes: Lines) -> ir.Model:
     tidy(model)
     return model
 
 
-def _shapes(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
+def _shapes(model: ir.Model, keep: Sequence[str], permits: RewriteFilter, changes: Lines, notes: Lines) -> ir.Model:
     infer_shapes(model)
     return model
 
 
-def _forms(model: ir.Model, keep: Sequence[str], may: Permit, changes: list[str], notes: list[str]) -> ir.Model:
-    changes += settle_forms(model, may)
+def _forms(model: ir.Model, keep: Sequence[str], permits: RewriteFilter, changes: Lines, notes: Lines) -> ir.Model:
+    changes += rewrite_forms(model, permits)
     return model
 
 
@@ -232,13 +232,13 @@ def _known(source: Source, keep: Sequence[str]) -> list[str]:
 
 
 def _bodies(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
+    bodies: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
+            bodies.append(attribute.as_graph())
         elif attribute.type == ir.AttributeType.GRAPHS:
-            found.extend(attribute.as_graphs())
-    return found
+            bodies.extend(attribute.as_graphs())
+    return bodies
 
 
 def _made(node: ir.Node) -> list[str | None]:
@@ -252,10 +252,10 @@ def _prepare(model: ir.Model, keep: Sequence[str], expected: Reference) -> list[
         if value.shape is None and (name := str(value.name)) in expected.feeds:
             value.shape = ir.Shape([None] * expected.feeds[name].ndim)
     for value in model.graph.outputs:
-        found = expected.outputs.get(value.name or "")
-        if value.type is None and isinstance(found, np.ndarray):
-            value.type = ir.TensorType(ir.DataType.from_numpy(found.dtype))
-            value.shape = ir.Shape([None] * len(found.shape))
+        array = expected.outputs.get(value.name or "")
+        if value.type is None and isinstance(array, np.ndarray):
+            value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            value.shape = ir.Shape([None] * len(array.shape))
     return exposed
 
 

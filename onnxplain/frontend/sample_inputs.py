@@ -65,16 +65,16 @@ def candidates(
     unranked = [v for v in model.graph.inputs if v.shape is None and v.name not in sizes and v.name in declared]
     guesses = product(*(_guesses(value) for value in unranked))
     guessed = [{str(v.name): shape for v, shape in zip(unranked, guess, strict=True)} for guess in guesses]
-    for found in (found for guess in guessed for found in _shapes([_shaped(port, guess) for port in ports], bound)):
-        found |= {name: tuple(size) for name, size in sizes.items()}
-        key = tuple(found[port.name] for port in ports)
+    for chosen in (chosen for guess in guessed for chosen in _shapes([_shaped(port, guess) for port in ports], bound)):
+        chosen |= {name: tuple(size) for name, size in sizes.items()}
+        key = tuple(chosen[port.name] for port in ports)
         if key in seen or sum(map(prod, key)) > ELEMENTS[bool(seen)]:
             continue
         seen.add(key)
         yield {
             port.name: _cast(sample[port.name], port)
             if port.name in sample
-            else _array(port, found[port.name], rows.get(port.name, VOCABULARY))
+            else _array(port, chosen[port.name], rows.get(port.name, VOCABULARY))
             for port in ports
         }
 
@@ -116,7 +116,7 @@ def resized(feeds: Feeds, declared: Mapping[str, Shape], lengths: Mapping[str, i
     So they stay what the model takes (indices of a table, say). An empty axis grows by random numbers.
     """
     rng = np.random.default_rng(0)
-    found = {}
+    result = {}
     for name, array in feeds.items():
         for axis, dim in enumerate(declared.get(name, ())):
             if fixed(dim):
@@ -127,8 +127,8 @@ def resized(feeds: Feeds, declared: Mapping[str, Shape], lengths: Mapping[str, i
             else:
                 shape = (*array.shape[:axis], size, *array.shape[axis + 1 :])
                 array = np.asarray(0.5 * rng.standard_normal(shape)).astype(array.dtype)
-        found[name] = array
-    return found
+        result[name] = array
+    return result
 
 
 def stretched(feeds: Feeds, declared: Mapping[str, Shape]) -> Iterator[dict[str, Array]]:

@@ -39,10 +39,10 @@ class Reference:
     bounded: frozenset[str] = frozenset()
     tolerance: float = TOLERANCE
 
-    def mismatch(self, found: Mapping[str, Any], names: Sequence[str] | None = None) -> str | None:
+    def mismatch(self, outputs: Mapping[str, Any], names: Sequence[str] | None = None) -> str | None:
         """How answers differ from these beyond rounding; None where they do not. names: outputs compared, or all."""
         expected = self.outputs if names is None else {name: self.outputs[name] for name in names}
-        return compare.mismatch(expected, found, self.bounded, self.tolerance)
+        return compare.mismatch(expected, outputs, self.bounded, self.tolerance)
 
 
 def reference(
@@ -71,10 +71,10 @@ def reference(
         except UnsupportedModel as error:
             failure = failure or error
             continue
-        found = Reference(feeds, outputs, bounded, tolerance)
+        answer = Reference(feeds, outputs, bounded, tolerance)
         if all(np.isfinite(array).all() for array in arrays(outputs).values() if array.dtype.kind == "f"):
-            return found
-        fallback = fallback or found
+            return answer
+        fallback = fallback or answer
         if attempt >= 4:
             break
     if fallback is not None:
@@ -146,7 +146,7 @@ def before_squashing(model: ir.Model) -> dict[str, str]:
     A change of the logits can hide in a saturated output, and the logits are what is explained, so they are compared
     too.
     """
-    found = {}
+    before = {}
     for output in model.graph.outputs:
         value: ir.Value | None = output
         node = output.producer()
@@ -154,8 +154,8 @@ def before_squashing(model: ir.Model) -> dict[str, str]:
             value = node.inputs[0]
             node = value.producer() if value is not None else None
         if node is not None and node.op_type in SQUASHING and node.domain == "" and node.inputs[0] is not None:
-            found[output.name or ""] = node.inputs[0].name or ""
-    return found
+            before[output.name or ""] = node.inputs[0].name or ""
+    return before
 
 
 def expose(model: ir.Model, names: Sequence[str]) -> list[str]:

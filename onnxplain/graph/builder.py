@@ -12,7 +12,6 @@ import onnx
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedModel
-from onnxplain.graph import uninferred
 from onnxplain.graph.inference import LONGEST, infer_node
 from onnxplain.graph.node import FLOATS, Node, dims, ints, rank, static
 from onnxplain.graph.pads import places_of_pads
@@ -212,11 +211,9 @@ class Builder:
                 ir.set_value_magic_handler(before)
 
     def infer(self, node: ir.Node) -> None:
-        """Type and shape of a node's outputs, from its schema."""
-        if uninferred.infer(node):
-            return
+        """Type and shape of a node's outputs."""
         try:
-            inferred = infer_node(node, self.opsets[node.domain], self._type, _numbers)
+            inferred = infer_node(node, self.opsets, self._type, _numbers)
         except Exception as error:
             shapes = ", ".join("-" if v is None else f"{v.name} {v.dtype} {v.shape}" for v in node.inputs)
             raise UnsupportedModel(f"{node.name}: cannot emit {node.op_type}({shapes}): {error}") from error

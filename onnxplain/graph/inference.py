@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import onnx
 import onnx_ir as ir
 
 from onnxplain.graph.outline import as_inputs, outline
+from onnxplain.graph.shape_rules import infer_by_rule, shape_of, shape_rule
 
 LONGEST = 64  # elements of a constant that inference of a node is told
 
@@ -28,37 +30,61 @@ def infer_model(model: ir.Model) -> None:
 
 def infer_node(
     node: ir.Node,
-    version: int,
+    opsets: Mapping[str, int],
     type_of: Callable[[ir.Value], onnx.TypeProto],
-    data_of: Callable[[ir.Value], onnx.TensorProto | None],
+    numbers_of: Callable[[ir.Value], onnx.TensorProto | None],
 ) -> list[Known]:
-    """Type and shape of each output by the op's schema, None where it does not tell.
+    """`infer_outputs` of a node of onnx-ir; (None, None) where nothing is known of an output.
 
-    version: of the op's domain. type_of, data_of: what is known of an input, and its numbers where they are few.
-    Raises what onnx raises: for an op it does not know, and for inputs that the op does not take.
+    type_of, numbers_of: what is known of an input, and its numbers where they are few.
     """
-    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-    types, data = {}, {}
-    for i, value in enumerate(node.inputs):
-        name = "" if value is None else f"i{i}"
-        proto.input.append(name)
-        if value is None:
-            continue
-        types[name] = type_of(value)
-        if (numbers := data_of(value)) is not None:
-            data[name] = numbers
-    proto.output.extend(f"o{i}" for i in range(len(node.outputs)))
+    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, output=[""] * len(node.outputs))
     proto.attribute.extend(ir.serde.serialize_attribute(attribute) for attribute in node.attributes.values())
-    imports = [onnx.helper.make_opsetid(node.domain, version)]
-    inferred = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
-    return [_known(inferred[name]) if name in inferred else (None, None) for name in proto.output]
+    operands = [None if value is None else Operand(type_of(value), numbers_of(value)) for value in node.inputs]
+    inferred = infer_outputs(proto, opsets.get(node.domain, 0), operands)
+    return [(None, None) if found is None else _known(found) for found in inferred]
+
+
+class Operand(NamedTuple):
+    """What is known of an input: its type and shape, and its numbers where they are few (LONGEST)."""
+
+    type: onnx.TypeProto
+    numbers: onnx.TensorProto | None = None
+
+
+def infer_outputs(op: onnx.NodeProto, version: int, operands: Sequence[Operand | None]) -> list[onnx.TypeProto | None]:
+    """Type and shape of each output of one node, None where nothing tells: by a rule of ours, else by onnx's schema.
+
+    op: the operator, its attributes and how many outputs it has; names of inputs and outputs mean nothing here.
+    version: of the op's domain. operands: what it is given. Raises what onnx raises: for an op that it does not know,
+    and for inputs that the op does not take.
+    """
+    domain = "" if op.domain == "ai.onnx" else op.domain
+    rule = shape_rule(domain, op.op_type)
+    if rule is not None:
+        first = infer_by_rule(op, rule, [None if operand is None else operand.type for operand in operands])
+        return [first, *([None] * (len(op.output) - 1))]
+    schema = onnx.defs.get_schema(op.op_type, version, domain)
+    proto = onnx.NodeProto(op_type=op.op_type, domain=domain, attribute=op.attribute)
+    proto.input.extend("" if operand is None else f"i{i}" for i, operand in enumerate(operands))
+    proto.output.extend(f"o{i}" for i in range(len(op.output)))
+    known = {f"i{i}": operand for i, operand in enumerate(operands) if operand is not None}
+    inferred = onnx.shape_inference.infer_node_outputs(
+        schema,
+        proto,
+        {name: operand.type for name, operand in known.items()},
+        {name: operand.numbers for name, operand in known.items() if operand.numbers is not None},
+        opset_imports=[onnx.helper.make_opsetid(domain, version)],
+    )
+    return [inferred.get(name) for name in proto.output]
 
 
 def _known(proto: onnx.TypeProto) -> Known:
     if has_map(proto):
         return None, None
-    return ir.serde.deserialize_type_proto_for_type(proto), ir.serde.deserialize_type_proto_for_shape(proto)
+    typed = not proto.HasField("tensor_type") or proto.tensor_type.elem_type != onnx.TensorProto.UNDEFINED
+    kind = ir.serde.deserialize_type_proto_for_type(proto) if typed else None
+    return kind, ir.serde.deserialize_type_proto_for_shape(proto)
 
 
 def has_map(proto: onnx.TypeProto) -> bool:
@@ -79,12 +105,8 @@ def _take(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
             if value.type is None or value.dtype != info.tensor_type.elem_type:
                 value.type = _known(info)[0] or value.type
             if info.tensor_type.HasField("shape"):
-                value.shape = ir.Shape([_dim(dim) for dim in info.tensor_type.shape.dim])
+                value.shape = ir.Shape(shape_of(info) or [])
         bodies = {attribute.name: attribute for attribute in proto.attribute}
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.GRAPH:
                 _take(attribute.as_graph(), bodies[name].g)
-
-
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None

@@ -15,6 +15,7 @@ from onnxplain.graph.node import Node, constant
 
 Monomial = tuple[int, ...]  # ids of its factors, sorted
 DEGREE = 4  # larger powers are not what anybody writes
+DEPTH = 16  # steps in a row; the longest formula that is recognised has 8, a chain of scalings may have thousands
 CLOSE = 2e-3  # relative; float16 models carry 11 bits
 
 
@@ -55,18 +56,18 @@ def polynomial(
 
     affine: only steps with one constant operand. None where it is not a polynomial.
     """
-    return _expand(value, maker, inner, affine, True)
+    return _expand(value, maker, inner, affine, 0)
 
 
 def _expand(
-    value: ir.Value, maker: Mapping[ir.Value, Node], inner: Callable[[ir.Value], bool], affine: bool, root: bool
+    value: ir.Value, maker: Mapping[ir.Value, Node], inner: Callable[[ir.Value], bool], affine: bool, depth: int
 ) -> Polynomial | None:
     number = scalar(value)
     if number is not None:
         return Polynomial({(): number})
     node = maker.get(value)
     leaf = Polynomial({(id(value),): 1.0}, {id(value): value})
-    if node is None or node.domain != "" or not (root or inner(value)):
+    if node is None or node.domain != "" or depth == DEPTH or not (depth == 0 or inner(value)):
         return leaf
     operands = [operand for operand in node.inputs if operand is not None]
     if node.op_type not in ("Add", "Sub", "Mul", "Div", "Neg", "Pow"):
@@ -79,15 +80,15 @@ def _expand(
     if node.op_type == "Div" and not numbers[1]:
         return leaf
     if node.op_type == "Pow":
-        parts = [_expand(operands[0], maker, inner, affine, False)] * int(numbers[1] or 1)
+        parts = [_expand(operands[0], maker, inner, affine, depth + 1)] * int(numbers[1] or 1)
     else:
-        parts = [_expand(operand, maker, inner, affine, False) for operand in operands]
-    found = [part for part in parts if part is not None]
-    if len(found) != len(parts):
+        parts = [_expand(operand, maker, inner, affine, depth + 1) for operand in operands]
+    known = [part for part in parts if part is not None]
+    if len(known) != len(parts):
         return None
-    leaves = {key: leaf for part in found for key, leaf in part.leaves.items()}
-    members = list(dict.fromkeys([member for part in found for member in part.members] + [node]))
-    terms = _combine(node.op_type, [part.terms for part in found])
+    leaves = {key: leaf for part in known for key, leaf in part.leaves.items()}
+    members = list(dict.fromkeys([member for part in known for member in part.members] + [node]))
+    terms = _combine(node.op_type, [part.terms for part in known])
     if any(len(key) > DEGREE for key in terms):
         return leaf
     return Polynomial(terms, leaves, members)

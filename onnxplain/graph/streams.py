@@ -28,20 +28,20 @@ def track(nodes: Sequence[Node], inputs: Sequence[ir.Value], rules: Mapping[str,
     axes: dict[ir.Value, Axis] = {value: 0 if value.shape is not None and rank(value) else UNPROVEN for value in inputs}
     for node in nodes:
         before = [CONSTANT if value is None else axes.get(value, CONSTANT) for value in node.inputs]
-        found: Axis | Sequence[Axis]
+        followed: Axis | Sequence[Axis]
         if all(axis == CONSTANT for axis in (*before, *(axes.get(value, CONSTANT) for value in node.captured))):
-            found = CONSTANT
+            followed = CONSTANT
         elif (
             UNPROVEN in before
             or node.captured
             or any(value.shape is None for value in (*node.outputs, *node.inputs) if value)
         ):
-            found = UNPROVEN
+            followed = UNPROVEN
         else:
             rule = rules.get(node.op_type) if node.domain in STANDARD else None
-            found = UNPROVEN if rule is None else rule(node, before)
+            followed = UNPROVEN if rule is None else rule(node, before)
         for i, value in enumerate(node.outputs):
-            axes[value] = found if isinstance(found, int) else found[i] if i < len(found) else UNPROVEN
+            axes[value] = followed if isinstance(followed, int) else followed[i] if i < len(followed) else UNPROVEN
     return axes
 
 
@@ -59,16 +59,16 @@ def elementwise(node: Node, axes: Sequence[Axis]) -> Axis:
     }
     if len(batched) != 1:
         return UNPROVEN
-    (found,) = batched
+    (batch,) = batched
     lengths = {dims(value)[axis] for value, axis in zip(node.inputs, axes, strict=True) if value and axis >= 0}
     for value, axis in zip(node.inputs, axes, strict=True):
         if value is not None and axis == CONSTANT:
-            at = found - (result - rank(value))
+            at = batch - (result - rank(value))
             length = dims(value)[at] if at >= 0 else 1
             # a length only the run knows was computed from the shape of an input: it is the batch's, or 1
             if isinstance(length, int) and length not in (1, *lengths):
                 return UNPROVEN
-    return found
+    return batch
 
 
 def batch_first(node: Node, axes: Sequence[Axis]) -> Axis:
@@ -112,14 +112,14 @@ def reduction_axes(node: Node) -> list[int] | None:
     of = rank(node.x)
     if node.op_type in ("ArgMax", "ArgMin"):
         return axes_of([node.attr("axis", 0)], of)
-    given = node.attr("axes")
+    axes = node.attr("axes")
     if node.input(1) is not None:
-        given = ints(node.input(1))
-        if given is None:
+        axes = ints(node.input(1))
+        if axes is None:
             return None
-    if given is None or len(given) == 0:
+    if axes is None or len(axes) == 0:
         return [] if node.attr("noop_with_empty_axes", 0) else list(range(of))
-    return axes_of(given, of)
+    return axes_of(axes, of)
 
 
 def reshape(node: Node, axes: Sequence[Axis]) -> Axis:
@@ -168,19 +168,6 @@ def unsqueeze(node: Node, axes: Sequence[Axis]) -> Axis:
     return kept[axes[0]]
 
 
-def gather(node: Node, axes: Sequence[Axis]) -> Axis:
-    """Table look-up (indices carry the batch) or selection along another axis (data carry it)."""
-    data, indices = axes[:2]
-    axis: int = node.attr("axis", 0) % rank(node.x)
-    index = node.input(1)
-    assert index is not None
-    if data == CONSTANT and indices >= 0:
-        return axis + indices
-    if indices == CONSTANT and data >= 0 and data != axis:
-        return data if data < axis else data - 1 + rank(index)
-    return UNPROVEN
-
-
 def matmul(node: Node, axes: Sequence[Axis]) -> Axis:
     """Never the contracted axis; a row or column axis only against a constant."""
     left, right = node.inputs[0], node.inputs[1]
@@ -188,7 +175,7 @@ def matmul(node: Node, axes: Sequence[Axis]) -> Axis:
     result = rank(node.y)
     if rank(left) < 2 or rank(right) < 2:
         return UNPROVEN
-    found = set()
+    batched = set()
     for value, axis, contracted, lone in ((left, axes[0], -1, -2), (right, axes[1], -2, -1)):
         if axis < 0:
             continue
@@ -196,10 +183,10 @@ def matmul(node: Node, axes: Sequence[Axis]) -> Axis:
         other = axes[1] if value is left else axes[0]
         if behind == contracted or (behind == lone and other != CONSTANT):
             return UNPROVEN
-        found.add(behind + result)
-    if len(found) != 1:
+        batched.add(behind + result)
+    if len(batched) != 1:
         return UNPROVEN
-    (axis,) = found
+    (axis,) = batched
     for value, own in ((left, axes[0]), (right, axes[1])):
         at = axis - (result - rank(value))
         if own == CONSTANT and 0 <= at < rank(value) - 2 and dims(value)[at] != 1:
@@ -271,35 +258,6 @@ def tiled(node: Node) -> Sequence[int] | None:
     """Axes that a Tile repeats."""
     repeats = ints(node.input(1))
     return None if repeats is None else [axis for axis, times in enumerate(repeats) if times != 1]
-
-
-def gather_nd(node: Node, axes: Sequence[Axis]) -> Axis:
-    """A batch dimension of both, or an axis of the data behind those that the indices name."""
-    data, indices = axes[:2]
-    index = node.input(1)
-    assert index is not None
-    shared_axes = node.attr("batch_dims", 0)
-    depth = dims(index)[-1]
-    if data >= 0 and data < shared_axes:
-        return data if indices in (data, CONSTANT) and dims(index)[data] == dims(node.x)[data] else UNPROVEN
-    if indices != CONSTANT or not isinstance(depth, int) or data < shared_axes + depth:
-        return UNPROVEN
-    return data + rank(node.y) - rank(node.x)
-
-
-def scatter_nd(node: Node, axes: Sequence[Axis]) -> Axis:
-    """An axis of data and updates behind those that the indices name."""
-    data, indices, updates = axes[:3]
-    index, source = node.input(1), node.input(2)
-    assert index is not None and source is not None
-    depth = dims(index)[-1]
-    behind = rank(node.x) - rank(source)
-    found = {data} | {updates + behind if updates >= 0 else updates}
-    found.discard(CONSTANT)
-    if indices != CONSTANT or len(found) != 1 or not isinstance(depth, int):
-        return UNPROVEN
-    (axis,) = found
-    return axis if axis >= depth and dims(source)[axis - behind] == dims(node.x)[axis] else UNPROVEN
 
 
 def recurrent(node: Node, axes: Sequence[Axis]) -> Sequence[Axis]:

@@ -8,68 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedOp
-from onnxplain.graph import signs, streams
+from onnxplain.graph import index_streams, signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, axes_of, constant, dims, ints, rank
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp import token_inputs
+from onnxplain.vjp.lengths import INT64, joined, scalar, volume
+from onnxplain.vjp.placement import at_positions, between, scattered
 from onnxplain.vjp.registry import case, vjp
-from onnxplain.vjp.shape import joined, rest
-
-INT64 = ir.DataType.INT64
-
-
-def scalar(op: Backward, number: int) -> ir.Value:
-    """An int64 of rank 0."""
-    return op.constant(np.array(number, dtype=np.int64), INT64)
-
-
-def between(op: Backward, g: ir.Value, x: ir.Value, axis: int, start: int) -> ir.Value:
-    """`g` as the entries of x from `start` on along one axis, zeros around. A start below 0 counts from the end."""
-    length, count = op.size(x, axis), op.size(g, axis)
-    known, taken = ints(length), ints(count)
-    if start >= 0 or known is not None:
-        at = start if start >= 0 else max(start + known[0], 0)  # type: ignore[index]
-        before = op.ints([at if known is None else min(at, known[0])])
-    else:
-        before = op.Max(op.Add(length, op.ints([start])), op.ints([0]))
-    first = ints(before)
-    if first is not None and known is not None and taken is not None:
-        after = known[0] - first[0] - taken[0]
-        if not first[0] and not after:
-            return g
-        around = op.ints([first[0], after])
-    else:
-        around = op.Concat(before, op.Sub(op.Sub(length, count), before), axis=0)
-    value: ir.Value = op.Pad(g, around, None, [axis])
-    return op.reshaped(value, [d if i != axis else dims(x)[axis] for i, d in enumerate(dims(g))])
-
-
-def at_positions(op: Backward, g: ir.Value, x: ir.Value, axis: int, positions: np.ndarray | ir.Value) -> ir.Value:
-    """`g` as entries of x at distinct positions along one axis, zeros elsewhere.
-
-    No scatter: entry i of x is entry inverse[i] of g, or of a row of zeros put behind g. positions: (K,) int64, from 0.
-    """
-    length, count = dims(x)[axis], op.size(g, axis)
-    with_zeros = op.Pad(g, [0, 1], None, [axis])
-    if isinstance(positions, np.ndarray) and isinstance(length, int):
-        inverse = np.full(length, len(positions), dtype=np.int64)
-        inverse[positions] = np.arange(len(positions))
-        return op.Gather(with_zeros, op.ints([int(i) for i in inverse]), axis=axis)  # type: ignore[no-any-return]
-    if isinstance(positions, np.ndarray):
-        positions = op.ints([int(i) for i in positions])
-    numbers = op.Range(scalar(op, 0), op.Squeeze(count, [0]), scalar(op, 1))
-    found = op.ScatterElements(op.Expand(count, op.size(x, axis)), positions, numbers, axis=0)
-    value: ir.Value = op.Gather(with_zeros, found, axis=axis)
-    return op.reshaped(value, [d if i != axis else dims(x)[axis] for i, d in enumerate(dims(g))])
-
-
-def scattered(op: Backward, g: ir.Value, zeros: ir.Value, index: ir.Value, axis: int) -> ir.Value:
-    """Entries of `g` added up where `index` (any shape that stretches to g's) says, along one axis."""
-    if dims(index) != dims(g) or not all(isinstance(d, int) for d in dims(g)):
-        index = op.Expand(index, op.shape(g))
-    value: ir.Value = op.ScatterElements(zeros, index, g, axis=axis, reduction="add")
-    return value
+from onnxplain.vjp.shape import rest
 
 
 @vjp(
@@ -124,7 +71,7 @@ def slice_(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     token=token_inputs.TABLE,
     silent=(1,),
     linear=True,
-    streams=streams.gather,
+    streams=index_streams.gather,
     sign=signs.first,
     cases=[
         case(x=(5, 3), index=np.array([0, 2, 2, -1])),
@@ -217,22 +164,12 @@ def gather_elements(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [scattered(op, g, op.zeros(g, x), index, axes_of([node.attr("axis", 0)], rank(x))[0]), None]
 
 
-def volume(op: Backward, value: ir.Value, start: int, end: int) -> ir.Value:
-    """Number of entries over the axes from `start` to `end`, as an int64 vector of one element."""
-    lengths = dims(value)[start:end]
-    known = [length for length in lengths if isinstance(length, int)]
-    if len(known) == len(lengths):
-        return op.ints([int(np.prod(known, dtype=np.int64))])
-    value = op.Shape(value, start=start, end=end)
-    return op.ReduceProd(value, [0], keepdims=1) if len(lengths) > 1 else value
-
-
 @vjp(
     "GatherND",
     kind="routing",
     silent=(1,),
     linear=True,
-    streams=streams.gather_nd,
+    streams=index_streams.gather_nd,
     sign=signs.first,
     cases=[
         case(x=(3, 4, 2), index=np.array([[0, 1], [2, -1], [0, 1]])),
@@ -266,78 +203,6 @@ def gather_nd(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     flat = op.Reshape(g, joined(op, [volume(op, g, 0, batch), op.ints([-1]), tail]))
     flat_sum = scattered(op, flat, zeros, number, 1)
     return [op.like(flat_sum, x), None]
-
-
-def _scatter_sign(node: Node, known: list[bool]) -> bool:
-    return known[0] and known[2]
-
-
-def _additive(node: Node) -> bool:
-    reduction = node.attr("reduction", "none")
-    if reduction not in ("none", "add"):
-        raise UnsupportedOp(f"{node}: no derivative for reduction={reduction}; none and add have one.")
-    return bool(reduction == "add")
-
-
-def streamed(op: Backward, value: ir.Value, axis: int | None, g: ir.Value) -> ir.Value:
-    """`value` stretched along one axis to the length g has there; unchanged where streams are the batch."""
-    if axis is None or dims(value)[axis] == dims(g)[axis]:
-        return value
-    lengths = [op.size(g, axis) if i == axis else op.ints([1]) for i in range(rank(value))]
-    return op.Expand(value, joined(op, lengths))  # type: ignore[no-any-return]
-
-
-@vjp(
-    "ScatterElements",
-    kind="routing",
-    mask="carries",
-    silent=(1,),
-    linear=True,
-    streams=streams.across(streams.attribute("axis", 0), 1, 2),
-    sign=_scatter_sign,  # type: ignore[arg-type]
-    cases=[
-        case(x=(2, 5), index=np.array([[0, -1], [2, 1]]), updates=(2, 2), axis=1),
-        case(x=(1, 5), index=np.array([[0, -1, 2]]), updates=(1, 3), axis=-1),
-        case(x=(4, 3), index=np.array([[0, 3, 1], [0, 1, 1]]), updates=(2, 3), reduction="add"),
-    ],
-)
-def scatter_elements(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """What was written gets its value; what was overwritten gets nothing."""
-    x, index, updates = node.inputs[:3]
-    assert x is not None and index is not None
-    axis = axes_of([node.attr("axis", 0)], rank(x))[0]
-    index = streamed(op, index, op.stream_axis(node.y), g)
-    picked = None if op.is_constant(updates) else op.GatherElements(g, index, axis=axis)
-    if _additive(node) or op.is_constant(x):
-        return [None if op.is_constant(x) else g, None, picked]
-    nothing = op.Expand(op.constant(0.0, g.dtype), op.shape(index))  # type: ignore[arg-type]
-    return [op.ScatterElements(g, index, nothing, axis=axis), None, picked]
-
-
-@vjp(
-    "ScatterND",
-    kind="routing",
-    mask="carries",
-    silent=(1,),
-    linear=True,
-    streams=streams.scatter_nd,
-    sign=_scatter_sign,  # type: ignore[arg-type]
-    cases=[
-        case(x=(5, 3), index=np.array([[1], [4]]), updates=(2, 3)),
-        case(x=(3, 4), index=np.array([[0, 1], [2, 3], [0, 0]]), updates=(3,)),
-        case(x=(5, 1, 3), index=np.array([[1], [1]]), updates=(2, 1, 3), reduction="add"),
-    ],
-)
-def scatter_nd(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
-    """What was written gets its value; what was overwritten gets nothing."""
-    x, index, updates = node.inputs[:3]
-    assert x is not None and index is not None
-    written = op.GatherND(g, index)
-    picked = None if op.is_constant(updates) else written
-    if _additive(node) or op.is_constant(x):
-        return [None if op.is_constant(x) else g, None, picked]
-    nothing = op.Expand(op.constant(0.0, g.dtype), op.shape(written))  # type: ignore[arg-type]
-    return [op.ScatterND(g, index, nothing), None, picked]
 
 
 @vjp(

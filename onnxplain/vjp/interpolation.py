@@ -53,13 +53,13 @@ def coordinates(node: Node, index: int, scale: np.float32, size: int, out: int) 
     raise UnsupportedOp(f"{node}: no derivative for coordinate_transformation_mode={mode}.")
 
 
-def nearest(x: np.ndarray, how: str) -> np.ndarray:
+def nearest(x: np.ndarray, rounding: str) -> np.ndarray:
     """The entry each coordinate falls on."""
-    if how == "round_prefer_floor":
+    if rounding == "round_prefer_floor":
         return np.ceil(x - 0.5)
-    if how == "round_prefer_ceil":
+    if rounding == "round_prefer_ceil":
         return np.floor(x + 0.5)
-    return np.floor(x) if how == "floor" else np.ceil(x)  # type: ignore[no-any-return]
+    return np.floor(x) if rounding == "floor" else np.ceil(x)  # type: ignore[no-any-return]
 
 
 def kernel(distance: np.ndarray, mode: str, a: float) -> np.ndarray:

@@ -10,9 +10,8 @@ import onnx_ir as ir
 from onnxplain.errors import UnsupportedOp
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node
-from onnxplain.vjp.indexing import scalar
 from onnxplain.vjp.interpolation import given_scales, region
-from onnxplain.vjp.shape import joined
+from onnxplain.vjp.lengths import joined, scalar
 
 FLOAT = int(ir.DataType.FLOAT)
 INT64 = int(ir.DataType.INT64)
@@ -77,13 +76,13 @@ def coordinates(op: Backward, node: Node, place: int, scale: ir.Value, length: i
     raise UnsupportedOp(f"{node}: no derivative for coordinate_transformation_mode={mode}.")
 
 
-def nearest(op: Backward, x: ir.Value, how: str) -> ir.Value:
+def nearest(op: Backward, x: ir.Value, rounding: str) -> ir.Value:
     """The entry each coordinate falls on."""
-    if how == "round_prefer_floor":
+    if rounding == "round_prefer_floor":
         return op.Ceil(x - 0.5)  # type: ignore[no-any-return]
-    if how == "round_prefer_ceil":
+    if rounding == "round_prefer_ceil":
         return op.Floor(x + 0.5)  # type: ignore[no-any-return]
-    return op.Floor(x) if how == "floor" else op.Ceil(x)  # type: ignore[no-any-return]
+    return op.Floor(x) if rounding == "floor" else op.Ceil(x)  # type: ignore[no-any-return]
 
 
 def neighbours(op: Backward, node: Node, x: ir.Value, scale: ir.Value, length: ir.Value) -> tuple[ir.Value, ir.Value]:

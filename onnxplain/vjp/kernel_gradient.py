@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import dims, rank
-from onnxplain.vjp.shape import joined
+from onnxplain.vjp.lengths import joined
 from onnxplain.vjp.window import Window, even_pads
 
 
@@ -26,16 +26,18 @@ def kernel_gradient(
     large, begin, end = even_pads(op, large, window.begin, window.end)
     large = _batch_as_channels(op, large, group)
     kernel = op.Transpose(small, perm=[1, 0, *range(2, rank(small))])
-    found = op.Conv(large, kernel, group=group, strides=window.dilations, dilations=window.strides, pads=[*begin, *end])
+    gradient = op.Conv(
+        large, kernel, group=group, strides=window.dilations, dilations=window.strides, pads=[*begin, *end]
+    )
     spatial = list(range(2, rank(w)))
-    if found.shape is None:  # a kernel of open size
-        found = op.reshaped(found, [dims(large)[0], dims(kernel)[0], *[None] * len(spatial)])
-    found = op.Transpose(found, perm=[1, 0, *spatial])  # (C/group, M, …) -> (M, C/group, …)
+    if gradient.shape is None:  # a kernel of open size
+        gradient = op.reshaped(gradient, [dims(large)[0], dims(kernel)[0], *[None] * len(spatial)])
+    gradient = op.Transpose(gradient, perm=[1, 0, *spatial])  # (C/group, M, …) -> (M, C/group, …)
     # where the last stride stepped over rows, there are taps behind the last one
     sizes = joined(op, [op.size(w, axis) for axis in spatial])
-    if spatial and (None in dims(found)[2:] or dims(found)[2:] != dims(w)[2:]):
-        found = op.Slice(found, [0] * len(spatial), sizes, spatial)
-    return op.reshaped(found, dims(w))
+    if spatial and (None in dims(gradient)[2:] or dims(gradient)[2:] != dims(w)[2:]):
+        gradient = op.Slice(gradient, [0] * len(spatial), sizes, spatial)
+    return op.reshaped(gradient, dims(w))
 
 
 def _batch_as_channels(op: Backward, x: ir.Value, group: int) -> ir.Value:

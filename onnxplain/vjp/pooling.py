@@ -12,10 +12,10 @@ from onnxplain.graph import signs, streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.walk import Gradient
-from onnxplain.vjp.convolution import conv_input_gradient
-from onnxplain.vjp.indexing import scattered, volume
+from onnxplain.vjp.input_gradient import conv_input_gradient
+from onnxplain.vjp.lengths import joined, volume
+from onnxplain.vjp.placement import scattered
 from onnxplain.vjp.registry import case, vjp
-from onnxplain.vjp.shape import joined
 from onnxplain.vjp.window import Window
 
 

@@ -14,8 +14,8 @@ from onnxplain.graph.node import Node, axes_of, constant, dims, ints, rank
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.interpolation import FLOAT32, given_scales, matrix
 from onnxplain.vjp.interpolation_nodes import open_matrix
+from onnxplain.vjp.padding import unframed
 from onnxplain.vjp.registry import case, vjp
-from onnxplain.vjp.shape import unframed
 
 PROBE = 16  # length of the input on which an integer upscaling shows its repeating pattern
 

@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnxplain.cpu_session import CpuSession
 from onnxplain.errors import ConversionChanged, UnknownName, UnsupportedModel
 from onnxplain.frontend import normalise as module
+from onnxplain.frontend.bisection import apply_verified
 from onnxplain.frontend.compare import mismatch
 from onnxplain.frontend.load import from_proto, load
 from onnxplain.frontend.normalise import normalise
 from onnxplain.frontend.passes import affine
-from onnxplain.frontend.undo import carefully
 from onnxplain.frontend.verify import reference, second
 from onnxplain.graph.outline import runtime
 
@@ -335,7 +335,7 @@ def test_a_model_that_never_answers_twice_alike_is_only_brought_into_a_form_that
     source = from_proto(model(graph(body, "float[N, 4] x", "float[N, 6] y", 13), w=weights(4, 6), b=weights(6)))
     expected = reference(source)
     other = replace(expected, outputs={"y": expected.outputs["y"] + 1})
-    result, changes, notes = carefully(source.model.clone(), module.STEPS, [], other)
+    result, changes, notes = apply_verified(source.model.clone(), module.STEPS, [], other)
     assert result.opset_imports[""] == 18 and changes == ["raised from opset 13 to 18"]
     assert [node.op_type for node in result.graph] == ["Identity", "MatMul", "Add"]
     assert any("twice alike" in note for note in notes)

@@ -20,7 +20,7 @@ LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 @dataclass
-class Chain:
+class ScaleAndShift:
     """What follows a linear node: y -> scale y + shift per channel, and the nodes that say so."""
 
     channels: int
@@ -37,27 +37,27 @@ def fold_affine(
     model: ir.Model,
     keep: Collection[str] = (),
     notes: list[str] | None = None,
-    may: Callable[[str], bool] = lambda rewrite: True,
+    permits: Callable[[str], bool] = lambda rewrite: True,
 ) -> list[str]:
     """Fold what can be folded; returns a line for each. Folds that kept tensors prevent go to `notes`.
 
-    may: asked before each fold, by the line that says it.
+    permits: asked before each fold, by the line that says it.
     """
     graph, changes = model.graph, []
     live, names = depends_on_input(graph), Names(graph)
     for node in list(graph):
         if node.graph is None or node.domain != "" or node.op_type not in LINEAR:
             continue
-        layer = _layer(node, live)
+        layer = _linear_layer(node, live)
         if layer is None:
             continue
-        chain = _follow(node, layer, keep, notes)
-        if not chain.nodes:
+        affine = _behind(node, layer, keep, notes)
+        if not affine.nodes:
             continue
-        said = ", ".join(f"{n.name or n.outputs[0].name} ({n.op_type})" for n in chain.nodes)
-        fold = f"{said} into {node.name or node.outputs[0].name} ({node.op_type})"
-        if may(fold):
-            layer.apply(chain, names)
+        folded = ", ".join(f"{n.name or n.outputs[0].name} ({n.op_type})" for n in affine.nodes)
+        fold = f"{folded} into {node.name or node.outputs[0].name} ({node.op_type})"
+        if permits(fold):
+            layer.apply(affine, names)
             changes.append(f"folded {fold}")
     return changes
 
@@ -72,7 +72,7 @@ def depends_on_input(graph: ir.Graph) -> set[ir.Value]:
 
 
 @dataclass
-class ScalableNode:
+class LinearLayer:
     """A linear node with constant weights: where its channels are, and how to rescale it."""
 
     node: ir.Node
@@ -82,15 +82,15 @@ class ScalableNode:
     bias: np.ndarray  # (channels,) float64
     can_shift: bool = True
 
-    def apply(self, chain: Chain, names: Names) -> None:
-        """Give the node scaled weights and bias, and take the chain out of the graph."""
+    def apply(self, affine: ScaleAndShift, names: Names) -> None:
+        """Give the node scaled weights and bias, and take out what said them."""
         node = self.node
         weight = node.inputs[1]
         assert weight is not None
-        if chain.multiplies:
-            node.replace_input_with(1, _scaled(node, weight, chain.scale, names))
-        bias = self.bias * chain.scale + chain.shift
-        _take_out(node, chain.nodes, names)
+        if affine.multiplies:
+            node.replace_input_with(1, _scaled(node, weight, affine.scale, names))
+        bias = self.bias * affine.scale + affine.shift
+        _remove_folded(node, affine.nodes, names)
         dtype = weight.dtype or ir.DataType.FLOAT
         if not self.can_shift:
             if np.any(bias):
@@ -100,14 +100,14 @@ class ScalableNode:
         if node.op_type == "Gemm" and beta is not None and beta.as_float() != 1.0:
             node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
         if np.any(bias) or len(node.inputs) > 2:
-            given = node.inputs[2] if len(node.inputs) > 2 else None
-            name = f"{weight.name}.bias" if given is None else f"{given.name}"
+            old_bias = node.inputs[2] if len(node.inputs) > 2 else None
+            name = f"{weight.name}.bias" if old_bias is None else f"{old_bias.name}"
             if len(node.inputs) < 3:
                 node.resize_inputs(3)
             node.replace_input_with(2, initializer(names, name, bias, dtype))
 
 
-def _layer(node: ir.Node, live: Collection[ir.Value]) -> ScalableNode | None:
+def _linear_layer(node: ir.Node, live: Collection[ir.Value]) -> LinearLayer | None:
     """The node as a layer, None where its weights or bias are not constant vectors we understand."""
     weight = node.inputs[1]
     if weight is None or weight in live or weight.shape is None or weight.dtype not in FLOATS:
@@ -128,26 +128,26 @@ def _layer(node: ir.Node, live: Collection[ir.Value]) -> ScalableNode | None:
         x = node.inputs[0]
         if len(sizes) != 2 or x is None or x.shape is None or len(x.shape) < 2:
             return None
-        return ScalableNode(node, sizes[1], len(x.shape) - 1, len(x.shape), np.zeros(sizes[1]), can_shift=False)
+        return LinearLayer(node, sizes[1], len(x.shape) - 1, len(x.shape), np.zeros(sizes[1]), can_shift=False)
     bias = np.zeros(channels)
-    given = node.inputs[2] if len(node.inputs) > 2 else None
-    if given is not None:
-        array = constant(given)
+    bias_input = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias_input is not None:
+        array = constant(bias_input)
         if array is None or array.size not in (1, channels) or array.shape[-1:] not in ((), (1,), (channels,)):
             return None
         bias = bias + array.astype(np.float64).reshape(-1)
         beta = node.attributes.get("beta")
         if node.op_type == "Gemm" and beta is not None:
             bias = bias * beta.as_float()
-    return ScalableNode(node, channels, axis, rank, bias)
+    return LinearLayer(node, channels, axis, rank, bias)
 
 
-def _follow(node: ir.Node, layer: ScalableNode, keep: Collection[str], notes: list[str] | None) -> Chain:
+def _behind(node: ir.Node, layer: LinearLayer, keep: Collection[str], notes: list[str] | None) -> ScaleAndShift:
     """Collect scales and shifts behind a layer as long as nobody else looks at the tensors in between."""
-    chain = Chain(layer.channels)
+    affine = ScaleAndShift(layer.channels)
     passed: list[ir.Node] = []
     value, axis = node.outputs[0], layer.axis
-    scale, shift, multiplies = chain.scale, chain.shift, False
+    scale, shift, multiplies = affine.scale, affine.shift, False
     while True:
         uses = value.uses()
         if len(uses) != 1:
@@ -155,7 +155,7 @@ def _follow(node: ir.Node, layer: ScalableNode, keep: Collection[str], notes: li
         ((consumer, index),) = uses
         if consumer.domain != "" or consumer.graph is not node.graph:
             break
-        step = _step(consumer, index, axis, layer.rank, layer.channels)
+        step = _scale_and_shift(consumer, index, axis, layer.rank, layer.channels)
         moved = _transposed(consumer, axis) if step is None else None
         if step is None and moved is None:
             break
@@ -173,14 +173,16 @@ def _follow(node: ir.Node, layer: ScalableNode, keep: Collection[str], notes: li
         else:
             scale, shift = scale * step[0], shift * step[0] + step[1]
             multiplies = multiplies or bool(np.any(step[0] != 1))
-            chain.scale, chain.shift, chain.nodes, chain.multiplies = scale, shift, list(passed), multiplies
+            affine.scale, affine.shift, affine.nodes, affine.multiplies = scale, shift, list(passed), multiplies
         value = consumer.outputs[0]
-    if not layer.can_shift and not multiplies and len(chain.nodes) == 1:
-        chain.nodes = []  # a MatMul and its bias are as they should be
-    return chain
+    if not layer.can_shift and not multiplies and len(affine.nodes) == 1:
+        affine.nodes = []  # a MatMul and its bias are as they should be
+    return affine
 
 
-def _step(node: ir.Node, index: int, axis: int, rank: int, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _scale_and_shift(
+    node: ir.Node, index: int, axis: int, rank: int, channels: int
+) -> tuple[np.ndarray, np.ndarray] | None:
     """A node as (scale, shift) per channel, None where it is anything else."""
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op_type == "BatchNormalization":
@@ -189,10 +191,10 @@ def _step(node: ir.Node, index: int, axis: int, rank: int, channels: int) -> tup
         training = node.attributes.get("training_mode")
         if training is not None and training.as_int():
             return None
-        found = [constant(value) for value in node.inputs[1:5]]
-        if any(array is None or array.size != channels for array in found):
+        parameters = [constant(value) for value in node.inputs[1:5]]
+        if any(array is None or array.size != channels for array in parameters):
             return None
-        gamma, beta, mean, var = (np.asarray(array, dtype=np.float64).reshape(-1) for array in found)
+        gamma, beta, mean, var = (np.asarray(array, dtype=np.float64).reshape(-1) for array in parameters)
         epsilon = node.attributes.get("epsilon")
         s = gamma / np.sqrt(var + (epsilon.as_float() if epsilon is not None else 1e-5))
         return s, beta - mean * s
@@ -263,8 +265,8 @@ def _scaled(node: ir.Node, weight: ir.Value, scale: np.ndarray, names: Names) ->
     return result
 
 
-def _take_out(layer: ir.Node, nodes: list[ir.Node], names: Names) -> None:
-    """Remove the affine nodes of a chain. The last tensor keeps its name; those before are other tensors now."""
+def _remove_folded(layer: ir.Node, nodes: list[ir.Node], names: Names) -> None:
+    """Take scales and shifts out of the graph. The last tensor keeps its name; those before are other tensors now."""
     graph = layer.graph
     assert graph is not None
     value, last = layer.outputs[0], nodes[-1].outputs[0]

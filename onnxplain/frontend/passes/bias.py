@@ -14,9 +14,9 @@ def fuse_bias(
     model: ir.Model,
     keep: Collection[str] = (),
     notes: list[str] | None = None,
-    may: Callable[[str], bool] = lambda rewrite: True,
+    permits: Callable[[str], bool] = lambda rewrite: True,
 ) -> list[str]:
-    """MatMul(x of rank 2, constant W) + constant vector -> Gemm. Returns a line for each; `may` is asked by it."""
+    """MatMul(x of rank 2, constant W) + constant vector -> Gemm. Returns a line for each; `permits` is asked by it."""
     graph, changes = model.graph, []
     live = depends_on_input(graph)
     for node in list(graph):
@@ -48,7 +48,7 @@ def fuse_bias(
                 )
             continue
         join = f"{node.name} (MatMul) and {add.name} (Add) are one Gemm"
-        if not may(join):
+        if not permits(join):
             continue
         out = add.outputs[0]
         gemm = ir.node("Gemm", [x, weight, bias], name=node.name)

@@ -16,6 +16,7 @@ import onnxscript.rewriter
 from onnxscript.rewriter.pattern import RewriteRuleSet
 from onnxscript.rewriter.rules import common as rules
 
+from onnxplain.frontend.passes.replacement import Replacement
 from onnxplain.graph.node import ints
 
 INPUT_LIMIT = 8192  # elements; larger constants are left to onnxruntime, which folds them without a copy in the file
@@ -112,10 +113,10 @@ class ByOp:
     def try_rewrite(self, model: ir.Model, owner: Any, node: ir.Node, **more: Any) -> Any:
         """What the first rule that matches makes of a node, None where none does."""
         for rule in self._rules.get(node.op_type, ()):
-            found = rule.try_rewrite(model, owner, node, **more)
-            if found is not None:
+            rewritten = rule.try_rewrite(model, owner, node, **more)
+            if rewritten is not None:
                 self._last = rule
-                return found
+                return rewritten
         return None
 
 
@@ -125,28 +126,28 @@ def inline_functions(model: ir.Model) -> None:
         passes.InlinePass()(model)
 
 
-def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite: True) -> None:
+def fold_constants(model: ir.Model, permits: Callable[[str], bool] = lambda rewrite: True) -> None:
     """Compute what depends on no input, and remove what does nothing. Large weights are never copied.
 
-    may: asked by name before each kind of rewrite.
+    permits: asked by name before each kind of rewrite.
     """
-    allowed = [name for name in SIMPLIFICATIONS if may(name)]
+    allowed = [name for name in SIMPLIFICATIONS if permits(name)]
     with silence():
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         for _ in range(ROUNDS):
             before, modified = len(model.graph), False
-            if may("constants computed"):
+            if permits("constants computed"):
                 folded = onnxscript.optimizer.fold_constants_ir(
                     model,
                     onnx_shape_inference=False,
                     input_size_limit=INPUT_LIMIT,
                     output_size_limit=OUTPUT_LIMIT,
-                    should_fold=lambda node: _may_compute(node) if may(f"{node.op_type} of constants") else False,
+                    should_fold=lambda node: _may_compute(node) if permits(f"{node.op_type} of constants") else False,
                 )
                 modified = folded.modified
             if allowed:
                 onnxscript.rewriter.rewrite(model, RewriteRuleSet([ByOp(allowed)]))  # type: ignore[list-item]
-            if may("Identity removed"):
+            if permits("Identity removed"):
                 remove_identities(model.graph)
             passes.RemoveUnusedNodesPass()(model)
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -154,7 +155,7 @@ def fold_constants(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
                 break
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
         _own_weights(model.graph)
-        if may("equal nodes made one"):
+        if permits("equal nodes made one"):
             passes.CommonSubexpressionEliminationPass()(model)
 
 
@@ -168,33 +169,39 @@ def _own_weights(graph: ir.Graph) -> None:
 
 def remove_identities(graph: ir.Graph) -> None:
     """Read what Identity reads. Bodies of If and Loop must keep theirs, and outputs their names."""
+    replacement, returned = Replacement(graph), _returned_by_bodies(graph)
+
+    def used_in_bodies(value: ir.Value) -> bool:
+        return value in returned or any(user.graph is not graph for user, _ in value.uses())
+
     for node in list(graph):
         if node.op_type != "Identity" or node.domain != "":
             continue
         x, y = node.inputs[0], node.outputs[0]
-        if x is None:
+        if x is None or (y.is_graph_output() and not replacement.is_output(y)):
             continue
         if y.is_graph_output():
             producer = x.producer()
-            if producer is None or producer.graph is not graph or x.is_graph_output() or _used_in_bodies(x, graph):
+            if producer is None or producer.graph is not graph or x.is_graph_output() or used_in_bodies(x):
                 continue
-            graph.outputs[list(graph.outputs).index(y)] = x
-            y.replace_all_uses_with(x)
-            graph.remove(node, safe=True)
+            replacement.replace(y, x)
+            replacement.detach(node)
             x.name = y.name
-        elif not _used_in_bodies(y, graph):
-            y.replace_all_uses_with(x)
-            graph.remove(node, safe=True)
+        elif not used_in_bodies(y):
+            replacement.replace(y, x)
+            replacement.detach(node)
+    replacement.finish()
 
 
-def _used_in_bodies(value: ir.Value, graph: ir.Graph) -> bool:
-    return any(user.graph is not graph for user, _ in value.uses()) or any(
-        value is output
+def _returned_by_bodies(graph: ir.Graph) -> set[ir.Value]:
+    """Outputs of the bodies directly below a graph: what is made outside may be among them."""
+    return {
+        output
         for node in graph
         for attribute in node.attributes.values()
         if attribute.type == ir.AttributeType.GRAPH
         for output in attribute.as_graph().outputs
-    )
+    }
 
 
 def tidy(model: ir.Model) -> None:

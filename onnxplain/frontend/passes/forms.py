@@ -17,8 +17,8 @@ from onnxplain.graph.node import ints
 from onnxplain.graph.pads import places_of_pads
 
 
-def settle_forms(model: ir.Model, may: Callable[[str], bool] = lambda rewrite: True) -> list[str]:
-    """Give a model's own nodes these forms. Shapes must be inferred. may: whether a rewrite may be made, by name.
+def rewrite_forms(model: ir.Model, permits: Callable[[str], bool] = lambda rewrite: True) -> list[str]:
+    """Give a model's own nodes these forms. Shapes must be inferred. permits: whether a rewrite may be made, by name.
 
     Returns a line for each change.
     """
@@ -26,7 +26,7 @@ def settle_forms(model: ir.Model, may: Callable[[str], bool] = lambda rewrite: T
     names = Names(model.graph)
     for node in list(model.graph):
         name = f"{node.name or node.outputs[0].name} ({node.op_type})"
-        if node.domain != "" or node.op_type not in FORMS or not may(name):
+        if node.domain != "" or node.op_type not in FORMS or not permits(name):
             continue
         settle, text = FORMS[node.op_type]
         if settle(node, names):

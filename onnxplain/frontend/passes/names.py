@@ -13,14 +13,17 @@ class Names:
         self.graph = graph
         self._taken = {value.name for node in graph for value in node.outputs} | set(graph.initializers)
         self._taken |= {value.name for value in graph.inputs}
+        self._last: dict[str, int] = {}  # a weight that a thousand layers share is asked for a thousand times
 
     def free(self, name: str) -> str:
         """`name`, or with a number where it is taken."""
-        n, free = 0, name
+        n = self._last.get(name, 0)
+        free = f"{name}_{n}" if n else name
         while free in self._taken:
             n += 1
             free = f"{name}_{n}"
         self._taken.add(free)
+        self._last[name] = n
         return free
 
 

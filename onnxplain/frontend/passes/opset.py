@@ -48,12 +48,12 @@ def raise_opset(model: ir.Model) -> ir.Model:
 
 def _resized(model: ir.Model) -> dict[str, str]:
     """Outputs of Upsample and Resize-10 with their mode. Both take x_original = x / scale: "asymmetric"."""
-    found = {}
+    modes = {}
     for node in model.graph.all_nodes():
         if node.domain == "" and node.op_type in ("Upsample", "Resize"):
             mode = node.attributes.get("mode")
-            found[node.outputs[0].name or ""] = mode.as_string() if mode is not None else "nearest"
-    return found
+            modes[node.outputs[0].name or ""] = mode.as_string() if mode is not None else "nearest"
+    return modes
 
 
 def _asymmetric(model: ir.Model, resized: dict[str, str]) -> None:

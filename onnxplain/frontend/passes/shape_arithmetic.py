@@ -10,12 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.frontend.passes.names import Names, initializer
-from onnxplain.frontend.passes.shapes import Entry, Product, refine
+from onnxplain.frontend.passes.shapes import refine
+from onnxplain.frontend.passes.symbolic_dims import Entry, Product
 
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
-def settle(model: ir.Model) -> bool:
+def fold_shape_arithmetic(model: ir.Model) -> bool:
     """Replace known shape arithmetic by constants; returns whether anything changed. Shapes must be inferred."""
     contents, changed, names = refine(model), False, Names(model.graph)
     for node in list(model.graph):

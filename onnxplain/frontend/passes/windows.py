@@ -16,8 +16,8 @@ from onnxplain.graph.node import dims
 POOLS = {"MaxPool", "AveragePool", "LpPool"}
 
 
-def settle_windows(model: ir.Model, may: Callable[[str], bool] = lambda rewrite: True) -> list[str]:
-    """Rewrite attributes of such nodes, where sizes are known; a line for each. `may` is asked by it."""
+def rewrite_windows(model: ir.Model, permits: Callable[[str], bool] = lambda rewrite: True) -> list[str]:
+    """Rewrite attributes of such nodes, where sizes are known; a line for each. `permits` is asked by it."""
     changes = []
     for node in model.graph.all_nodes():
         if node.domain != "" or node.inputs[0] is None or node.inputs[0].shape is None:
@@ -25,9 +25,9 @@ def settle_windows(model: ir.Model, may: Callable[[str], bool] = lambda rewrite:
         new = _transposed(node) if node.op_type == "ConvTranspose" else _pool(node) if node.op_type in POOLS else None
         if not new:
             continue
-        said = ", ".join(f"{name} {list(value) if value else 'gone'}" for name, value in new.items())
-        change = f"{node.name or node.outputs[0].name} ({node.op_type}) has {said}"
-        if not may(change):
+        attributes = ", ".join(f"{name} {list(value) if value else 'gone'}" for name, value in new.items())
+        change = f"{node.name or node.outputs[0].name} ({node.op_type}) has {attributes}"
+        if not permits(change):
             continue
         for name, value in new.items():
             node.attributes.pop(name, None)

@@ -13,9 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.errors import Expired, UnsupportedModel
-from onnxplain.frontend.passes.shapes import Dim, Product, refine
+from onnxplain.frontend.instrumented import InstrumentedModel
+from onnxplain.frontend.passes.shapes import refine
+from onnxplain.frontend.passes.symbolic_dims import Product
 from onnxplain.frontend.sample_inputs import declared_shapes, lengths_of, stretched
-from onnxplain.frontend.watch import Watched
+from onnxplain.graph.shape_rules import Dim
 
 ROUNDS = 8  # corrections that bring others to light
 SHOWN = 3  # corrections told in the notes
@@ -31,8 +33,8 @@ class ObservedRun:
     shapes: Sizes
 
 
-def correct(
-    model: ir.Model, watched: Watched, feeds: Mapping[str, np.ndarray], shapes: Sizes, notes: list[str]
+def correct_shapes(
+    model: ir.Model, instrumented: InstrumentedModel, feeds: Mapping[str, np.ndarray], shapes: Sizes, notes: list[str]
 ) -> None:
     """Give every tensor a type and a shape that the run does not contradict.
 
@@ -40,14 +42,14 @@ def correct(
     another length, tells a literal from a coincidence. It costs only models that need it.
     """
     for value in _values(model):
-        if value.type is None and value.name in watched.types:
-            value.type = watched.types[value.name]
+        if value.type is None and value.name in instrumented.types:
+            value.type = instrumented.types[value.name]
     declared = declared_shapes(model, feeds)
     runs = [ObservedRun(lengths_of(declared, {name: array.shape for name, array in feeds.items()}), shapes)]
     wrong = _wrong(model, runs[:1])
     if not wrong:
         return
-    if other := _again(watched, feeds, declared):
+    if other := _again(instrumented, feeds, declared):
         runs.append(other)
     unforeseen = _unforeseen(model)
     pinned: dict[ir.Value, list[Dim]] = {}
@@ -62,14 +64,14 @@ def correct(
             break
     for value, axes in wrong.items():
         value.shape = ir.Shape(_corrected(value, axes, runs, bool(_open_inputs(declared)), value in unforeseen))
-    told = [
+    corrections = [
         f"{value.name} ({_op_type(value)}) {before[value]} by inference, {ir.Shape(shape)} in the run"
         for value, shape in pinned.items()
         if value in before
     ]
-    if told:
-        more = f", and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-        notes.append(f"shapes are taken from the run: {'; '.join(told[:SHOWN])}{more}")
+    if corrections:
+        more = f", and {len(corrections) - SHOWN} more" if len(corrections) > SHOWN else ""
+        notes.append(f"shapes are taken from the run: {'; '.join(corrections[:SHOWN])}{more}")
 
 
 def _open_inputs(declared: Mapping[str, Sequence[Dim]]) -> list[str]:
@@ -82,12 +84,12 @@ def _values(model: ir.Model) -> list[ir.Value]:
 
 
 def _again(
-    watched: Watched, feeds: Mapping[str, np.ndarray], declared: Mapping[str, tuple[Dim, ...]]
+    instrumented: InstrumentedModel, feeds: Mapping[str, np.ndarray], declared: Mapping[str, tuple[Dim, ...]]
 ) -> ObservedRun | None:
     """A run with other lengths, where there is one."""
     for other in stretched(feeds, declared):
         try:
-            _, shapes = watched.run(other)
+            _, shapes = instrumented.run(other)
         except (Expired, UnsupportedModel):
             continue
         return ObservedRun(lengths_of(declared, {name: array.shape for name, array in other.items()}), shapes)
@@ -96,7 +98,7 @@ def _again(
 
 def _wrong(model: ir.Model, runs: Sequence[ObservedRun]) -> dict[ir.Value, list[int] | None]:
     """Values whose shape a run contradicts, with the axes; None for all axes: the rank is unknown or another."""
-    found: dict[ir.Value, list[int] | None] = {}
+    wrong: dict[ir.Value, list[int] | None] = {}
     for run in runs:
         known = dict(run.lengths)
         for value in _values(model):
@@ -104,12 +106,12 @@ def _wrong(model: ir.Model, runs: Sequence[ObservedRun]) -> dict[ir.Value, list[
             if size is None or not isinstance(value.type, ir.TensorType):
                 continue
             if value.shape is None or len(value.shape) != len(size):
-                found[value] = None
+                wrong[value] = None
                 continue
             axes = [axis for axis, (dim, n) in enumerate(zip(value.shape, size, strict=True)) if _off(dim, n, known)]
-            if axes and found.get(value, axes) is not None:
-                found[value] = sorted({*axes, *(found.get(value) or [])})
-    return found
+            if axes and wrong.get(value, axes) is not None:
+                wrong[value] = sorted({*axes, *(wrong.get(value) or [])})
+    return wrong
 
 
 def _off(dim: int | ir.SymbolicDim, size: int, known: dict[str, int]) -> bool:
@@ -163,11 +165,11 @@ def _corrected(
 
 def _unforeseen(model: ir.Model) -> set[ir.Value]:
     """Values whose lengths may depend on the numbers in the input, so that two runs prove nothing."""
-    found: set[ir.Value] = set()
+    unforeseen: set[ir.Value] = set()
     for node in model.graph:
-        if node.op_type in UNFORESEEN or any(value in found for value in node.inputs):
-            found.update(node.outputs)
-    return found
+        if node.op_type in UNFORESEEN or any(value in unforeseen for value in node.inputs):
+            unforeseen.update(node.outputs)
+    return unforeseen
 
 
 def _propagate(model: ir.Model, pinned: Mapping[ir.Value, Sequence[Dim]]) -> None:

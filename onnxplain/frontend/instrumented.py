@@ -17,7 +17,7 @@ from onnxplain.graph.outline import apart
 MARK = "onnxplain.shape/"  # in front of a tensor's name: the output that says its shape
 
 
-class Watched:
+class InstrumentedModel:
     """A model in onnxruntime, with the shape of every inner tensor among its outputs.
 
     A Shape node a tensor, and not the tensor itself: eight bytes an axis. It stands right behind the node that makes
@@ -28,14 +28,14 @@ class Watched:
     def __init__(self, model: ir.Model):
         proto, weights = apart(model)
         del proto.graph.value_info[:]  # what inference believes must not hide what onnxruntime finds
-        outputs = [value.name for value in model.graph.outputs]
+        outputs = {value.name for value in model.graph.outputs}
         tensors = [value for node in model.graph for value in node.outputs if value.name and value.name not in outputs]
         self._shaped = [v.name or "" for v in tensors if isinstance(v.type, ir.TensorType)]
         self._untyped = [v.name or "" for v in tensors if v.type is None]
-        watched, nodes = set(self._shaped), []
+        instrumented, nodes = set(self._shaped), []
         for node in proto.graph.node:
             nodes.append(node)
-            shaped = (name for name in node.output if name in watched)
+            shaped = (name for name in node.output if name in instrumented)
             nodes += [onnx.NodeProto(op_type="Shape", input=[name], output=[MARK + name]) for name in shaped]
         graph = onnx.GraphProto(node=nodes)
         del proto.graph.node[:]
@@ -58,14 +58,16 @@ class Watched:
         return outputs, shapes
 
 
-def watch(model: ir.Model, expected: Reference) -> tuple[str | None, Watched | None, dict[str, tuple[int, ...]]]:
+def run_instrumented(
+    model: ir.Model, expected: Reference
+) -> tuple[str | None, InstrumentedModel | None, dict[str, tuple[int, ...]]]:
     """How the model's answers differ from the reference (None: they do not); what ran it; and the shapes seen."""
     try:
-        watched = Watched(model)
-        outputs, shapes = watched.run(expected.feeds)
+        instrumented = InstrumentedModel(model)
+        outputs, shapes = instrumented.run(expected.feeds)
     except UnsupportedModel as error:
         return str(error), None, {}
-    return expected.mismatch(outputs), watched, shapes
+    return expected.mismatch(outputs), instrumented, shapes
 
 
 def _type(kind: str) -> ir.TypeProtocol | None:
