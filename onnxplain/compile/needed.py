@@ -1,0 +1,65 @@
+"""What a part of a model needs: nodes, weights, inputs and functions that its outputs are made of; the rest goes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import onnx_ir as ir
+
+from onnxplain.graph.node import captured
+
+Key = tuple[str, str, str]
+"""Domain, name and overload of a function."""
+
+
+def needed_for(outputs: Iterable[ir.Value], given: Collection[ir.Value] = ()) -> tuple[set[ir.Node], set[ir.Value]]:
+    """The nodes that make `outputs` where `given` is at hand, and every tensor they read, outputs among them."""
+    nodes: set[ir.Node] = set()
+    read: set[ir.Value] = set()
+    pending = list(outputs)
+    while pending:
+        value = pending.pop()
+        if value in read:
+            continue
+        read.add(value)
+        node = value.producer()
+        if node is not None and node not in nodes and value not in given:
+            nodes.add(node)
+            pending.extend(v for v in (*node.inputs, *captured(node)) if v is not None)
+    return nodes, read
+
+
+def keep_needed(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> list[ir.Value]:
+    """Give the graph these ports, in place; what `outputs` do not need goes. Returns the inputs that went with it."""
+    graph = model.graph
+    nodes, read = needed_for(outputs)
+    graph.outputs.clear()
+    graph.outputs.extend(outputs)
+    graph.inputs.clear()
+    graph.inputs.extend(value for value in inputs if value in read)
+    graph.remove([node for node in graph if node not in nodes], safe=True)
+    for name, value in list(graph.initializers.items()):
+        if value not in read:
+            del graph.initializers[name]
+    drop_uncalled(model)
+    return [value for value in inputs if value not in read]
+
+
+def drop_uncalled(model: ir.Model) -> None:
+    """Functions that nobody calls go, and the opsets of domains that nobody uses."""
+    called: set[Key] = set()
+    domains = {""}
+    pending: list[ir.Graph | ir.Function] = [model.graph]
+    while pending:
+        for node in pending.pop().all_nodes():
+            key = node.op_identifier()
+            domains.add(node.domain)
+            if key in model.functions and key not in called:
+                called.add(key)
+                pending.append(model.functions[key])
+    for key in list(model.functions):
+        if key not in called:
+            del model.functions[key]
+    for domain in list(model.opset_imports):
+        if domain not in domains:
+            del model.opset_imports[domain]
