@@ -24,7 +24,7 @@ class Analysis:
     explained: forward tensors. wanted: attributed tensor → its name. nodes: forward steps, patterns recognised. path:
     those between explained and wanted, last first. active: tensors relevance can reach wanted through. places: where
     each node of the path stands, seen from the inputs of the model whatever is attributed. op: the builder, which knows
-    batch axes, signs and constants. notes: for the user. strict: raise for nodes without a derivative; else leave them
+    batch axes, signs and constants. sources: inputs that relevance may go to. notes: for the user. strict: raise for nodes without a derivative; else leave them
     out of `places`.
     """
 
@@ -50,8 +50,8 @@ class Analysis:
         )
         self.op = Backward(self.graph, facts)
         left_out = self._leave_out_mixed()
-        sources = [value for value in self.inputs if value not in left_out]
-        receptive = active_values(self.nodes, [*sources, *self.wanted], self.passes, tokens.moves)
+        self.sources = [value for value in self.inputs if value not in left_out]
+        receptive = active_values(self.nodes, [*self.sources, *self.wanted], self.passes, tokens.moves)
         facts.receptive = receptive
         self.active = active_values(self.nodes, self.wanted, self.passes, tokens.moves)
         self.path = needed_nodes(self.nodes, self.explained, self.active, self.passes)

@@ -14,6 +14,7 @@ from onnxplain.compile.analysis import Analysis
 from onnxplain.compile.contract import Request, Resolved
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, NAME, Ledger
+from onnxplain.compile.reference_forward import add_reference
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
 from onnxplain.composites import LAST_RULES, Composite
@@ -43,7 +44,10 @@ class Recipe:
 
 @dataclass
 class Compiled:
-    """A compiled explanation graph. streams: whether the stream count is free; relevances: output → source tensor."""
+    """A compiled explanation graph. streams: whether the stream count is free.
+
+    relevances: output → source tensor; references: reference input → the input it is the reference of.
+    """
 
     model: ir.Model
     seeds: dict[str, str]
@@ -52,6 +56,7 @@ class Compiled:
     provenance: dict[str, Any]
     notes: list[str]
     seconds: float
+    references: dict[str, str] = field(default_factory=dict)
 
 
 def compile_graph(normalised: Normalised, resolved: Resolved, recipe: Recipe, request: Request) -> Compiled:
@@ -92,11 +97,14 @@ class _Job:
         self.forward_count = len(list(self.graph))
         self.found = Analysis(model, resolved, recipe.composite, request)
         self.op = self.found.op
+        if request.reference:
+            add_reference(self.op, self.found.sources)
         self.rules = {node: recipe.composite.rule_for(place) for node, place in self.found.places.items()}
         recipe.composite.check_given(self.found.places.values())
         self._say_missed_boxes()
         self.seeds = Seeds(self.op, request.seed, list(self.found.values))
         self.relevances: dict[str, str] = {}
+        self.references: dict[str, str] = {}
         self.ledger_rows: list[str] = []
 
     def _say_missed_boxes(self) -> None:
@@ -157,9 +165,22 @@ class _Job:
             self._output(result, NAME, "")
             self.ledger_rows = ledger.rows
         prune(self.graph, self.forward_count)
+        self._drop_unread_references()
         share(self.graph, self.forward_count)
         if self.request.fold:
             fold(self.model, self.forward_count)
+
+    def _drop_unread_references(self) -> None:
+        """Reference inputs that no rule reads are none."""
+        for value, entry in (self.op.facts.references or {}).items():
+            if not entry.is_graph_input():
+                continue
+            if entry.uses():
+                self.references[str(entry.name)] = str(value.name)
+            else:
+                self.graph.inputs.remove(entry)
+        if self.request.reference and not self.references:
+            raise UsageError(f"reference: no rule of {self.recipe.name} reads a reference here. Leave it out.")
 
     def _walk(self, start: dict[ir.Value, Relevance], how: str, ledger: Ledger | None) -> dict[ir.Value, Relevance]:
         applied: dict[Node, Rule] = {}
@@ -243,13 +264,17 @@ class _Job:
             "changes": list(self.normalised.changes),
             "forward_nodes": self.forward_count,
         }
+        if self.references:
+            content["references"] = self.references
         if self.request.ledger:
             content["ledger"] = {"rows": self.ledger_rows, "columns": list(COLUMNS)}
         provenance.write(self.model, content)
         self._restore_ports()
         self.model.producer_name, self.model.producer_version = "onnxplain", __version__
         notes = [*self.normalised.notes, *self.found.notes]
-        return Compiled(self.model, self.seeds.names, self.relevances, free, content, notes, seconds)
+        return Compiled(
+            self.model, self.seeds.names, self.relevances, free, content, notes, seconds, self.references
+        )
 
     def _restore_ports(self) -> None:
         """The model's own inputs and outputs as the source declares them: inference named their open lengths."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.compile.contract import candidates, tensors
+from onnxplain.compile.contract import tensors
 from onnxplain.compile.needed import keep_needed, needed_for
 from onnxplain.compile.written import Sample, WrittenModel, by_name, draws, write
 from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
@@ -21,6 +21,7 @@ from onnxplain.frontend.verify import Reference, expose, reference
 from onnxplain.graph.node import Node, dims
 from onnxplain.graph.walk import dependent_values, inputs_of
 
+NAMED = 8  # tensors that a message names
 Tensors = str | Sequence[str]
 
 
@@ -96,9 +97,10 @@ def check(graph: ir.Graph, at: Sequence[str], to: Sequence[str]) -> None:
             if name in named[:n]:
                 raise UsageError(f"--{option} {name}: named twice.")
             if name in graph.initializers or (name in values and values[name] not in changing):
+                others = [other for other in values if values[other] in changing and not values[other].is_graph_input()]
                 raise UsageError(
                     f"--{option} {name}: it is a constant, the same whatever is fed. Name a tensor that depends on the "
-                    f"inputs, such as {', '.join(candidates(graph))}."
+                    f"inputs, such as {', '.join(others[:NAMED])}."
                 )
             if name not in values:
                 raise _unknown(graph, option, name, values)
