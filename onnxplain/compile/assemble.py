@@ -14,6 +14,7 @@ from onnxplain.compile.analysis import Analysis
 from onnxplain.compile.contract import Request, Resolved
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, NAME, Ledger
+from onnxplain.compile.needed import needed_for, remove
 from onnxplain.compile.reference_forward import add_reference
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
@@ -164,22 +165,26 @@ class _Job:
             result = ledger.emit()
             self._output(result, NAME, "")
             self.ledger_rows = ledger.rows
-        prune(self.graph, self.forward_count)
         self._drop_unread_references()
+        prune(self.graph, self.forward_count)
         share(self.graph, self.forward_count)
         if self.request.fold:
             fold(self.model, self.forward_count)
 
     def _drop_unread_references(self) -> None:
-        """Reference inputs that no rule reads are none."""
-        for value, entry in (self.op.facts.references or {}).items():
-            if not entry.is_graph_input():
-                continue
-            if entry.uses():
-                self.references[str(entry.name)] = str(value.name)
-            else:
+        """What no rule reads of the reference forward goes, inputs too."""
+        if self.op.facts.references is None:
+            return
+        copies = self.op.facts.references
+        nodes, read = needed_for(self.graph.outputs)
+        made = dict.fromkeys(node for copy in copies.values() if (node := copy.producer()) is not None)
+        remove(self.graph, [node for node in made if node not in nodes])
+        for value, entry in copies.items():
+            if entry.is_graph_input() and entry not in read:
                 self.graph.inputs.remove(entry)
-        if self.request.reference and not self.references:
+            elif entry.is_graph_input():
+                self.references[str(entry.name)] = str(value.name)
+        if not self.references:
             raise UsageError(f"reference: no rule of {self.recipe.name} reads a reference here. Leave it out.")
 
     def _walk(self, start: dict[ir.Value, Relevance], how: str, ledger: Ledger | None) -> dict[ir.Value, Relevance]:

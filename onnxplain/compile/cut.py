@@ -47,7 +47,7 @@ def cut(
     starts, ends = _names(at), _names(to)
     check(source.model.graph, starts, ends)
     whole = reference(source, [*starts, *ends], by_name(sample, source.model), shapes)
-    part = typed(source, [*starts, *ends], whole)
+    part = typed(source, starts, ends, whole)
     notes = cut_graph(part, starts, ends)
     if source.weight_inputs:
         notes.append(f"no longer listed among the inputs, being weights: {', '.join(source.weight_inputs)}")
@@ -112,8 +112,9 @@ def check(graph: ir.Graph, at: Sequence[str], to: Sequence[str]) -> None:
         raise UsageError(f"--at {both[0]} and --to {both[0]}: nothing lies between a tensor and itself.")
 
 
-def typed(source: Source, names: Sequence[str], whole: Reference) -> ir.Model:
+def typed(source: Source, at: Sequence[str], to: Sequence[str], whole: Reference) -> ir.Model:
     """A copy of the model in which the named tensors have type and shape: from inference, held against a run."""
+    names = [*at, *to]
     inferred = source.model.clone()
     expose(inferred, names)
     inline_functions(inferred)
@@ -124,7 +125,7 @@ def typed(source: Source, names: Sequence[str], whole: Reference) -> ir.Model:
     for name in names:
         array, value, found = whole.outputs[name], values[name], known[name]
         if not isinstance(array, np.ndarray):
-            raise _no_tensor("at or --to", name)
+            raise _no_tensor("at" if name in at else "to", name)
         if value.dtype is None:
             text = ir.DataType.STRING if array.dtype.kind in "OU" else ir.DataType.from_numpy(array.dtype)
             value.type = found.type if found.dtype is not None else ir.TensorType(text)

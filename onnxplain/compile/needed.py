@@ -37,12 +37,30 @@ def keep_needed(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[i
     graph.outputs.extend(outputs)
     graph.inputs.clear()
     graph.inputs.extend(value for value in inputs if value in read)
-    graph.remove([node for node in graph if node not in nodes], safe=True)
+    remove(graph, [node for node in graph if node not in nodes])
     for name, value in list(graph.initializers.items()):
         if value not in read:
             del graph.initializers[name]
     drop_uncalled(model)
     return [value for value in inputs if value not in read]
+
+
+def remove(graph: ir.Graph, nodes: Collection[ir.Node]) -> None:
+    """Take nodes out, whose results nobody reads; what their bodies read from outside they read no more, either."""
+    for node in nodes:
+        bodies = [inner for attribute in node.attributes.values() for inner in _inner_nodes(attribute)]
+        for reader in (node, *bodies):
+            for i in range(len(reader.inputs)):
+                reader.replace_input_with(i, None)
+    graph.remove(nodes)
+
+
+def _inner_nodes(attribute: ir.Attr) -> Iterable[ir.Node]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return attribute.as_graph().all_nodes()
+    if attribute.type == ir.AttributeType.GRAPHS:
+        return [node for body in attribute.as_graphs() for node in body.all_nodes()]
+    return ()
 
 
 def drop_uncalled(model: ir.Model) -> None:
