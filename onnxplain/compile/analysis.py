@@ -23,9 +23,9 @@ class Analysis:
 
     explained: forward tensors. wanted: attributed tensor → its name. nodes: forward steps, patterns recognised. path:
     those between explained and wanted, last first. active: tensors relevance can reach wanted through. places: where
-    each node of the path stands, seen from the inputs of the model whatever is attributed. op: the builder, which knows
-    batch axes, signs and constants. sources: inputs that relevance may go to. notes: for the user. strict: raise for nodes without a derivative; else leave them
-    out of `places`.
+    each node of the path stands, seen from the inputs of the model whatever is attributed. sources: inputs that
+    relevance may go to. op: the builder, which knows batch axes, signs and constants. notes: for the user. strict:
+    raise for nodes without a derivative; else leave them out of `places`.
     """
 
     def __init__(

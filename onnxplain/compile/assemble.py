@@ -277,9 +277,7 @@ class _Job:
         self._restore_ports()
         self.model.producer_name, self.model.producer_version = "onnxplain", __version__
         notes = [*self.normalised.notes, *self.found.notes]
-        return Compiled(
-            self.model, self.seeds.names, self.relevances, free, content, notes, seconds, self.references
-        )
+        return Compiled(self.model, self.seeds.names, self.relevances, free, content, notes, seconds, self.references)
 
     def _restore_ports(self) -> None:
         """The model's own inputs and outputs as the source declares them: inference named their open lengths."""

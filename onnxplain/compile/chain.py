@@ -73,7 +73,9 @@ class Whole:
         rest = [value for value in second.graph.inputs if value not in fed]
         ends = dict.fromkeys(fed.get(value, value) for value in second.graph.outputs) | dict.fromkeys(kept)
         inputs = [*first.graph.inputs, *rest]
-        before = {value: (which, str(value.name)) for which, model in enumerate((first, second)) for value in _ports(model)}
+        before = {
+            value: (which, str(value.name)) for which, model in enumerate((first, second)) for value in _ports(model)
+        }
         rename_apart(first, second, {*inputs, *ends}, fed)
         self.notes = notes
         if renamed := merge_functions(first, second):
@@ -84,7 +86,9 @@ class Whole:
         for value in (*first.graph.inputs, *first.graph.outputs):
             which, name = before[value]
             if value.name != name:
-                notes.append(f"{name} of the {PREFIXES[which].rstrip('/')} model is named {value.name}, its name being taken")
+                notes.append(
+                    f"{name} of the {PREFIXES[which].rstrip('/')} model is named {value.name}, its name being taken"
+                )
         self.model = first
         self.inputs = {str(value.name): before[value] for value in first.graph.inputs}
         self.outputs = {str(value.name): before[value] for value in first.graph.outputs}

@@ -44,7 +44,9 @@ class Connection:
                 if target not in self.inputs:
                     raise UnknownName("input of the second model", target, self.inputs)
                 if target in pairs:
-                    raise UsageError(f"the input {target} of the second model is fed twice, by {pairs[target]} and {source}.")
+                    raise UsageError(
+                        f"the input {target} of the second model is fed twice, by {pairs[target]} and {source}."
+                    )
                 pairs[target] = source
         if not pairs:
             raise UsageError(f"nothing is connected: {self._ports()}.")
@@ -61,7 +63,9 @@ class Connection:
         fitting = [pair for pair, problem in zip(pairs, problems, strict=True) if problem is None]
         if len(fitting) != 1:
             several = ", ".join(f"{s}={t}" for s, t in fitting) or "none"
-            raise UsageError(f"what feeds what is not clear (fitting: {several}): {self._ports()}. Say it: --connect OUT=IN.")
+            raise UsageError(
+                f"what feeds what is not clear (fitting: {several}): {self._ports()}. Say it: --connect OUT=IN."
+            )
         ((source, target),) = fitting
         return {target: source}
 

@@ -108,6 +108,8 @@ def check(graph: ir.Graph, at: Sequence[str], to: Sequence[str]) -> None:
                 raise UsageError(f"--{option} {name}: it is an input of the model already. Name an inner tensor.")
             if isinstance(values[name].type, (ir.SequenceType, ir.OptionalType)):
                 raise _no_tensor(option, name)
+    if not at and [str(value.name) for value in graph.outputs] == list(to):
+        raise UsageError(f"--to {', '.join(to)}: that is all the model gives; nothing would be cut off.")
     if both := [name for name in at if name in to]:
         raise UsageError(f"--at {both[0]} and --to {both[0]}: nothing lies between a tensor and itself.")
 
@@ -140,7 +142,7 @@ def _holds(dim: int | str | None, length: int, symbols: set[int | str | None]) -
     """Whether a length that inference gives is the run's, or made of symbols of the model's inputs."""
     if isinstance(dim, int):
         return dim == length
-    return dim is not None and all(symbol in symbols for symbol in Product.parse(dim).symbols)
+    return dim in symbols or (dim is not None and all(symbol in symbols for symbol in Product.parse(dim).symbols))
 
 
 def _check_reaching(graph: ir.Graph, starts: Sequence[ir.Value], ends: Sequence[ir.Value]) -> None:

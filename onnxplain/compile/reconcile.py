@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import onnx
 import onnx_ir as ir
@@ -53,34 +53,39 @@ def same_opsets(first: ir.Model, second: ir.Model, notes: list[str]) -> tuple[ir
 def _changed(models: Iterable[ir.Model], domain: str, a: int, b: int) -> str | None:
     """An op of the domain that is not known to be the same in both versions, named by a node that uses it."""
     for model in models:
-        for owner in (model.graph, *model.functions.values()):
-            for node in owner.all_nodes():
-                if node.domain != domain or node.op_identifier() in model.functions:
-                    continue
-                try:
-                    since = {onnx.defs.get_schema(node.op_type, version, domain).since_version for version in (a, b)}
-                except onnx.defs.SchemaError:
-                    since = set()
-                if len(since) != 1:
-                    return f"{node.name} ({node.op_type})"
+        for node in _nodes(model):
+            if node.domain != domain or node.op_identifier() in model.functions:
+                continue
+            try:
+                since = {onnx.defs.get_schema(node.op_type, version, domain).since_version for version in (a, b)}
+            except onnx.defs.SchemaError:
+                since = set()
+            if len(since) != 1:
+                return f"{node.name} ({node.op_type})"
     return None
 
 
 def merge_functions(first: ir.Model, second: ir.Model) -> list[str]:
-    """Functions of the second that are other than the first's of their name get another name; returns new names."""
+    """Functions of the second that are other than the first's of their name get another name; returns new names.
+
+    Other is also what calls another one.
+    """
+    taken = {node.op_identifier() for node in _nodes(first)} | set(first.functions)
+    other = {key for key in second.functions if key in taken and not _same(first.functions.get(key), second, key)}
+    while more := {
+        key
+        for key, function in second.functions.items()
+        if key in taken and key not in other and any(n.op_identifier() in other for n in function.all_nodes())
+    }:
+        other |= more
     renamed: dict[Key, str] = {}
-    taken = {node.op_identifier() for node in first.graph.all_nodes()} | set(first.functions)
-    for key, function in second.functions.items():
-        same = first.functions.get(key)
-        if key not in taken or (same is not None and _bytes(same) == _bytes(function)):
-            continue
+    for key in sorted(other):
         n = 2
         while (key[0], f"{key[1]}_{n}", key[2]) in taken | set(second.functions):
             n += 1
         renamed[key] = f"{key[1]}_{n}"
-    for owner in (second.graph, *second.functions.values()):
-        for node in owner.all_nodes():
-            node.op_type = renamed.get(node.op_identifier(), node.op_type)
+    for node in _nodes(second):
+        node.op_type = renamed.get(node.op_identifier(), node.op_type)
     functions = list(second.functions.items())
     second.functions.clear()
     for key, function in functions:
@@ -89,9 +94,18 @@ def merge_functions(first: ir.Model, second: ir.Model) -> list[str]:
     return [f"{key[0]}.{name}" for key, name in renamed.items()]
 
 
-def _bytes(function: ir.Function) -> bytes:
-    content: bytes = ir.to_proto(function).SerializeToString(deterministic=True)
-    return content
+def _same(ours: ir.Function | None, second: ir.Model, key: Key) -> bool:
+    if ours is None:  # the first model's node of that name is no function
+        return False
+    ours_proto, theirs_proto = ir.to_proto(ours), ir.to_proto(second.functions[key])
+    return bool(ours_proto.SerializeToString(deterministic=True) == theirs_proto.SerializeToString(deterministic=True))
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of a model, of its bodies and functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
 
 
 def rename_apart(first: ir.Model, second: ir.Model, ports: Collection[ir.Value], gone: Collection[ir.Value]) -> None:

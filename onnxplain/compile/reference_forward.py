@@ -82,7 +82,7 @@ def _body(body: ir.Graph, copies: Mapping[ir.Value, ir.Value]) -> ir.Graph:
     twin = body.clone(allow_outer_scope_values=True)
     for node in twin.all_nodes():
         for i, value in enumerate(node.inputs):
-            if value in copies:
+            if value is not None and value in copies:
                 node.replace_input_with(i, copies[value])
     return twin
 

@@ -91,7 +91,9 @@ class Backward(Builder):
         Raises UsageError where the graph is compiled without them, UnsupportedModel for what is no forward tensor.
         """
         if self.facts.references is None:
-            raise UsageError(f"{self._scope}: the rule reads a reference, and none is asked for: Request(reference=True).")
+            raise UsageError(
+                f"{self._scope}: the rule reads a reference, and none is asked for: Request(reference=True)."
+            )
         if value.producer() in self.emitted:
             raise UnsupportedModel(f"{self._scope}: {value.name} is no forward tensor and has no reference.")
         return self.facts.references.get(value, value)

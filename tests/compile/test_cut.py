@@ -15,7 +15,6 @@ import onnxplain
 from onnxplain import Explainer, cut
 from onnxplain.compile import save as saving
 from onnxplain.compile.cut import cut_graph, typed
-from onnxplain.cpu_session import CpuSession
 from onnxplain.errors import ConversionChanged, InputError, UnknownName, UnsupportedModel, UsageError
 from onnxplain.frontend.load import load
 from onnxplain.frontend.verify import reference
@@ -209,7 +208,9 @@ def test_an_old_model_keeps_its_opset_and_weights_are_no_inputs(write, tmp_path)
 
 
 def test_shapes_that_nobody_knows_are_left_open_but_for_their_rank(write, tmp_path):
-    model = net("g (float[N, K] x) => (float y) { n = NonZero (x) f = Cast <to = 1> (n) y = ReduceSum <keepdims=0> (f) }")
+    model = net(
+        "g (float[N, K] x) => (float y) { n = NonZero (x) f = Cast <to = 1> (n) y = ReduceSum <keepdims=0> (f) }"
+    )
     part = cut(write(model), tmp_path / "t.onnx", at="f")
     shape = onnx.load(part.path).graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in shape] == [2, ""] or len(shape) == 2
@@ -217,7 +218,9 @@ def test_shapes_that_nobody_knows_are_left_open_but_for_their_rank(write, tmp_pa
 
 
 def test_integers_are_cut_as_well(write, tmp_path):
-    model = net("g (float[N, 3] x) => (float[N, 2] y) { i = ArgMax <axis=1, keepdims=0> (x) y = Gather (w, i) }", w=normal(3, 2))
+    model = net(
+        "g (float[N, 3] x) => (float[N, 2] y) { i = ArgMax <axis=1, keepdims=0> (x) y = Gather (w, i) }", w=normal(3, 2)
+    )
     part = cut(write(model), tmp_path / "t.onnx", at="i")
     assert run(part.path, i=np.array([2]))["y"].shape == (1, 2)
 
@@ -264,7 +267,8 @@ SIDES = """g (float[N, 3] x, bool c) => (float[N, 3] y) {
     k = Constant <value_floats = [1.0, 2.0, 3.0]> ()
     l = Exp (k) a = Relu (x) unused = Neg (a) s = SequenceConstruct (a, x) at = SequenceAt (s, zero)
     b = Mul (at, l) d = Add (b, w)
-    y = If (c) <then_branch = t () => (float[N, 3] p) { p = Exp (d) }, else_branch = e () => (float[N, 3] q) { q = Neg (d) }>
+    y = If (c) <then_branch = t () => (float[N, 3] p) { p = Exp (d) },
+                else_branch = e () => (float[N, 3] q) { q = Neg (d) }>
 }"""
 
 

@@ -36,9 +36,7 @@ def raise_opset(model: ir.Model, to: int = OPSET) -> ir.Model:
     try:
         converted = onnx.version_converter.convert_version(as_inputs(proto, weights), to)
     except Exception as error:
-        raise UnsupportedModel(
-            f"the model cannot be raised from opset {opset} to {to}: {one_line(error)}"
-        ) from error
+        raise UnsupportedModel(f"the model cannot be raised from opset {opset} to {to}: {one_line(error)}") from error
     result = ir.from_proto(converted)
     reattach(result, weights)
     result.ir_version = least
