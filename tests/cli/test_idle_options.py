@@ -108,7 +108,7 @@ IDLE: dict[
         ("--at", [CNN], "nothing to cut"),
         ("--at", [CNN, "--at", "/Relu_output_0", "--at", "/Relu_output_0"], "named twice"),
         ("--at", [CNN, "--at", "input"], "an input of the model already"),
-        ("--at", [CNN, "--at", "/Relu_output_0", "--to", "/Conv_output_0"], "does not depend on it"),
+        ("--at", [CNN, "--at", "/Relu_output_0", "--to", "/c1/Conv_output_0"], "does not depend on it"),
         ("--to", [CNN, "--to", "logits", "--to", "logits"], "named twice"),
         ("--to", [CNN, "--at", "logits", "--to", "logits"], "nothing lies between"),
         ("--to", [CNN, "--to", "logits"], "nothing would be cut off"),
