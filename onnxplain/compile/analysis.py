@@ -12,7 +12,7 @@ from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
 from onnxplain.graph.backward_builder import Backward, Facts
-from onnxplain.graph.node import Node, dims, is_float, rank
+from onnxplain.graph.node import Node, dims, draws_at_random, is_float, rank
 from onnxplain.graph.patterns import recognise
 from onnxplain.graph.walk import Rule, active_values, dependent_values, inputs_of, needed_nodes
 from onnxplain.vjp import axis_rules, lookup, sign_rules
@@ -211,7 +211,7 @@ def batch_axes(graph: ir.Graph) -> dict[str, int] | None:
     if len(sizes) != 1 or isinstance(next(iter(sizes)), int):
         return None
     outputs = {str(value.name): axes.get(value, streams.UNPROVEN) for value in graph.outputs}
-    if any(axis == streams.UNPROVEN for axis in outputs.values()) or any(n.op_type.startswith("Random") for n in graph):
+    if any(axis == streams.UNPROVEN for axis in outputs.values()) or any(draws_at_random(n) for n in graph):
         return None
     return {str(value.name): 0 for value in inputs} | {n: a for n, a in outputs.items() if a != streams.CONSTANT}
 
@@ -226,4 +226,4 @@ def _has_derivative(node: Node) -> bool:
 
 def _random(nodes: Sequence[Node]) -> list[ir.Value]:
     """Results of random generators: they depend on nothing and are no constants."""
-    return [value for node in nodes if node.op_type.startswith("Random") for value in node.outputs]
+    return [value for node in nodes if draws_at_random(node) for value in node.outputs]

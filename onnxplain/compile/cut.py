@@ -11,14 +11,14 @@ import onnx_ir as ir
 
 from onnxplain.compile.contract import tensors
 from onnxplain.compile.needed import keep_needed, needed_for
-from onnxplain.compile.written import Sample, WrittenModel, by_name, draws, write
+from onnxplain.compile.written import Sample, WrittenModel, by_name, write
 from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
 from onnxplain.frontend.load import Source, load
 from onnxplain.frontend.passes.constants import inline_functions
 from onnxplain.frontend.passes.names import Names
 from onnxplain.frontend.passes.shapes import Product, infer_shapes
 from onnxplain.frontend.verify import Reference, expose, reference
-from onnxplain.graph.node import Node, dims
+from onnxplain.graph.node import Node, dims, draws_at_random
 from onnxplain.graph.walk import dependent_values, inputs_of
 
 NAMED = 8  # tensors that a message names
@@ -90,7 +90,7 @@ def check(graph: ir.Graph, at: Sequence[str], to: Sequence[str]) -> None:
     if not at and not to:
         raise UsageError("nothing to cut: name inner tensors that become inputs (--at) or outputs (--to).")
     nodes = [Node.of(node) for node in graph]
-    drawn = [value for node in graph if draws(node) for value in node.outputs]
+    drawn = [value for node in graph if draws_at_random(node) for value in node.outputs]
     values, changing = tensors(graph), dependent_values(nodes, [*graph.inputs, *drawn])
     for option, named in (("at", at), ("to", to)):
         for n, name in enumerate(named):

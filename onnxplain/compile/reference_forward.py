@@ -9,11 +9,10 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from onnxplain.compile.written import draws
 from onnxplain.errors import UnsupportedModel
 from onnxplain.frontend.passes.names import Names
 from onnxplain.graph.backward_builder import Backward
-from onnxplain.graph.node import Node, dims
+from onnxplain.graph.node import Node, dims, draws_at_random
 from onnxplain.graph.walk import dependent_values
 
 SUFFIX = ".reference"
@@ -42,7 +41,7 @@ def add_reference(op: Backward, inputs: Collection[ir.Value]) -> dict[ir.Value, 
     for node in forward:
         if changing.isdisjoint(node.outputs):
             continue
-        if draws(node):
+        if draws_at_random(node):
             raise UnsupportedModel(
                 f"{node.name} ({node.op_type}): draws at random, so the reference would differ by the draw as well."
             )

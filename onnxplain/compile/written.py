@@ -15,10 +15,10 @@ from onnxplain.cpu_session import CpuSession
 from onnxplain.errors import ConversionChanged, InputError, UsageError
 from onnxplain.frontend.load import Source
 from onnxplain.frontend.verify import Reference
+from onnxplain.graph.node import draws_at_random
 from onnxplain.graph.outline import EXTERNAL_IR, release, runtime
 
 ROUNDING = 1e-2  # of the largest value: what onnxruntime's optimisation of another graph may change, no wrong kernel
-DRAWS = {"Bernoulli", "Multinomial"}  # and all whose names begin with Random
 REPORT = "Please report this model."
 
 Sample = np.ndarray | Mapping[str, np.ndarray] | None
@@ -49,7 +49,7 @@ def write(
     model.ir_version = max(model.ir_version, EXTERNAL_IR)  # weights are not inputs
     if model.metadata_props.pop(provenance.KEY, None) is not None:
         notes.append("the provenance of a compiled graph is left out: it says nothing true of another graph")
-    random = next((node for node in model.graph.all_nodes() if draws(node)), None)
+    random = next((node for node in model.graph.all_nodes() if draws_at_random(node)), None)
     if random is not None:
         notes.append(f"not compared with the model it was made of: {random.name} ({random.op_type}) draws at random")
     else:
@@ -70,11 +70,6 @@ def _compare(expected: Reference, session: CpuSession, what: str) -> None:
     problem = expected.mismatch(session.run(expected.feeds))
     if problem is not None:
         raise ConversionChanged(f"{what} answers differently from the model it was made of: {problem}. {REPORT}")
-
-
-def draws(node: ir.Node) -> bool:
-    """Whether a node answers something else each time."""
-    return node.domain == "" and (node.op_type.startswith("Random") or node.op_type in DRAWS)
 
 
 def by_name(sample: Sample, model: ir.Model) -> Mapping[str, np.ndarray] | None:

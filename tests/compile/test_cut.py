@@ -322,3 +322,10 @@ def test_a_part_that_answers_otherwise_is_not_written(write, tmp_path, monkeypat
 
 def test_it_is_public():
     assert {"cut", "chain"} <= set(onnxplain.__all__)
+
+
+@pytest.mark.parametrize("op, attributes", [("Bernoulli", ""), ("Multinomial", "<sample_size = 3>")])
+def test_draws_from_constants_are_no_constants(op, attributes, write, tmp_path):
+    text = f"g (float[2, 3] x) => (float[2, 3] y) {{ r = {op} {attributes} (w) f = Cast <to = 1> (r) y = Mul (x, f) }}"
+    path = write(net(text, w=np.full((2, 3), 0.5, np.float32)))
+    assert cut(path, tmp_path / "t.onnx", at="f").inputs == ("f", "x")
