@@ -16,6 +16,8 @@ COMMANDS = {  # name -> the attribute of its module; imported when it is asked f
     "run": "run:run",
     "explain": "explain:explain",
     "compile": "compile:compile_command",
+    "cut": "cut:cut_command",
+    "chain": "chain:chain_command",
     "inspect": "inspect:inspect",
     "methods": "methods:methods",
     "serve": "serve:serve",

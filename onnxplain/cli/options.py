@@ -211,9 +211,15 @@ def subject_of(
     resolved = resolve_model(model)
     if not request.explain and resolved.settings.output.explain:
         request = replace(request, explain=tuple(resolved.settings.output.explain))
-    arrays = None if sample is None else _read_sample(sample)
-    sizes = dict(_size(text) for text in shapes)
+    arrays, sizes = verification_input(sample, shapes)
     return resolved, Subject.of(resolved.path, request, provider, threads, sample=arrays, shapes=sizes)
+
+
+def verification_input(
+    sample: Path | None, shapes: Sequence[str]
+) -> tuple[np.ndarray | dict[str, np.ndarray] | None, dict[str, tuple[int, ...]]]:
+    """What `--sample` and `--shape` say: arrays, sizes of random input."""
+    return None if sample is None else _read_sample(sample), dict(_size(text) for text in shapes)
 
 
 def _read_sample(path: Path) -> np.ndarray | dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
 from onnxplain.graph.backward_builder import Backward, Facts
-from onnxplain.graph.node import Node, dims, is_float, rank
+from onnxplain.graph.node import Node, dims, draws_at_random, is_float, rank
 from onnxplain.graph.patterns import recognise
 from onnxplain.graph.walk import Rule, active_values, dependent_values, inputs_of, needed_nodes
 from onnxplain.vjp import axis_rules, lookup, mask_steps, sign_rules
@@ -23,9 +23,9 @@ class Analysis:
 
     explained: forward tensors. wanted: attributed tensor → its name. nodes: forward steps, patterns recognised. path:
     those between explained and wanted, last first. active: tensors relevance can reach wanted through. places: where
-    each node of the path stands, seen from the inputs of the model whatever is attributed. op: the builder, which knows
-    batch axes, signs and constants. notes: for the user. strict: raise for nodes without a derivative; else leave them
-    out of `places`.
+    each node of the path stands, seen from the inputs of the model whatever is attributed. sources: inputs that
+    relevance may go to. op: the builder, which knows batch axes, signs and constants. notes: for the user. strict:
+    raise for nodes without a derivative; else leave them out of `places`.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Analysis:
         )
         self.op = Backward(self.graph, facts)
         left_out = self._leave_out_mixed()
-        sources = [value for value in self.inputs if value not in left_out]
-        receptive = active_values(self.nodes, [*sources, *self.wanted], self.passes, tokens.moves)
+        self.sources = [value for value in self.inputs if value not in left_out]
+        receptive = active_values(self.nodes, [*self.sources, *self.wanted], self.passes, tokens.moves)
         facts.receptive = receptive
         self.active = active_values(self.nodes, self.wanted, self.passes, tokens.moves)
         self.path = needed_nodes(self.nodes, self.explained, self.active, self.passes)
@@ -215,7 +215,7 @@ def batch_axes(graph: ir.Graph) -> dict[str, int] | None:
     if len(sizes) != 1 or isinstance(next(iter(sizes)), int):
         return None
     outputs = {str(value.name): axes.get(value, streams.UNPROVEN) for value in graph.outputs}
-    if any(axis == streams.UNPROVEN for axis in outputs.values()) or any(n.op_type.startswith("Random") for n in graph):
+    if any(axis == streams.UNPROVEN for axis in outputs.values()) or any(draws_at_random(n) for n in graph):
         return None
     return {str(value.name): 0 for value in inputs} | {n: a for n, a in outputs.items() if a != streams.CONSTANT}
 
@@ -230,4 +230,4 @@ def _has_derivative(node: Node) -> bool:
 
 def _random(nodes: Sequence[Node]) -> list[ir.Value]:
     """Results of random generators: they depend on nothing and are no constants."""
-    return [value for node in nodes if node.op_type.startswith("Random") for value in node.outputs]
+    return [value for node in nodes if draws_at_random(node) for value in node.outputs]

@@ -14,6 +14,8 @@ from onnxplain.compile.analysis import Analysis
 from onnxplain.compile.contract import Request, Resolved
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, LEDGER, Ledger
+from onnxplain.compile.needed import needed_for, remove
+from onnxplain.compile.reference_forward import add_reference
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
 from onnxplain.composites import Composite
@@ -44,7 +46,10 @@ class Propagation:
 
 @dataclass
 class Compiled:
-    """A compiled explanation graph. streams: whether the stream count is free; relevances: output → source tensor."""
+    """A compiled explanation graph. streams: whether the stream count is free.
+
+    relevances: output → source tensor; references: reference input → the input it is the reference of.
+    """
 
     model: ir.Model
     seeds: dict[str, str]
@@ -53,6 +58,7 @@ class Compiled:
     provenance: dict[str, Any]
     notes: list[str]
     seconds: float
+    references: dict[str, str] = field(default_factory=dict)
 
 
 def compile_graph(normalised: Normalised, resolved: Resolved, propagation: Propagation, request: Request) -> Compiled:
@@ -93,11 +99,14 @@ class _Job:
         self.forward_count = len(list(self.graph))
         self.found = Analysis(model, resolved, propagation.composite, request)
         self.op = self.found.op
+        if request.reference:
+            add_reference(self.op, self.found.sources)
         self.rules = {node: propagation.composite.rule_for(place) for node, place in self.found.places.items()}
         propagation.composite.check_assignments(self.found.places.values())
         self._say_missed_boxes()
         self.seeds = Seeds(self.op, request.seed, list(self.found.values))
         self.relevances: dict[str, str] = {}
+        self.references: dict[str, str] = {}
         self.ledger_rows: list[str] = []
 
     def _say_missed_boxes(self) -> None:
@@ -157,10 +166,27 @@ class _Job:
             result = ledger.emit()
             self._output(result, LEDGER, "")
             self.ledger_rows = ledger.rows
+        self._drop_unread_references()
         prune(self.graph, self.forward_count)
         share(self.graph, self.forward_count)
         if self.request.fold:
             fold(self.model, self.forward_count)
+
+    def _drop_unread_references(self) -> None:
+        """What no rule reads of the reference forward goes, inputs too."""
+        if self.op.facts.references is None:
+            return
+        copies = self.op.facts.references
+        nodes, read = needed_for(self.graph.outputs)
+        made = dict.fromkeys(node for copy in copies.values() if (node := copy.producer()) is not None)
+        remove(self.graph, [node for node in made if node not in nodes])
+        for value, entry in copies.items():
+            if entry.is_graph_input() and entry not in read:
+                self.graph.inputs.remove(entry)
+            elif entry.is_graph_input():
+                self.references[str(entry.name)] = str(value.name)
+        if not self.references:
+            raise UsageError(f"reference: no rule of {self.recipe.name} reads a reference here. Leave it out.")
 
     def _walk(self, start: dict[ir.Value, Relevance], how: str, ledger: Ledger | None) -> dict[ir.Value, Relevance]:
         applied: dict[Node, Rule] = {}
@@ -244,13 +270,15 @@ class _Job:
             "changes": list(self.normalised.changes),
             "forward_nodes": self.forward_count,
         }
+        if self.references:
+            content["references"] = self.references
         if self.request.ledger:
             content["ledger"] = {"rows": self.ledger_rows, "columns": list(COLUMNS)}
         provenance.write(self.model, content)
         self._restore_ports()
         self.model.producer_name, self.model.producer_version = "onnxplain", __version__
         notes = [*self.normalised.notes, *self.found.notes]
-        return Compiled(self.model, self.seeds.names, self.relevances, free, content, notes, seconds)
+        return Compiled(self.model, self.seeds.names, self.relevances, free, content, notes, seconds, self.references)
 
     def _restore_ports(self) -> None:
         """The model's own inputs and outputs as the source declares them: inference named their open lengths."""

@@ -20,6 +20,7 @@ class Request:
     softmax or sigmoid (`cut`, the default) or not (`keep`); a tensor that is named is explained as it is. seed: a float
     tensor, or a class `index`. attribute_to: tensors to attribute to, () for the inputs. keep: forward tensors to add
     as outputs. ledger: book where relevance went. fold: store derived weights rather than have onnxruntime make them.
+    reference: the forward pass once more, on inputs `<input>.reference`, for rules that read `op.reference(value)`.
     """
 
     explain: tuple[str, ...] = ()
@@ -29,6 +30,7 @@ class Request:
     keep: tuple[str, ...] = ()
     ledger: bool = False
     fold: bool = False
+    reference: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("head", ("cut", "keep")), ("seed", ("tensor", "index"))):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from onnxplain.errors import UnsupportedModel, UsageError
 from onnxplain.graph.builder import Builder
 from onnxplain.graph.masks import HUGE
 from onnxplain.graph.node import Node, dims, rank
@@ -24,7 +25,8 @@ class Facts:
     may not, every backward tensor has exactly its forward shape. nonnegative: `graph.signs`. constants: tensors that
     depend on no input. receptive: tensors that relevance can reach an input of the model through; None: all that are
     not constant. masks: tensors that hold -inf or the lowest float by design (`graph.masks`).
-    unbounded: tensors whose gradient may be infinite, because an op above has such a derivative.
+    unbounded: tensors whose gradient may be infinite, because an op above has such a derivative. references: the same
+    tensors of the forward pass on reference inputs (`compile.reference_forward`); None: there is no such pass.
     """
 
     axes: Mapping[ir.Value, int] = field(default_factory=dict)
@@ -34,6 +36,7 @@ class Facts:
     receptive: Collection[ir.Value] | None = None
     masks: Collection[ir.Value] = frozenset()
     unbounded: Collection[ir.Value] = frozenset()
+    references: Mapping[ir.Value, ir.Value] | None = None
 
 
 class Backward(Builder):
@@ -81,6 +84,19 @@ class Backward(Builder):
     def is_nonnegative(self, value: ir.Value) -> bool:
         """Whether the tensor is known to be >= 0."""
         return value in self.facts.nonnegative
+
+    def reference(self, value: ir.Value) -> ir.Value:
+        """A forward tensor's value on the reference inputs: 1 row, or as many as streams; itself where it has no other.
+
+        Raises UsageError where the graph is compiled without them, UnsupportedModel for what is no forward tensor.
+        """
+        if self.facts.references is None:
+            raise UsageError(
+                f"{self._scope}: the rule reads a reference, and none is asked for: Request(reference=True)."
+            )
+        if value.producer() in self.emitted:
+            raise UnsupportedModel(f"{self._scope}: {value.name} is no forward tensor and has no reference.")
+        return self.facts.references.get(value, value)
 
     def real(self, value: ir.Value) -> ir.Value:
         """A forward tensor in the precision relevance is carried in: float32 for float16 and bfloat16 ones.

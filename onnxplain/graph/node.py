@@ -151,6 +151,14 @@ def axes_of(values: Sequence[int], of_rank: int) -> list[int]:
     return [axis + of_rank if axis < 0 else axis for axis in values]
 
 
+RANDOM = {"Bernoulli", "Multinomial"}  # and all whose names begin with Random
+
+
+def draws_at_random(node: ir.Node | Node) -> bool:
+    """Whether a node answers something else each time."""
+    return node.domain == "" and (node.op_type.startswith("Random") or node.op_type in RANDOM)
+
+
 FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 

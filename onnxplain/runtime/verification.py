@@ -49,13 +49,19 @@ class Question:
 def questions(compiled: Compiled, references: Sequence[Reference]) -> list[Question]:
     """One for each reference (each has another batch size), and one row with two seeds where streams are free."""
     rng = np.random.default_rng(0)
-    found = [Question({**r.feeds, **_seeds(compiled, r, rng)}, r) for r in references]
+    found = [Question({**r.feeds, **_other_inputs(compiled, r), **_seeds(compiled, r, rng)}, r) for r in references]
     own = references[0].feeds
     rows = {x.shape[0] if x.ndim else 0 for x in own.values()}
     if compiled.streams and len(rows) == 1 and (len(references) > 1 or rows == {1}):
         row = {name: x[:1] if name in own else np.resize(x, (2, *x.shape[1:])) for name, x in found[0].feeds.items()}
         found.append(Question(row, None))
     return found
+
+
+def _other_inputs(compiled: Compiled, reference: Reference) -> dict[str, np.ndarray]:
+    """Reference inputs: half of what is fed, so that no difference is zero; indices and the like as they are."""
+    found = {name: reference.feeds[source] for name, source in compiled.references.items()}
+    return {name: np.asarray(x / 2, x.dtype) if x.dtype.kind == "f" else x for name, x in found.items()}
 
 
 def _seeds(compiled: Compiled, reference: Reference, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -43,6 +43,8 @@ ALWAYS = {  # options that can act whatever else is given
     },
     "explain": {"target", "method", "attribute-to", "keep", "ledger", "out", "palette", "timeout", "json"},
     "compile": {"method", "output", "seed", "fold", "attribute-to", "keep", "ledger", "sample", "shape"},
+    "cut": {"output", "sample", "shape"},
+    "chain": {"output", "sample", "shape"},
     "inspect": {"method", "nodes", "json", "attribute-to", "keep", "ledger", "sample", "shape"},
     "bench": {"method", "rounds", "batch", "targets", "json", "attribute-to", "keep", "ledger", "provider", "threads"},
     "export": {"triton", "kserve", "mlflow"},
@@ -111,6 +113,20 @@ IDLE: dict[
         ("--explain", [CNN, "--explain", "logits", "--explain", "/Relu_output_0"], "one tensor at a time"),
     ],
     "compile": [(option, [CNN, *given], says) for option, given, says in (*RECIPE, *REQUEST)],
+    "cut": [
+        ("--at", [CNN], "nothing to cut"),
+        ("--at", [CNN, "--at", "/Relu_output_0", "--at", "/Relu_output_0"], "named twice"),
+        ("--at", [CNN, "--at", "input"], "an input of the model already"),
+        ("--at", [CNN, "--at", "/Relu_output_0", "--to", "/c1/Conv_output_0"], "does not depend on it"),
+        ("--to", [CNN, "--to", "logits", "--to", "logits"], "named twice"),
+        ("--to", [CNN, "--at", "logits", "--to", "logits"], "nothing lies between"),
+        ("--to", [CNN, "--to", "logits"], "nothing would be cut off"),
+    ],
+    "chain": [
+        ("--connect", [CNN, CNN, "--connect", "logits"], "OUT=IN"),
+        ("--connect", [CNN, CNN, "--connect", "logits=x"], "no input of the second model named 'x'"),
+        ("--keep", [CNN, "net.onnx", "--connect", "logits=x", "--keep", "logits", "--keep", "logits"], "named twice"),
+    ],
     "inspect": [(option, [CNN, *given], says) for option, given, says in (*RECIPE, *REQUEST)],
     "bench": [
         *((option, [CNN, *given], says) for option, given, says in (*SEVERAL, *REQUEST)),
@@ -177,6 +193,7 @@ def files(tmp_path):
     (tmp_path / "five.txt").write_text("a\nb\nc\nd\ne\n")
     (tmp_path / "r.toml").write_text('method = "lrp"\n')
     (tmp_path / "token").write_text("secret\n")
+    onnx.save(net("g (float[N, 10] x) => (float[N, 10] y) { y = Relu (x) }"), tmp_path / "net.onnx")
 
 
 @pytest.mark.parametrize("command, option, given, says", ROWS, ids=[f"{r[0]} {r[1]} {n}" for n, r in enumerate(ROWS)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx
+import onnx.helper
 import onnx.version_converter
 import onnx_ir as ir
 
@@ -14,32 +15,31 @@ OPSET = 18
 IR_VERSION = 8  # what opset 18 came with
 
 
-def raise_opset(model: ir.Model) -> ir.Model:
-    """The model at opset 18 or later. Functions must have been inlined: the converter drops them."""
+def raise_opset(model: ir.Model, to: int = OPSET) -> ir.Model:
+    """The model at opset `to` (18 or above) or later. Functions must have been inlined: the converter drops them."""
     opset = model.opset_imports.get("")
-    if opset is None or opset >= OPSET:
+    least = IR_VERSION if to == OPSET else onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", to)])
+    if opset is None or opset >= to:
         if opset is None:
-            model.opset_imports[""] = OPSET
-        model.ir_version = max(model.ir_version, IR_VERSION)
+            model.opset_imports[""] = to
+        model.ir_version = max(model.ir_version, least)
         return model
     for node in model.graph.all_nodes():
         if node.domain == "" and not onnx.defs.has(node.op_type, opset):
             raise UnsupportedModel(
                 f"{node.name or node.outputs[0].name} ({node.op_type}): {node.op_type} is onnxruntime's own and opset "
-                f"{opset} cannot be raised to {OPSET} with it; export the model with opset {OPSET} or above"
+                f"{opset} cannot be raised to {to} with it; export the model with opset {to} or above"
             )
     resized = _resized(model) if opset <= 10 else {}
-    model.ir_version = IR_VERSION
+    model.ir_version = least
     proto, weights = outline(model)
     try:
-        converted = onnx.version_converter.convert_version(as_inputs(proto, weights), OPSET)
+        converted = onnx.version_converter.convert_version(as_inputs(proto, weights), to)
     except Exception as error:
-        raise UnsupportedModel(
-            f"the model cannot be raised from opset {opset} to {OPSET}: {one_line(error)}"
-        ) from error
+        raise UnsupportedModel(f"the model cannot be raised from opset {opset} to {to}: {one_line(error)}") from error
     result = ir.from_proto(converted)
     reattach(result, weights)
-    result.ir_version = IR_VERSION
+    result.ir_version = least
     result.metadata_props.update(model.metadata_props)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     _asymmetric(result, resized)
