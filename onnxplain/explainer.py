@@ -16,11 +16,11 @@ from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageEr
 from onnxplain.explanation import Explanation
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.frontend.compare import mismatch
-from onnxplain.inputs import InputSpec, bind, resolve_targets
+, resolve_targets
 from onnxplain.inputs.naming import match
 from onnxplain.inputs.samples import answer_alone, may_be_rows
 from onnxplain.inputs.settings import KINDS
-from onnxplain.inputs.tables import Columns, from_table, is_table
+from onnxplain.inputs.tables import Columns, columns_by_input, feeds_of
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
 from onnxplain.loops import Loop, Progress
 from onnxplain.methods import METHODS, Looped, OnePass
@@ -86,9 +86,7 @@ class Explainer:
         }
         asked = {name: value for name, value in asked.items() if value is not None}
         if isinstance(model, Subject):
-            _refuse_others(
-                model, asked | {"provider": provider, "threads": threads, "sample": sample, "shapes": shapes}
-            )
+            model.refuse_others(asked | {"provider": provider, "threads": threads, "sample": sample, "shapes": shapes})
         else:
             model = Subject.of(model, Request(**asked), provider or "auto", threads or 0, sample=sample, shapes=shapes)
         if kind is not None and kind not in KINDS:
@@ -101,7 +99,7 @@ class Explainer:
             )
         self._graph = graph or ExplanationGraph(model, self.recipe.one_pass, bounds)
         self.bounds = bounds
-        self.columns = _columns(columns, model.inputs)
+        self.columns = columns_by_input(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         self._moved, self._notes = list[str](), list[str]()
         if self.recipe.looped:
@@ -164,7 +162,7 @@ class Explainer:
         (the same for every row). More rows than fit in memory are run in chunks. Raises NotFinite where a score or a
         relevance is NaN or infinite; `session.run` returns those as they are.
         """
-        feeds = self._feeds(inputs)
+        feeds = feeds_of(inputs, self.subject.inputs, self.columns)
         seeds = self.compiled.seeds  # name in the graph -> explained tensor
         if isinstance(seed, Mapping):
             by_tensor = {source: name for name, source in seeds.items()}
@@ -196,7 +194,7 @@ class Explainer:
             raise UsageError(
                 "explain() makes float seeds; an explainer compiled with seed='index' is run by run(inputs, target)."
             )
-        feeds = self._feeds(inputs)
+        feeds = feeds_of(inputs, self.subject.inputs, self.columns)
         forward = self.subject.forward(feeds)
         name = self.explained[0]
         values = forward[name] if name in forward else feeds[name]
@@ -285,45 +283,9 @@ class Explainer:
             return True
         return answer_alone(lambda changed: self.subject.forward(changed, [name])[name], feeds, scores)
 
-    def _feeds(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
-        specs = self.subject.inputs
-        if is_table(inputs):
-            return bind(from_table(inputs, specs, self.columns), specs)
-        if not isinstance(inputs, Mapping):
-            if len(specs) != 1:
-                raise InputError(f"the model has the inputs {', '.join(s.name for s in specs)}: give arrays by name.")
-            inputs = {"": inputs}
-        return bind({k: np.asarray(v) for k, v in inputs.items()}, specs)
-
-
-def _columns(given: Sequence[str] | Columns, inputs: Sequence[InputSpec]) -> Columns:
-    """By input. Raises UsageError for names of several inputs' columns in one list, or of no input."""
-    if isinstance(given, Mapping):
-        if unknown := [name for name in given if all(name != spec.name for spec in inputs)]:
-            raise UnknownName("input (of columns)", unknown[0], [spec.name for spec in inputs])
-        return dict(given)
-    if given and len(inputs) != 1:
-        raise UsageError(
-            f"columns: the model has {len(inputs)} inputs; give names by input, {{{inputs[0].name!r}: […]}}."
-        )
-    return {inputs[0].name: tuple(given)} if given else {}
-
 
 def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (given,) if isinstance(given, str) else None if given is None else tuple(given)
-
-
-def _refuse_others(subject: Subject, asked: Mapping[str, Any]) -> None:
-    """A Subject was made for one request and one provider: raise UsageError for what it was not made for."""
-    held = {**vars(subject.request), "provider": subject.provider, "threads": subject.threads}
-    for name, value in asked.items():
-        if value is None or (name in held and value == held[name]):
-            continue
-        made = f"with {name}={held[name]!r}" if name in held else f"without this {name}"
-        raise UsageError(
-            f"{name}={value!r}: the Subject was made {made}, and its explainers share that. "
-            "Make another: Subject.of(path, Request(…), provider, threads, …)."
-        )
 
 
 def _kind(heads: Mapping[str, str]) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.compile import Request, batch_axes, resolve
-from onnxplain.errors import InputError
+from onnxplain.errors import InputError, UsageError
 from onnxplain.frontend.load import Source, load
 from onnxplain.frontend.normalise import Normalised, normalise
 from onnxplain.graph import weight_files
@@ -65,6 +65,18 @@ class Subject:
         normalised = normalise(source, resolved.protected, sample, shapes)
         seconds = {"load": loaded - begun, "normalise": time.perf_counter() - loaded, **normalised.timings}
         return cls(source, normalised, request, resolved, provider, threads, seconds, opener)
+
+    def refuse_others(self, asked: Mapping[str, Any]) -> None:
+        """Made for one request and one provider: raise UsageError for what it was not made for."""
+        held = {**vars(self.request), "provider": self.provider, "threads": self.threads}
+        for name, value in asked.items():
+            if value is None or (name in held and value == held[name]):
+                continue
+            made = f"with {name}={held[name]!r}" if name in held else f"without this {name}"
+            raise UsageError(
+                f"{name}={value!r}: the Subject was made {made}, and its explainers share that. "
+                "Make another: Subject.of(path, Request(…), provider, threads, …)."
+            )
 
     def open(self, model: ir.Model, role: str) -> Runs:
         """What runs a graph made from this model. role: "forward", or the recipe's digest."""

@@ -125,28 +125,15 @@ def test_no_circle_inside_a_package(package):
 
 
 LONGEST = 300  # lines
-STILL_LONG = {  # being cut
-    "explainer.py",
-    "rules/lrp.py",
-    "server/models/loaded.py",
-    "server/models/repository.py",
-    "sources/mlflow.py",
-}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if unit(path) != "v1"], ids=label)
 def test_a_long_module_says_why(path):
     """In a sentence of its docstring that begins with "Long because"."""
     text = path.read_text()
-    if text.count("\n") <= LONGEST or label(path) in STILL_LONG:
+    if text.count("\n") <= LONGEST:
         return
     assert "Long because " in (ast.get_docstring(ast.parse(text)) or ""), f"{label(path)}: {text.count(chr(10))} lines"
-
-
-def test_what_is_still_long_is_still_there():
-    gone = [name for name in STILL_LONG if not (ROOT / name).exists()]
-    short = [name for name in STILL_LONG if name not in gone and (ROOT / name).read_text().count("\n") <= LONGEST]
-    assert not gone + short
 
 
 def test_one_function_infers_the_outputs_of_a_node():

@@ -12,7 +12,7 @@ from onnxplain.cli.cut import show
 from onnxplain.cli.options import sample_options, verification_input
 from onnxplain.compile.chain import chain
 from onnxplain.errors import UsageError
-from onnxplain.sources import resolve
+from onnxplain.sources import resolve_model
 
 
 @click.command("chain", cls=Command)
@@ -33,7 +33,7 @@ def chain_command(
     sample: Path | None, shapes: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Write one model in which outputs of FIRST feed inputs of SECOND."""
-    models = resolve(first), resolve(second)
+    models = resolve_model(first), resolve_model(second)
     arrays, sizes = verification_input(sample, shapes)
     path = output or Path(f"{models[0].name}.{models[1].name}.onnx")
     show(

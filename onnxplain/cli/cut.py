@@ -10,7 +10,7 @@ from onnxplain.cli.command import Command
 from onnxplain.cli.options import sample_options, verification_input
 from onnxplain.compile.cut import cut
 from onnxplain.compile.written import WrittenModel
-from onnxplain.sources import resolve
+from onnxplain.sources import resolve_model
 
 
 @click.command("cut", cls=Command)
@@ -24,7 +24,7 @@ def cut_command(
     sample: Path | None, shapes: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Write the part of MODEL behind the tensors --at, up to the tensors --to."""
-    resolved = resolve(model)
+    resolved = resolve_model(model)
     arrays, sizes = verification_input(sample, shapes)
     path = output or Path(f"{resolved.name}.cut.onnx")
     show(cut(resolved.path, path, at=at, to=to, sample=arrays, shapes=sizes))

@@ -186,7 +186,7 @@ class _Job:
             elif entry.is_graph_input():
                 self.references[str(entry.name)] = str(value.name)
         if not self.references:
-            raise UsageError(f"reference: no rule of {self.recipe.name} reads a reference here. Leave it out.")
+            raise UsageError(f"reference: no rule of {self.propagation.name} reads a reference here. Leave it out.")
 
     def _walk(self, start: dict[ir.Value, Relevance], how: str, ledger: Ledger | None) -> dict[ir.Value, Relevance]:
         applied: dict[Node, Rule] = {}

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxplain import __version__
 from onnxplain.compile import provenance
-from onnxplain.compile.connection import Connect, Connection, Pairs
+from onnxplain.compile.connection import Connect, Pairs, PortConnection
 from onnxplain.compile.needed import keep_needed
 from onnxplain.compile.reconcile import PREFIXES, merge_functions, rename_apart, same_opsets
 from onnxplain.compile.written import Sample, WrittenModel, by_name, write
@@ -43,7 +43,7 @@ def chain(
     """
     sources = load(Path(first)), load(Path(second))
     kept = (keep,) if isinstance(keep, str) else tuple(keep)
-    connection = Connection(sources[0].model, sources[1].model, connect)
+    connection = PortConnection(sources[0].model, sources[1].model, connect)
     for n, name in enumerate(kept):
         if name not in connection.outputs:
             raise UnknownName("output of the first model", name, connection.outputs)

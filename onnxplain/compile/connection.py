@@ -17,7 +17,7 @@ Pairs = Mapping[str, str]
 """Input of the second model → output of the first that is fed to it."""
 
 
-class Connection:
+class PortConnection:
     """The tensors that join two models. pairs: as `Pairs`; lengths: what the two models' axes are in the whole.
 
     Raises UnknownName, UsageError, UnsupportedModel.

@@ -16,7 +16,8 @@ from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
 from onnxplain.frontend.load import Source, load
 from onnxplain.frontend.passes.constants import inline_functions
 from onnxplain.frontend.passes.names import Names
-from onnxplain.frontend.passes.shapes import Product, infer_shapes
+from onnxplain.frontend.passes.shapes import infer_shapes
+from onnxplain.frontend.passes.symbolic_dims import Product
 from onnxplain.frontend.verify import Reference, expose, reference
 from onnxplain.graph.node import Node, dims, draws_at_random
 from onnxplain.graph.walk import dependent_values, inputs_of

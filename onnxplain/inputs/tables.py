@@ -1,4 +1,4 @@
-"""Tables with named columns (pandas and what looks like it) become the arrays that a model takes, by name."""
+"""What a user gives becomes the arrays that a model takes, by name: tables with named columns, and arrays."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxplain.errors import InputError
-from onnxplain.inputs.binding import conform
+from onnxplain.errors import InputError, UnknownName, UsageError
+from onnxplain.inputs.binding import bind, conform
 from onnxplain.inputs.naming import match
 from onnxplain.inputs.specs import InputSpec
 
@@ -63,3 +63,30 @@ def shaped(array: Array, spec: InputSpec) -> Array:
         raise InputError(f"a row of the data has {each} numbers, the input {spec.name!r} takes {tuple(inner)}.")
     rows = replace(spec, shape=None if spec.shape is None else (None, *spec.shape[1:]))
     return conform(array.reshape(len(array), *lengths), rows, "the data")
+
+
+def columns_by_input(given: Sequence[str] | Columns, inputs: Sequence[InputSpec]) -> Columns:
+    """Names of columns, in the model's order, by input. Raises UsageError for names of several inputs' columns in one list, or of no input."""
+    if isinstance(given, Mapping):
+        if unknown := [name for name in given if all(name != spec.name for spec in inputs)]:
+            raise UnknownName("input (of columns)", unknown[0], [spec.name for spec in inputs])
+        return dict(given)
+    if given and len(inputs) != 1:
+        raise UsageError(
+            f"columns: the model has {len(inputs)} inputs; give names by input, {{{inputs[0].name!r}: […]}}."
+        )
+    return {inputs[0].name: tuple(given)} if given else {}
+
+
+def feeds_of(inputs: Any, specs: Sequence[InputSpec], columns: Columns) -> dict[str, Array]:
+    """The model's feeds of what a user gives: a table, arrays by name, or one array for an only input.
+
+    Raises InputError for anything that does not bind.
+    """
+    if is_table(inputs):
+        return bind(from_table(inputs, specs, columns), specs)
+    if not isinstance(inputs, Mapping):
+        if len(specs) != 1:
+            raise InputError(f"the model has the inputs {', '.join(s.name for s in specs)}: give arrays by name.")
+        inputs = {"": inputs}
+    return bind({name: np.asarray(array) for name, array in inputs.items()}, specs)

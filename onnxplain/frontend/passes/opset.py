@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import onnx
-import onnx.helper
 import onnx.version_converter
 import onnx_ir as ir
 
