@@ -12,11 +12,11 @@ import numpy as np
 from onnxplain.compile import Compiled, Request
 from onnxplain.compile.ledger import LEDGER
 from onnxplain.composites import Bounds
-from onnxplain.errors import ConversionChanged, InputError, UnknownName, UsageError
+from onnxplain.errors import ConversionChanged, UnknownName, UsageError
 from onnxplain.explanation import Explanation
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.frontend.compare import mismatch
-, resolve_targets
+from onnxplain.inputs import resolve_targets
 from onnxplain.inputs.naming import match
 from onnxplain.inputs.samples import answer_alone, may_be_rows
 from onnxplain.inputs.settings import KINDS

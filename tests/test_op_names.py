@@ -18,7 +18,7 @@ REASONED = {
     "graph/builder.py": "Pad: the form of what is emitted, not what a model's op means",
     "graph/backward_builder.py": "Transpose: a crash of onnxruntime beside Casts",
     "graph/node.py": "Constant: a tensor that ONNX writes as a node",
-    "graph/uninferred.py": "type and shape of what onnx does not infer",
+    "graph/shape_rules.py": "type and shape of what onnx does not infer",
     "graph/polynomial.py": "arithmetic on lengths and formulas, below the registry",
     "graph/streams.py": "defaults of the attributes that an axis rule reads",
     "exports/batching.py": "arithmetic on lengths, in models that no derivative is asked of",

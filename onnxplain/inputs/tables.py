@@ -66,7 +66,10 @@ def shaped(array: Array, spec: InputSpec) -> Array:
 
 
 def columns_by_input(given: Sequence[str] | Columns, inputs: Sequence[InputSpec]) -> Columns:
-    """Names of columns, in the model's order, by input. Raises UsageError for names of several inputs' columns in one list, or of no input."""
+    """Names of columns, in the model's order, by input.
+
+    Raises UsageError for names of several inputs' columns in one list, or of no input.
+    """
     if isinstance(given, Mapping):
         if unknown := [name for name in given if all(name != spec.name for spec in inputs)]:
             raise UnknownName("input (of columns)", unknown[0], [spec.name for spec in inputs])
