@@ -9,10 +9,10 @@ import onnxruntime
 import pytest
 from nets import MODELS, net, normal, relu_net
 
-from onnxplain.compile import Recipe, Request, compile_graph, resolve
+from onnxplain.compile import Propagation, Request, compile_graph, resolve
 from onnxplain.compile.reference_forward import add_reference
 from onnxplain.composites import Composite
-from onnxplain.composites.composite import Entry, has_type
+from onnxplain.composites.composite import Assignment, has_type
 from onnxplain.errors import UnsupportedModel, UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.frontend.load import from_proto, load
@@ -138,8 +138,8 @@ def differences(op, rs, x):
 def recipe(monkeypatch):
     entry = RuleEntry("rescale in a test", rescale, ("activation",), "Shrikumar et al. 2017", {})
     monkeypatch.setitem(RULES._entries, entry.name, entry)
-    composite = Composite("rescale", (Entry("type:Relu", has_type("Relu"), entry()),), relevance=False)
-    return Recipe("rescale", composite, STARTS["seed"], Finish("differences", differences, differences))
+    composite = Composite("rescale", (Assignment("type:Relu", has_type("Relu"), entry()),), relevance=False)
+    return Propagation("rescale", composite, STARTS["seed"], Finish("differences", differences, differences))
 
 
 def compiled(path, recipe, **request):
@@ -215,7 +215,7 @@ def test_a_rule_that_reads_a_reference_nobody_asked_for_is_refused(recipe, mlp):
 
 
 def test_a_reference_that_no_rule_reads_is_refused(mlp):
-    plain = Recipe("gradient", Composite("gradient", relevance=False), STARTS["seed"], FINISHES["gradient"])
+    plain = Propagation("gradient", Composite("gradient", relevance=False), STARTS["seed"], FINISHES["gradient"])
     with pytest.raises(UsageError, match="no rule of gradient reads a reference"):
         compiled(mlp, plain, reference=True)
 

@@ -60,10 +60,10 @@ def no_contradiction(proto: onnx.ModelProto, *feeds: dict[str, np.ndarray]):
 
 def same_derivative(normalised, feed: dict[str, np.ndarray]) -> None:
     """The gradient along a direction, in a stock session, is the untouched model's difference quotient."""
-    passes, _ = Recipe("gradient").passes(None)
+    propagation = Recipe("gradient").propagation()
     request = Request(head="keep")
     source = normalised.source.model
-    compiled = compile_graph(normalised, resolve(source, request), passes, request)
+    compiled = compile_graph(normalised, resolve(source, request), propagation, request)
     before = CpuSession(ir.to_proto(source).SerializeToString())
     after = CpuSession(ir.to_proto(compiled.model).SerializeToString(), optimise=True)
     seed, step = weights(*before.run(feed)["y"].shape, seed=1), 1e-2 * weights(*feed["x"].shape, seed=2)
