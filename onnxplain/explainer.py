@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxplain import __version__
 from onnxplain.compile import Compiled, Request
 from onnxplain.compile.ledger import LEDGER
 from onnxplain.composites import Bounds
@@ -18,7 +19,7 @@ from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.frontend.compare import mismatch
 from onnxplain.inputs import resolve_targets
 from onnxplain.inputs.naming import match
-from onnxplain.inputs.samples import answer_alone, may_be_rows
+from onnxplain.inputs.samples import answer_alone, may_be_rows, one_thing_said
 from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, columns_by_input, feeds_of
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
@@ -94,21 +95,23 @@ class Explainer:
         self.subject = model
         if self.recipe.looped and model.request.ledger:
             raise UsageError(
-                f"ledger: method {self.method.name} runs its graph many times, and a ledger is of one run; take it of "
-                f"{self.recipe.one_pass.title}."
+                f"ledger: method {self.method.name} looks at the model many times, and a ledger is of one run; take it "
+                f"of {'lrp' if self.recipe.base is None else self.recipe.base.title}."
             )
-        self._graph = graph or ExplanationGraph(model, self.recipe.one_pass, bounds)
+        self._graph = graph  # None: a forward-only method, which has none
+        if graph is None and self.method.family != "forward-only":
+            self._graph = ExplanationGraph(model, self.recipe.one_pass, bounds)
         self.bounds = bounds
         self.columns = columns_by_input(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         self._moved, self._notes = list[str](), list[str]()
         if self.recipe.looped:
-            self._moved, self._notes = moved(
-                list(self._graph.compiled.relevances.values()),
-                [spec.name for spec in model.inputs if "float" in spec.dtype],
-                bool(model.request.attribute_to),
-                self.method.name,
-            )
+            floats = [spec.name for spec in model.inputs if "float" in spec.dtype]
+            attributed = model.request.attribute_to or floats
+            if self._graph is not None:
+                attributed = tuple(self._graph.compiled.relevances.values())
+            by_user = bool(model.request.attribute_to)
+            self._moved, self._notes = moved(list(attributed), floats, by_user, self.method.name)
 
     @property
     def explained(self) -> tuple[str, ...]:
@@ -118,17 +121,17 @@ class Explainer:
     @property
     def notes(self) -> list[str]:
         """What the compiler chose by itself, in sentences."""
-        return list(dict.fromkeys([*self._graph.compiled.notes, *self._notes]))
+        subject = self.subject
+        of_graph = (*subject.normalised.notes, *subject.resolved.notes)
+        if self._graph is not None:
+            of_graph = tuple(self._graph.compiled.notes)
+        return list(dict.fromkeys([*of_graph, *self._notes]))
 
     @property
     def graph(self) -> ExplanationGraph:
         """The compiled graph that answers for this recipe. Raises UsageError for a looped method: no one graph does."""
-        if self.recipe.looped:
-            base = self.recipe.one_pass.title
-            raise UsageError(
-                f"method {self.method.name} has no graph of its own: it runs that of {base} many times. Compile or "
-                f"export {base}, or explain by `onnxplain run` or the service."
-            )
+        self.recipe.require_graph()
+        assert self._graph is not None
         return self._graph
 
     @property
@@ -198,13 +201,12 @@ class Explainer:
         forward = self.subject.forward(feeds)
         name = self.explained[0]
         values = forward[name] if name in forward else feeds[name]
-        search = self._graph.searches > 0
+        search = (lambda: True) if self._graph is None else self._graph.search
         if (error := score_error(self.subject.normalised.model, feeds, name, values, search)) is not None:
-            self._graph.searches -= 1
             raise error
         separate = self._rows_are_samples(feeds, values)
         scores = values if separate else one_thing(values)
-        notes = self.notes if separate else [*self.notes, _one_thing_said(name, values, feeds)]
+        notes = self.notes if separate else [*self.notes, one_thing_said(name, values, feeds)]
         if unfit := labels_unfit(scores, self.labels, self.kind):
             if not self.subject.request.explain:
                 raise UsageError(f"{unfit} of {name} {list(values.shape)}: give as many labels as there are classes.")
@@ -212,13 +214,14 @@ class Explainer:
         asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
         targets = [t for ask in asked for t in self._resolve(ask, scores)]
         begun = time.perf_counter()
-        once = targets[:1] if self.recipe.looped else targets
-        if separate:
-            outputs = self._graph.run_targets(feeds, once, scores)
-        else:
-            outputs = self._graph.run_whole(feeds, once, values)
-        self._compare(forward, outputs)
-        relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
+        relevances, ledger = dict[str, Array](), None
+        if self._graph is not None:  # of a looped method the first target only, as a trial
+            once = targets[:1] if self.recipe.looped else targets
+            run = self._graph.run_targets if separate else self._graph.run_whole
+            outputs = run(feeds, once, scores if separate else values)
+            self._compare(forward, outputs)
+            relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
+            ledger = outputs.get(LEDGER)
         if isinstance(self.method, Looped):
             relevances = self._looped(self.method, feeds, targets, scores if separate else values, separate, progress)
         known = {**feeds, **forward}
@@ -234,7 +237,7 @@ class Explainer:
             explained=name,
             outputs={n: forward[n] for n in forward if n not in kept},
             kept=kept,
-            ledger=outputs.get(LEDGER),
+            ledger=ledger,
             provenance=self.provenance,
             labels=self.labels,
             kind=self.kind,
@@ -245,16 +248,19 @@ class Explainer:
     @property
     def provenance(self) -> Mapping[str, Any]:
         """What answered: the compiled graph's provenance; of a looped method its own recipe, over its base's graph."""
-        about = self._graph.compiled.provenance
+        about: Mapping[str, Any] = {"version": __version__, "sha256": self.subject.source.sha256}
+        if self._graph is not None:
+            about = self._graph.compiled.provenance
         if not self.recipe.looped:
             return about
-        return {**about, "method": self.method.name, "recipe": self.recipe.content()}
+        heads = dict(self.subject.resolved.heads)
+        return {**about, "heads": heads, "method": self.method.name, "recipe": self.recipe.content()}
 
     def _looped(
         self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], scores: Array, separate: bool,
         progress: Progress | None,
     ) -> dict[str, Array]:  # fmt: skip
-        base = METHODS[self.recipe.one_pass.method]
+        base = None if self.recipe.base is None else METHODS[self.recipe.base.method]
         per_unit = isinstance(base, OnePass) and base.per_unit
         loop = Loop(self.subject, self._graph, self.explained[0], self._moved, per_unit, not separate, progress)
         return loop.relevances(method, self.recipe.options, feeds, targets, scores)
@@ -274,7 +280,7 @@ class Explainer:
 
     def _rows_are_samples(self, feeds: dict[str, Array], scores: Array) -> bool:
         """Whether axis 0 of the explained tensor counts the inputs' samples: proven on the graph, else tried."""
-        if self._graph.compiled.streams:
+        if self._graph is not None and self._graph.compiled.streams:
             return True
         if not may_be_rows(feeds, scores):
             return False
@@ -290,11 +296,3 @@ def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _kind(heads: Mapping[str, str]) -> str | None:
     return "sigmoid" if "Sigmoid" in heads.values() else None
-
-
-def _one_thing_said(name: str, values: Array, feeds: Mapping[str, Array]) -> str:
-    inputs = ", ".join(f"{key} {list(array.shape)}" for key, array in feeds.items())
-    return (
-        f"axis 0 of {name} {list(values.shape)} does not count samples of {inputs}: it is explained as one thing, and "
-        "targets address its positions"
-    )

@@ -41,7 +41,7 @@ class ExplanationGraph:
         )
         if bounds is None and (note := recipe.without_bounds):
             self.compiled.notes.append(note)
-        self.searches = SEARCHES
+        self._searches = SEARCHES
         self._session: Runs | None = None
 
     @property
@@ -150,9 +150,13 @@ class ExplanationGraph:
 
         feeds: seeds among them.
         """
-        if (error := answer_error(self.compiled, feeds, outputs, self.searches > 0)) is not None:
-            self.searches -= 1
+        if (error := answer_error(self.compiled, feeds, outputs, self.search)) is not None:
             raise error
+
+    def search(self) -> bool:
+        """Whether to look for where a NaN began: some times of a graph's life, since each is a session and a run."""
+        self._searches -= 1
+        return self._searches >= 0
 
     def _compute(self, feeds: Mapping[str, Array], seeds: Mapping[str, Array]) -> dict[str, Array]:
         if not self.compiled.streams and self._exact(feeds, seeds):

@@ -110,18 +110,26 @@ class Recipe:
 
     @property
     def one_pass(self) -> Recipe:
-        """What is compiled: the recipe itself, or the base that its method runs.
+        """What is compiled: the recipe itself, or the base that its method runs. UsageError where there is none."""
+        if self.base is None:
+            self.require_graph()
+        return self if self.base is None else self.base
 
-        Raises UsageError for a forward-only method, which has none.
-        """
-        found = self if self.base is None else self.base
-        if isinstance(METHODS[found.method], Looped):
-            raise UsageError(f"method {self.method} is forward-only: it runs the model itself, and compiles no graph.")
-        return found
+    def require_graph(self) -> None:
+        """Raise UsageError where no one graph answers for the recipe: for what compiles, exports or serves a graph."""
+        if not self.looped:
+            return
+        if self.base is None:
+            raise UsageError(f"method {self.method} is forward-only: it runs the model itself, and has no graph.")
+        base = self.base.title
+        raise UsageError(
+            f"method {self.method} has no graph of its own: it runs that of {base} many times. Compile or export "
+            f"{base}, or explain by `onnxplain run` or the service."
+        )
 
     @property
     def looped(self) -> bool:
-        """Whether the method runs its graph, or the model, many times."""
+        """Whether the method runs its graph, or the model, many times: looped or forward-only."""
         return isinstance(METHODS.get(self.method), Looped)
 
     @property

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.progress import Progress, TaskID
 
 from onnxplain import render
 from onnxplain.cli.command import Command, refuse_idle
@@ -101,6 +103,7 @@ def explain(
             found = client.explain(
                 name, done.loaded, targets or ("predicted",), version=version, explain=tensor, head=head or "",
                 attribute_to=attribute_to, outputs=keep, ledger=ledger, recipe=recipe,
+                progress=partial(_say, progress, step, f"explaining by {label}"),
             )  # fmt: skip
             done.seconds[found.method.name] = time.perf_counter() - started
             done.explanations.append(found)
@@ -113,6 +116,11 @@ def explain(
         write_run(done, folder, palette)
     done.seconds["total"] = time.perf_counter() - begun
     tell(done, folder, as_json, {})
+
+
+def _say(progress: Progress, step: TaskID, text: str, stage: str, done: int, total: int) -> None:
+    if stage == "compute" and total > 1:
+        progress.update(step, description=f"{text}: {done} of {total}")
 
 
 def where(model: str, version: str) -> tuple[str, str, str]:

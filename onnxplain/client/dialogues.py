@@ -166,7 +166,7 @@ class Dialogues:
     ) -> RpcCall:  # fmt: skip
         """One message each way where both are small, else a stream of pieces."""
         size = sum(array.nbytes for array in feeds.values())
-        if streamed(size * max(1, targets), limit):
+        if progress is not None or streamed(size * max(1, targets), limit):
             return explainer_call(
                 "ExplainStream",
                 v1.ExplainStreamResponse,

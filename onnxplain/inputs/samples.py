@@ -49,3 +49,12 @@ def _alone(forward: Callable[[dict[str, Array]], Array], feeds: Mapping[str, Arr
 def _another(x: Array) -> Array:
     """Other values than x's, and such that a model takes them: integers are 0 or 1."""
     return np.asarray(0.5 * x + 0.25, x.dtype) if "float" in x.dtype.name else np.asarray(x == 0, x.dtype)
+
+
+def one_thing_said(name: str, values: Array, feeds: Mapping[str, Array]) -> str:
+    """The note for an explanation whose axis 0 counts no samples."""
+    inputs = ", ".join(f"{key} {list(array.shape)}" for key, array in feeds.items())
+    return (
+        f"axis 0 of {name} {list(values.shape)} does not count samples of {inputs}: it is explained as one thing, and "
+        "targets address its positions"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -12,18 +12,23 @@ from onnxplain.errors import Expired, NotFinite, UnsupportedModel
 from onnxplain.runtime.finite import Holes, first_not_finite
 
 Arrays = Mapping[str, np.ndarray]
+Search = Callable[[], bool]
 
 
-def finite(compiled: Compiled, found: Arrays) -> bool:
+def _always() -> bool:
+    return True
+
+
+def all_finite(compiled: Compiled, found: Arrays) -> bool:
     """Whether all relevances and explained tensors among a compiled graph's outputs are finite."""
     return all(Holes.of(found[name]) is None for name in _judged(compiled) if name in found)
 
 
-def answer_error(compiled: Compiled, feeds: Arrays, found: Arrays, search: bool = True) -> NotFinite | None:
+def answer_error(compiled: Compiled, feeds: Arrays, found: Arrays, search: Search = _always) -> NotFinite | None:
     """The error for the first output of a compiled graph that is not finite; None where all are.
 
-    feeds: seeds among them. search: find where it began, which costs one run of the graph as written, on the row at
-    fault where rows go apart.
+    feeds: seeds among them. search: whether to find where it began, which costs one run of the graph as written, on the
+    row at fault where rows go apart.
     """
     for name, said in _judged(compiled).items():
         if name not in found or (holes := Holes.of(found[name])) is None:
@@ -40,7 +45,9 @@ def answer_error(compiled: Compiled, feeds: Arrays, found: Arrays, search: bool 
     return None
 
 
-def score_error(model: ir.Model, feeds: Arrays, name: str, scores: np.ndarray, search: bool = True) -> NotFinite | None:
+def score_error(
+    model: ir.Model, feeds: Arrays, name: str, scores: np.ndarray, search: Search = _always
+) -> NotFinite | None:
     """The error for explained scores of which one is not finite; None where all are."""
     if (holes := Holes.of(scores)) is None:
         return None
@@ -53,12 +60,12 @@ def _judged(compiled: Compiled) -> dict[str, str]:
     return {**scores, **{name: f"the relevance of {source}" for name, source in compiled.relevances.items()}}
 
 
-def _origin(model: ir.Model, feeds: Arrays, holes: Holes, row: int | None, search: bool) -> str:
+def _origin(model: ir.Model, feeds: Arrays, holes: Holes, row: int | None, search: Search) -> str:
     """A sentence on where it began: in what was given, else at the first tensor of the graph that has it."""
     for name, array in feeds.items():
         if (given := Holes.of(array)) is not None:
             return f"It comes with the input {name}: {given}."
-    if not search:
+    if not search():
         return "Where it begins was told for earlier ones."
     kind = "NaN" if holes.nans else "Infinity"
     try:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from onnxplain.errors import InputError, NotFound, OnnxplainError, UnknownName
 from onnxplain.recipes import named, recipe_names
-from onnxplain.runtime.nonfinite import finite
+from onnxplain.runtime.nonfinite import all_finite
 from onnxplain.runtime.open import serialised
 from onnxplain.runtime.session import Array
 from onnxplain.server.call import log_fields
@@ -36,7 +36,7 @@ from onnxplain.server.models.inference_metadata import (
     tensor_metadata,
 )
 from onnxplain.server.models.loaded import LoadedModel
-from onnxplain.server.models.served import EXPLAIN, split
+from onnxplain.server.models.served import EXPLAIN, Progress, split
 from onnxplain.server.models.variant import Variant
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
 from onnxplain.server.scheduling.ticket import Outputs, RunReport, RunResult
@@ -104,7 +104,7 @@ class LocalModel:
                 raise InputError("give a seed or a target, not both.").at("parameters")
             feeds = bound_feeds(arrays, inputs)
             result = await asyncio.wrap_future(variant.queue.submit(feeds, names))
-            if not finite(variant.explainer.compiled, result.outputs):
+            if not all_finite(variant.explainer.compiled, result.outputs):
                 await self._in_thread(lambda: variant.explainer.graph.require_finite(feeds, result.outputs))
             return result
         if given_seeds or len(seeds) > 1:
@@ -155,43 +155,46 @@ class LocalModel:
     async def explanations(self) -> list[tuple[str, str]]:
         """M.explain, and M.explain.R for every recipe that was asked for."""
         titles = [title for title in self.model.queues() if title and title != self.model.recipe.title]
+        default = self.model.recipe
+        looped = f"method {default.method} has no graph of its own; ask onnxplain.v1 for it" if default.looped else ""
         return [
-            (self.name + EXPLAIN, self.model.default_recipe_problem),
+            (self.name + EXPLAIN, self.model.default_recipe_problem or looped),
             *((f"{self.name}{EXPLAIN}.{t}", "") for t in titles),
         ]
 
     # onnxplain.v1
 
-    async def explain(self, request: v1.ExplainRequest) -> v1.ExplainResponse:
+    async def explain(self, request: v1.ExplainRequest, progress: Progress | None = None) -> v1.ExplainResponse:
         """The reasons for an answer."""
         begun = time.perf_counter()
         rows = max((row_count(tensor, self._inputs) for tensor in request.inputs), default=1)
         targets = sum(map(target_count, request.targets)) or 1
         log_fields(model=self.name, version=self.version, rows=rows * targets, recipe=request.recipe.name or None)
         with self.model.admission.admit(rows * targets, request.ByteSize(), self.model.forward_queue.expected(1)):
-            reply, report = await self._in_thread(lambda: self._explain(request))
+            reply, report = await self._in_thread(lambda: self._explain(request, progress))
         reply.timing.compute.FromNanoseconds(int(1e9 * (time.perf_counter() - begun)))
         if report.batch_rows:
             _log_run(report)
         return reply
 
-    def _explain(self, request: v1.ExplainRequest) -> tuple[v1.ExplainResponse, RunReport]:
+    def _explain(self, request: v1.ExplainRequest, progress: Progress | None) -> tuple[v1.ExplainResponse, RunReport]:
         query, report = explain_query(request, self.model), RunReport()
         recipe = query.recipe or self.model.default_recipe()
-        hit = self.model.cached_variant(recipe, query.request) is not None
+        hit = self.model.cached_variant(recipe.one_pass, query.request) is not None
         if request.output_format.validate_only:
-            variant = self.model.variant(recipe, query.request)
+            variant = self.model.variant(recipe.one_pass, query.request)
+            variant.over(recipe)
             reply = v1.ExplainResponse(
                 model=v1.ModelRef(name=self.name, version=self.version),
                 request_id=request.request_id,
-                recipe_digest=variant.explainer.recipe.digest,
+                recipe_digest=recipe.digest,
                 graph_digest=variant.digest,
-                method=variant.explainer.recipe.method,
+                method=recipe.method,
                 explained=variant.explainer.explained[0],
                 warnings=variant.notes,
             )
         else:
-            explanation, variant, report = self.model.explain(query)
+            explanation, variant, report = self.model.explain(query, progress)
             reply = explain_response(request, explanation, self.model, variant)
             if reply.layers and reply.conservation:
                 worst = max(row.relative_error for row in reply.conservation)
@@ -252,6 +255,10 @@ class LocalModel:
                 "model_name"
             )
         wanted = named(recipe) if recipe else self.model.default_recipe()
+        try:
+            wanted.require_graph()
+        except OnnxplainError as error:
+            raise error.at("model_name") from None
         cached = self.model.cached_variant(wanted)
         return cached if cached is not None else await self._in_thread(lambda: self.model.variant(wanted))
 

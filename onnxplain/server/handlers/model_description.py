@@ -73,7 +73,7 @@ class ModelDescription:
             reply.blocked_methods.add(method=name, reason=reason)
         self._ops(reply, covered.rules.get(recipe.method, {}), covered.nodes.get(recipe.method, {}))
         if recipe.method not in covered.blocked:
-            variant = model.variant(recipe)
+            variant = model.variant(recipe.one_pass)
             reply.estimated_bytes_per_row = bytes_per_stream(variant.explainer.compiled.model)
 
     def _ops(self, reply: v1.GetExplainabilityResponse, rules: dict[str, str], blocked: dict[str, str]) -> None:

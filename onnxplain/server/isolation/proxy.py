@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import grpc
 
+from onnxplain.client.streams import OneReply
 from onnxplain.errors import Expired, OnnxplainError, Unavailable
 from onnxplain.server.call import CALL, Call, log_fields
 from onnxplain.server.isolation.errors import exit_description, worker_error
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.process import WorkerProcess
+from onnxplain.server.models.served import Progress
 from onnxplain.server.telemetry.logs import event
 from onnxplain.sources import ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
@@ -97,14 +99,24 @@ class IsolatedModel:
 
     # onnxplain.v1
 
-    async def explain(self, request: v1.ExplainRequest) -> v1.ExplainResponse:
-        """The reasons for an answer."""
+    async def explain(self, request: v1.ExplainRequest, progress: Progress | None = None) -> v1.ExplainResponse:
+        """The reasons for an answer. With progress the worker streams it."""
         self._set_version(request.model)
+        if progress is not None:
+            return await self._streamed(request, progress)
         reply: v1.ExplainResponse = await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
         if reply.timing.batch_size:
             queue_ms = round(reply.timing.queue.ToNanoseconds() / 1e6, 3)
             log_fields(queue_ms=queue_ms, batch_rows=reply.timing.batch_size)
         return reply
+
+    async def _streamed(self, request: v1.ExplainRequest, progress: Progress) -> v1.ExplainResponse:
+        answer = OneReply(lambda stage, done, total: progress(done, total) if stage == "compute" else None)
+        messages = iter([v1.ExplainStreamRequest(request=request)])
+        async with self._calling(lambda channel, **more: _stub(channel).ExplainStream(messages, **more)) as replies:
+            async for reply in replies:
+                answer.take(reply)
+        return answer.result()
 
     async def explainability(self, request: v1.GetExplainabilityRequest) -> v1.GetExplainabilityResponse:
         """What can be explained of the model."""

@@ -27,6 +27,7 @@ from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.keyed_lock import KeyedLock
 from onnxplain.server.models.probe import probe_rows, probe_seeds, rows_are_independent
+from onnxplain.server.models.served import Progress
 from onnxplain.server.models.variant import Variant
 from onnxplain.server.scheduling.admission import AdmissionControl
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
@@ -113,11 +114,12 @@ class LoadedModel:
         """The model's own outputs."""
         return self.forward_queue.submit(feeds, outputs)
 
-    def explain(self, query: ExplainQuery) -> ExplainResult:
+    def explain(self, query: ExplainQuery, progress: Progress | None = None) -> ExplainResult:
         """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline."""
-        variant = self.variant(query.recipe or self.default_recipe(), query.request)
+        recipe = query.recipe or self.default_recipe()
+        variant = self.variant(recipe.one_pass, query.request)
         with collected_reports() as reports:
-            explanation = variant.explainer.explain(query.feeds, query.asks)
+            explanation = variant.over(recipe).explain(query.feeds, query.asks, progress)
         return ExplainResult(explanation, variant, reduce(RunReport.then, reports, RunReport()))
 
     def default_recipe(self) -> Recipe:
@@ -134,7 +136,11 @@ class LoadedModel:
             return self._variants.get((recipe, self._with_defaults(request)))
 
     def variant(self, recipe: Recipe, request: Request | None = None) -> Variant:
-        """A compiled recipe; compiled once however many ask, the ones not used for longest are forgotten."""
+        """A compiled recipe; compiled once however many ask, the ones not used for longest are forgotten.
+
+        Raises UsageError for a looped recipe, which has no graph of its own.
+        """
+        recipe.require_graph()
         request = self._with_defaults(request)
         key = (recipe, request)
         with self._making.holding(key):
@@ -175,13 +181,13 @@ class LoadedModel:
         rows = probe_rows(feeds)
         self._share_runs(self.forward_queue, self.subject.row_axes(), rows, self.notes)
         try:
-            self.variant(self.recipe)
+            self.variant(self.recipe.one_pass)
         except OnnxplainError as error:
             self.default_recipe_problem = str(error)
             if self.settings.defaults:
                 raise
         for name in self.settings.serving.recipes:
-            self.variant(named(name))
+            self.variant(named(name).one_pass)
 
     def _compile(self, recipe: Recipe, request: Request) -> Variant:
         begun = time.perf_counter()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from onnxplain.v1 import explainer_pb2 as v1
 
 EXPLAIN = ".explain"  # M.explain is M's default recipe as an ordinary model, M.explain.NAME the recipe NAME
+
+Progress = Callable[[int, int], None]
 
 
 class Served(Protocol):
@@ -35,8 +37,8 @@ class Served(Protocol):
         """ModelStatistics of the model and of its explanations."""
         ...
 
-    async def explain(self, request: v1.ExplainRequest) -> v1.ExplainResponse:
-        """The reasons for an answer."""
+    async def explain(self, request: v1.ExplainRequest, progress: Progress | None = None) -> v1.ExplainResponse:
+        """The reasons for an answer. progress: told (done, total) from any thread, where it takes many looks."""
         ...
 
     async def explainability(self, request: v1.GetExplainabilityRequest) -> v1.GetExplainabilityResponse:

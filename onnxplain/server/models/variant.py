@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onnxplain.explainer import Explainer
+from onnxplain.recipes import Recipe
 from onnxplain.runtime.open import serialised
 from onnxplain.server.models.inference_metadata import TensorMetadata, tensor_metadata
 from onnxplain.server.scheduling.queue import ModelQueue
@@ -21,6 +22,13 @@ class Variant:
     forward_queue: ModelQueue
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    def over(self, recipe: Recipe) -> Explainer:
+        """The explainer of a recipe whose graph this is: of the graph's own, or of a method that runs it many times."""
+        if not recipe.looped:
+            return self.explainer
+        e = self.explainer
+        return Explainer(e.subject, recipe, bounds=e.bounds, labels=e.labels, kind=e.kind, graph=e.graph)
 
     @cached_property
     def digest(self) -> str:

@@ -70,6 +70,16 @@ class ExplainerService(explainer_pb2_grpc.ExplainerServiceServicer):
                 yield piece
 
 
+class _Progress:
+    """The latest word on how far a request is; told from a thread, read in the event loop."""
+
+    def __init__(self) -> None:
+        self.latest = (0, 1)
+
+    def __call__(self, done: int, total: int) -> None:
+        self.latest = (done, total)
+
+
 class _Stream:
     """One ExplainStream: requests open by id, those that still wait for chunks, tasks that compute."""
 
@@ -141,10 +151,11 @@ class _Stream:
         CALL.set(part)
         late = Expired(f"a request of a stream may take {seconds:g} s here; send fewer rows.")
         timer = asyncio.get_running_loop().call_later(seconds, part.stop, late)
-        watch = asyncio.create_task(self._report(name))
+        progress = _Progress()
+        watch = asyncio.create_task(self._report(name, progress))
         try:
             async with self._service.repository.use(request.model.name, request.model.version) as served:
-                response = await served.explain(request)
+                response = await served.explain(request, progress)
         except asyncio.CancelledError:
             part.stop()
             raise
@@ -161,13 +172,14 @@ class _Stream:
         for chunk in chunks.chunks():
             await self._replies.put(v1.ExplainStreamResponse(chunk=chunk, request_id=name))
 
-    async def _report(self, name: str) -> None:
-        """Say that the request is being worked on, four times a second at most."""
+    async def _report(self, name: str, progress: _Progress) -> None:
+        """Say how far the request is, four times a second at most."""
         while True:
             await asyncio.sleep(PROGRESS)
-            progress = v1.Progress(completed=0, total=1, stage="computing")
-            progress.update_time.FromNanoseconds(time.time_ns())
-            await self._replies.put(v1.ExplainStreamResponse(progress=progress, request_id=name))
+            completed, total = progress.latest
+            message = v1.Progress(completed=completed, total=total, stage="compute")
+            message.update_time.FromNanoseconds(time.time_ns())
+            await self._replies.put(v1.ExplainStreamResponse(progress=message, request_id=name))
 
     async def _fail(self, name: str, error: Exception) -> None:
         self._open.discard(name)
