@@ -13,6 +13,7 @@ from onnxplain import Explainer, loops
 from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
 from onnxplain.methods import METHODS, of_family
 from onnxplain.methods.registry import method
+from onnxplain.methods.tensors import Tensors
 from onnxplain.recipes import Recipe
 from onnxplain.subject import Subject
 
@@ -275,3 +276,37 @@ def test_every_option_is_documented_and_takes_its_own_default(name):
         assert option.doc, option.name
         assert option.default is None or option.convert(option.default, name) == option.default
         assert option.none == (option.default is None)  # so that a file that leaves it out says the same
+
+
+def test_a_forward_only_method_needs_no_graph(monkeypatch, tmp_path):
+    """Occlusion of single features, registered here, of a model that has no derivative."""
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+
+    @method("without", cite="nobody", base="")
+    def without(run, x, seed, *, value: float = 0.0):
+        """How far the score falls without a feature.
+
+        value: what the feature becomes.
+        """
+        ((name, array),) = x.items()
+        points = np.repeat(array, array.size, 0)
+        np.fill_diagonal(points, value)
+        fall = run.score(x, seed) - run.score(Tensors({name: points}), seed)
+        return Tensors({name: fall.astype(np.float32).reshape(array.shape)})
+
+    w = normal(5, 3)
+    path = saved(
+        net(
+            "g (float[N, 5] x) => (float[N, 3] y) { d = Det (m) z = MatMul (x, w) y = Mul (z, d) }",
+            w=w,
+            m=np.eye(2, dtype=np.float32),
+        ),
+        tmp_path,
+    )
+    x = normal(4, 5, seed=1)
+    explainer = Explainer(path, "without")
+    found = explainer.explain(x, [0, 2])
+    np.testing.assert_allclose(found.relevance, np.concatenate([x * w[:, 0], x * w[:, 2]]), rtol=1e-4, atol=1e-5)
+    assert METHODS["without"].family == "forward-only" and found.provenance["recipe"]["method"] == "without"
+    with pytest.raises(UsageError, match="forward-only: it runs the model itself"):
+        explainer.save(tmp_path / "x.onnx")

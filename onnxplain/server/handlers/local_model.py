@@ -12,7 +12,7 @@ from functools import reduce
 from typing import Any, TypeVar
 
 from onnxplain.errors import InputError, NotFound, OnnxplainError, UnknownName
-from onnxplain.recipes import named, recipe_names
+from onnxplain.recipes import Recipe, named, recipe_names
 from onnxplain.runtime.nonfinite import all_finite
 from onnxplain.runtime.open import serialised
 from onnxplain.runtime.session import Array
@@ -221,7 +221,9 @@ class LocalModel:
             tensors = compile_request(self.model, targets, request.attribute_to, head)
             if request.target.HasField("indices"):
                 tensors = replace(tensors, seed="index")
-            variant = self.model.variant(recipe or self.model.default_recipe(), tensors)
+            wanted = recipe or self.model.default_recipe()
+            _require_graph(wanted, "recipe")
+            variant = self.model.variant(wanted, tensors)
             content, first = serialised(variant.explainer.compiled.model), v1.CompileGraphResponse()
             first.graph.graph_digest, first.graph.byte_size = variant.digest, len(content)
             first.graph.warnings.extend(variant.notes)
@@ -255,10 +257,7 @@ class LocalModel:
                 "model_name"
             )
         wanted = named(recipe) if recipe else self.model.default_recipe()
-        try:
-            wanted.require_graph()
-        except OnnxplainError as error:
-            raise error.at("model_name") from None
+        _require_graph(wanted, "model_name")
         cached = self.model.cached_variant(wanted)
         return cached if cached is not None else await self._in_thread(lambda: self.model.variant(wanted))
 
@@ -266,6 +265,14 @@ class LocalModel:
         """Do blocking work in a thread that knows the current call."""
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
+
+
+def _require_graph(recipe: Recipe, field: str) -> None:
+    """Refuse a looped recipe, of which no one graph answers; field: where the request names it."""
+    try:
+        recipe.require_graph()
+    except OnnxplainError as error:
+        raise error.at(field) from None
 
 
 def _log_run(report: RunReport) -> None:

@@ -1,0 +1,118 @@
+"""Looped methods over the wire, by the server's process and by a worker: the same bytes, progress, an end, a refusal."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from nets import MODELS, sample
+from running import running_server
+
+from onnxplain import Client, Explainer
+from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
+from onnxplain.methods import of_family
+from onnxplain.recipes import Recipe, named
+
+LOOPED = of_family("looped")
+FEW = {"integrated_gradients": {"steps": 7}, "smooth_grad": {"samples": 7}}
+MANY = {"integrated_gradients": {"steps": 20000}, "smooth_grad": {"samples": 20000}}
+X = sample("digits_cnn")
+SETTINGS = '[defaults]\nmethod = "smooth_grad"\nsamples = 5\nbase = "lrp-epsilon"\n'
+
+
+@pytest.fixture(scope="module", params=["one process", "isolated"])
+def client(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(MODELS / "digits_cnn", folder / "digits_cnn", ignore=shutil.ignore_patterns("samples"))
+    (folder / "smooth").mkdir()
+    shutil.copytree(MODELS / "digits_cnn" / "1", folder / "smooth" / "1")
+    (folder / "smooth" / "model.toml").write_text(SETTINGS)
+    isolate = ["--isolate"] if request.param == "isolated" else []
+    with running_server(folder, "--allow-export", *isolate) as server, Client(server.address) as found:
+        yield found
+
+
+def offline(recipe: Recipe):
+    return Explainer(MODELS / "digits_cnn" / "1" / "model.onnx", recipe).explain(X, ["predicted", "3"])
+
+
+@pytest.mark.parametrize("base", [None, "lrp-epsilon"])
+@pytest.mark.parametrize("name", LOOPED)
+def test_the_service_answers_as_offline_and_says_the_whole_recipe(client, name, base):
+    found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, base=base, **FEW[name])
+    expected = offline(Recipe.asked(name, base, **FEW[name]))
+    assert found.recipe == expected.recipe and found.recipe_digest == expected.recipe.digest
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    assert found.provenance["recipe"] == expected.provenance["recipe"] and not found.conservation
+
+
+def test_a_models_default_may_be_a_loop(client):
+    found = client.explain("smooth", X)
+    assert found.recipe == Recipe("smooth_grad", {"samples": 5}, named("lrp-epsilon"))
+    more = client.explain("smooth", X, samples=6)
+    assert more.recipe == Recipe("smooth_grad", {"samples": 6}, named("lrp-epsilon"))
+    assert not client.ready("smooth.explain") and client.ready("smooth") and client.ready("smooth.explain.lrp-epsilon")
+
+
+def test_progress_is_streamed(client):
+    told = []
+    client.explain("digits_cnn", X, method="integrated_gradients", steps=600, progress=lambda *now: told.append(now))
+    counts = [(done, total) for stage, done, total in told if stage == "compute" and total > 1]
+    assert counts == sorted(counts) and len(counts) > 1 and {total for _, total in counts} == {600 * len(X)}
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_call_that_is_over_ends_its_loop(client, name):
+    begun = time.monotonic()
+    with pytest.raises(OnnxplainError):
+        client.explain("digits_cnn", X, method=name, timeout=0.5, **MANY[name])
+    client.explain("digits_cnn", X, method="gradient")  # the slot is free again
+    assert time.monotonic() - begun < 20  # 60000 looks take minutes
+
+
+def test_what_progress_raises_ends_the_call(client):
+    def stop(*now):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client.explain("digits_cnn", X, method="smooth_grad", samples=20000, progress=stop)
+    assert client.explain("digits_cnn", X, method="gradient").relevance.any()
+    assert threading.active_count() < 50
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_what_serves_a_graph_refuses_a_loop_by_name(client, name):
+    says = f"method {name} has no graph of its own: it runs that of gradient many times"
+    with pytest.raises(UsageError, match=says):
+        client.compile("digits_cnn", method=name)
+    with pytest.raises((InputError, NotFound, UsageError), match=says):
+        client.infer(f"digits_cnn.explain.{name}", X)
+    assert not client.ready(f"digits_cnn.explain.{name}")
+
+
+def test_recipes_are_listed_with_their_options(client):
+    info = {entry.name: entry for entry in client.recipes()}
+    looped = info["integrated_gradients"]
+    assert looped.kind == "looped" and info["lrp"].kind == "one-pass"
+    assert looped.schema["properties"]["steps"]["minimum"] == 1 and looped.defaults["steps"] == 50
+    assert looped.defaults["base"]["method"] == "gradient" and "integrated_gradients-lrp" in info
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"steps": 0}, "at least 1"), ({"stps": 5}, "Did you mean steps"),
+        ({"composite": "epsilon"}, "takes no composite"), ({"base": "smooth_grad"}, "is a one-pass method"), ({"base": "nothing"}, "no method named"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(client, options, says):
+    with pytest.raises(UsageError, match=says):
+        client.explain("digits_cnn", X, method="integrated_gradients", **options)
+
+
+def test_a_ledger_is_of_one_run(client):
+    with pytest.raises(InputError, match=r"a ledger is of one run; take it of gradient"):
+        client.explain("digits_cnn", X, method="smooth_grad", ledger=True)
