@@ -1,4 +1,4 @@
-"""Looped methods over the wire, by the server's process and by a worker: the same bytes, progress, an end, a refusal."""
+"""Looped methods over the wire, from the server's process and from a worker: same bytes, progress, end, refusal."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def test_recipes_are_listed_with_their_options(client):
     "options, says",
     [
         ({"steps": 0}, "at least 1"), ({"stps": 5}, "Did you mean steps"),
-        ({"composite": "epsilon"}, "takes no composite"), ({"base": "smooth_grad"}, "is a one-pass method"), ({"base": "nothing"}, "no method named"),
+        ({"composite": "epsilon"}, "takes no composite"),
+        ({"base": "smooth_grad"}, "is a one-pass method"), ({"base": "nothing"}, "no method named"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(client, options, says):
