@@ -13,6 +13,8 @@ from onnxplain.methods.registry import method
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
+PANEL = 64  # points of one Gauss-Legendre rule: its nodes take the cube of that to find; more points are several rules
+
 
 @method(
     "integrated_gradients",
@@ -36,8 +38,8 @@ def integrated_gradients(
     x (1, …) in model units; result the same shape, in the unit of the score.
     baseline: where the path begins, in model units: one number, or one for each channel (axis 1).
     steps: points on the path; each is one backward pass.
-    quadrature: how they lie and count; gauss_legendre is exact for polynomials of degree 2 steps - 1, right is the sum
-        at the right ends that other libraries take.
+    quadrature: how they lie and count; gauss_legendre is exact for polynomials of degree 2 steps - 1 (up to 64 steps,
+        more are that many on each part of the path), right is the sum at the right ends that other libraries take.
     multiply_by_inputs: whether the mean is multiplied by x - x'; None: where the base answers per unit of the input.
     """
     start = x.map(lambda array: _filled(array, baseline))
@@ -59,8 +61,12 @@ def nodes(steps: int, quadrature: str) -> tuple[Array, Array]:
         return (np.arange(steps) + 0.5) / steps, np.full(steps, 1 / steps)
     if quadrature == "right":
         return (np.arange(steps) + 1.0) / steps, np.full(steps, 1 / steps)
-    positions, weights = np.polynomial.legendre.leggauss(steps)
-    return (positions + 1) / 2, weights / 2
+    panels = -(-steps // PANEL)
+    counts = [steps // panels + (panel < steps % panels) for panel in range(panels)]
+    found = {count: np.polynomial.legendre.leggauss(count) for count in set(counts)}
+    positions = [(panel + (found[count][0] + 1) / 2) / panels for panel, count in enumerate(counts)]
+    weights = [found[count][1] / (2 * panels) for count in counts]
+    return np.concatenate(positions), np.concatenate(weights)
 
 
 def _filled(x: Array, baseline: float | Sequence[float]) -> Array:

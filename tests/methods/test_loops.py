@@ -12,6 +12,7 @@ from nets import NAMES, net, normal, relu_net, repository, sample
 from onnxplain import Explainer, loops
 from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
 from onnxplain.methods import METHODS, of_family
+from onnxplain.methods.integrated_gradients import nodes
 from onnxplain.methods.registry import method
 from onnxplain.methods.tensors import Tensors
 from onnxplain.recipes import Recipe
@@ -53,6 +54,18 @@ def test_integrated_gradients_of_a_quadratic_form_are_exact(tmp_path):
         found = Explainer(path, "integrated_gradients", steps=steps, baseline=0.5).explain(x, [0, 2])
         expected = np.concatenate([w[:, k] * (x**2 - 0.25) for k in (0, 2)])
         np.testing.assert_allclose(found.relevance, expected, rtol=1e-5, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("quadrature", ["gauss_legendre", "midpoint", "right"])
+@pytest.mark.parametrize("steps", [1, 2, 63, 64, 65, 200, 5001])
+def test_the_points_of_a_path_rise_and_their_weights_sum_to_one(quadrature, steps):
+    positions, weights = nodes(steps, quadrature)
+    assert len(positions) == len(weights) == steps and (np.diff(positions) > 0).all()
+    assert positions[0] > 0 and positions[-1] <= 1 and (weights > 0).all()
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
+    exact = {"gauss_legendre": 1e-12, "midpoint": 0.3 / steps**2, "right": 2.0 / steps}[quadrature]  # of x^3, if exact
+    if steps > 1:
+        np.testing.assert_allclose((weights * positions**3).sum(), 0.25, atol=exact)
 
 
 def test_a_baseline_may_have_a_number_for_each_channel(tmp_path):
