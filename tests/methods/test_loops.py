@@ -9,7 +9,8 @@ import onnx
 import pytest
 from nets import NAMES, net, normal, relu_net, repository, sample
 
-from onnxplain import Explainer, loops
+from onnxplain import Explainer, cut, loops
+from onnxplain.compile import Request
 from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
 from onnxplain.methods import METHODS, of_family
 from onnxplain.methods.integrated_gradients import nodes
@@ -323,3 +324,17 @@ def test_a_forward_only_method_needs_no_graph(monkeypatch, tmp_path):
     assert METHODS["without"].family == "forward-only" and found.provenance["recipe"]["method"] == "without"
     with pytest.raises(UsageError, match="forward-only: it runs the model itself"):
         explainer.save(tmp_path / "x.onnx")
+
+
+def test_an_inner_layer_is_an_input_of_the_model_cut_there(tmp_path):
+    """Integrated gradients of a layer: complete from zero activations to those of the sample."""
+    source, x = repository("digits_cnn"), sample("digits_cnn")
+    inner = subject("digits_cnn").normalised.model.graph[0].outputs[0].name
+    cut(source, tmp_path / "tail.onnx", at=inner)
+    (values,) = (Subject.of(source, Request(keep=(inner,))).forward({"input": x}, [inner])).values()
+    found = Explainer(tmp_path / "tail.onnx", "integrated_gradients", steps=200).explain(values, "predicted")
+    tail = found.inputs[inner]
+    before = Subject.of(tmp_path / "tail.onnx").forward({inner: np.zeros_like(tail)})[found.explained]
+    change = (found.targets[0].seed * (found.scores - before)).sum(1)
+    size = np.abs(found.relevance).reshape(len(x), -1).sum(1).max()
+    np.testing.assert_allclose(found.relevance.reshape(len(x), -1).sum(1), change, atol=0.02 * size)  # kinks
