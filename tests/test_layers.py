@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -95,13 +96,16 @@ def module(path: Path) -> str:
 MODULES = {module(path): path for path in FILES}
 
 
-def edges() -> Iterator[tuple[str, str]]:
+@cache
+def edges() -> list[tuple[str, str]]:
     """(module, module it imports); the package itself where a name comes from its __init__."""
+    found = []
     for name, path in MODULES.items():
         for _, imported in imports(path):
-            found = next((m for m in (imported, imported.rpartition(".")[0]) if m in MODULES), None)
-            if found is not None and found != name:
-                yield name, found
+            below = next((m for m in (imported, imported.rpartition(".")[0]) if m in MODULES), None)
+            if below is not None and below != name:
+                found.append((name, below))
+    return found
 
 
 @pytest.mark.parametrize("package", sorted({m for m, path in MODULES.items() if path.name == "__init__.py"}))

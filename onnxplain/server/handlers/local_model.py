@@ -177,7 +177,9 @@ class LocalModel:
             _log_run(report)
         return reply
 
-    def _explain(self, request: v1.ExplainRequest, progress: Progress | None) -> tuple[v1.ExplainResponse, RunReport]:
+    def _explain(
+        self, request: v1.ExplainRequest, progress: Progress | None = None
+    ) -> tuple[v1.ExplainResponse, RunReport]:
         query, report = explain_query(request, self.model), RunReport()
         recipe = query.recipe or self.model.default_recipe()
         hit = self.model.cached_variant(recipe.one_pass, query.request) is not None
