@@ -92,6 +92,8 @@ def save_model(
         ) from error
     folder = Path(path)
     chosen = _recipe(model, recipe, settings)
+    chosen.check()
+    chosen.require_graph()
     log = Log() if mlflow_model is None else mlflow_model
     if not {"conda_env", "pip_requirements"} & options.keys():
         # else MLflow runs the model in another process to see what it imports: the same two packages, seconds later

@@ -200,7 +200,7 @@ def test_a_logged_model_is_served_with_its_recipe_and_settings(server, source, d
     assert {"onnx", "onnxplain", "python_function"} <= info.flavors.keys()
     one = source("model=ours")
     resolved = one.fetch(one.releases()[0])
-    assert Recipe.of(resolved.settings.defaults) == Recipe("lrp", "epsilon_plus_flat")
+    assert Recipe.of(resolved.settings.defaults) == Recipe("lrp", {"composite": "epsilon_plus_flat"})
     assert resolved.settings.output.kind == "classification"
     assert Path(resolved.settings.output.labels).read_text() == (MODELS / "digits_cnn/labels.txt").read_text()
     with at(server.uri):
