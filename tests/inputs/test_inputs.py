@@ -420,7 +420,7 @@ BAD = {
     "model.pb": (b"\x08\x07\x12\x00", "ONNX tensor"),
     "text.png": (b"hello world", "not a picture"),
     "cut.png": (PHOTO.read_bytes()[:5000], "cannot be read as a picture"),
-    "notes.txt": (b"hello", "are not read. Give one of .npy"),
+    "notes.unknown": (b"hello", "are not read. Give one of .npy"),
     "bare": (b"hello", "no suffix"),
 }
 
