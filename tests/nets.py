@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 
 from onnxplain import Explainer
+from onnxplain.methods import METHODS
 
 MODELS = Path(__file__).parents[1] / "models"
 NAMES = ("mobilenet_v2", "digits_cnn", "digits_vit", "digits_gru", "iris_mlp", "bc_logreg")
@@ -156,6 +157,12 @@ def sample(name: str) -> np.ndarray:
         return normal(1, 3, 224, 224)
     archive = np.load(next((MODELS / name / "samples").glob("*.npz")))
     return np.asarray(archive[archive.files[0]], np.float32)[:3]
+
+
+def counted(name: str, count: int) -> dict[str, int]:
+    """Options with which a looped method looks `count` times: those that are whole numbers of at least 1."""
+    options = METHODS[name].options.values()
+    return {o.name: count for o in options if "int" in o.types and o.range is not None and o.range.low == 1}
 
 
 def one_hot(shape: tuple[int, ...], *classes: int, dtype: type = np.float32) -> np.ndarray:

@@ -32,8 +32,9 @@ LAYERS = [
     {"loops"},  # the same graph, many times
     {"explainer"},
     {"evaluate"},
-    {"sources", "exports", "client"},
+    {"sources", "client"},
     {"mlflow"},
+    {"exports"},
     {"server"},
     {"cli"},
     {"__main__"},

@@ -15,9 +15,9 @@ from onnxplain.errors import InputError
 from onnxplain.server.app import Server
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.telemetry.logs import set_up
-from onnxplain.sources import DirectorySource, FileSource, ModelSource, default_repositories
+from onnxplain.sources import DirectorySource, FileSource, ModelSource, default_repositories, from_address
 from onnxplain.sources.directory import VARIABLE
-from onnxplain.sources.mlflow import MlflowSource
+from onnxplain.sources.registry import examples
 from onnxplain.sources.webhook import WebhookReceiver
 
 SECRET = "ONNXPLAIN_WEBHOOK_SECRET"
@@ -36,7 +36,7 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @click.option(
     "--model-repository", "more", multiple=True, metavar="DIR", help="The same, by Triton's name. Repeatable."
 )
-@_flag("--registry", multiple=True, metavar="URI", help="mlflow+http://HOST:PORT?model=NAME@ALIAS. Repeatable.")
+@_flag("--registry", multiple=True, metavar="URI", help=f"{', '.join(examples())}. Repeatable.")
 @_flag(
     "--model-control-mode",
     "control",
@@ -116,7 +116,7 @@ def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerO
             found.append(DirectorySource(Path(path), options.control))
         else:
             raise InputError(f"{path}: no such file or folder. Name a repository or an .onnx file.")
-    found += [MlflowSource(uri, options.cache) for uri in registries]
+    found += [from_address(uri, options.cache) for uri in registries]
     names = [source.name for source in found]
     for n, source in enumerate(found):
         if source.name in names[:n]:

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from onnxplain.errors import InputError
+from onnxplain.exports.registry import ExportOption
+
+FORCE = ExportOption("force", "Replace what another export wrote.", bool)
 
 
 @contextmanager

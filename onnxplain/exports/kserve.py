@@ -10,7 +10,9 @@ from pathlib import Path
 
 from onnxplain import __version__
 from onnxplain.errors import UsageError
-from onnxplain.exports.entry import place, staging
+from onnxplain.exports.entry import FORCE, place, staging
+from onnxplain.exports.registry import Exported, ExportJob, ExportOption, export_target
+from onnxplain.runtime.open import bytes_per_stream
 
 PORT = 8081  # KServe's own servers listen there
 RUNTIME = "onnxplain"
@@ -149,6 +151,37 @@ def write(files: dict[str, str], folder: Path, force: bool = False) -> list[Path
         for file, text in files.items():
             (stage / file).write_text(text, encoding="utf-8")
         return place(stage, folder, force)
+
+
+def _check(storage_uri: str | None, **options: object) -> None:
+    if storage_uri is None:
+        raise UsageError(
+            "--kserve needs --storage-uri: where the cluster finds the folder with the model's folder, "
+            "such as s3://bucket/models or pvc://claim/models."
+        )
+
+
+@export_target(
+    ExportOption("kserve", "Print the KServe manifests that serve MODEL.", bool),
+    options=[
+        ExportOption("storage_uri", "KServe: where the cluster finds the model repository.", metavar="URI"),
+        ExportOption("image", "KServe: ours.", metavar="IMAGE", default=Runtime.image),
+        ExportOption("out", "KServe: write the manifests there.", Path, "DIR"),
+        FORCE,
+    ],
+    otherwise="The server explains as model.toml says.",
+    check=_check,
+)
+def to_kserve(job: ExportJob, _: bool, *, storage_uri: str, image: str, out: Path | None, force: bool) -> Exported:
+    """The manifests themselves, or where they lie."""
+    weights = [value.const_value for value in job.explainer.subject.normalised.model.graph.initializers.values()]
+    nbytes = sum(weight.nbytes for weight in weights if weight is not None)
+    runtime = Runtime(image, nbytes, bytes_per_stream(job.explainer.compiled.model))
+    files = manifests(job.resolved.name, storage_uri, runtime)
+    if out is None:
+        return Exported("---\n".join(files.values()).rstrip("\n"))
+    fresh = write(files, out, force)
+    return Exported("\n".join(f"{out / file}{'' if out / file in fresh else '  as it was'}" for file in files))
 
 
 def service_name(name: str) -> str:

@@ -10,12 +10,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxplain import __version__
+from onnxplain.compile import cuda
 from onnxplain.compile.save import save
 from onnxplain.cpu_session import CpuSession
 from onnxplain.explainer import Explainer
 from onnxplain.exports import batching
-from onnxplain.exports.entry import place, staging
+from onnxplain.exports.entry import FORCE, place, staging
 from onnxplain.exports.pbtxt import Config
+from onnxplain.exports.registry import Exported, ExportJob, ExportOption, export_target
 from onnxplain.frontend.load import Source
 from onnxplain.graph.outline import runtime
 from onnxplain.runtime.open import bytes_per_stream
@@ -61,6 +63,23 @@ def export(
             (stage / config.name / "config.pbtxt").write_text(text, encoding="utf-8")
         fresh = place(stage, folder, force)
     return [TritonEntry(c.name, folder / c.name, c.rows, tuple(_notes(c)), folder / c.name in fresh) for c in configs]
+
+
+@export_target(
+    ExportOption("triton", "Write MODEL.explain into a Triton model repository.", Path, "DIR"),
+    options=[ExportOption("with_model", "Triton: write the model itself beside its explanation.", bool), FORCE],
+    takes=["recipe", "request"],
+)
+def to_triton(job: ExportJob, folder: Path, *, with_model: bool, force: bool) -> Exported:
+    """One line for every entry: its folder, its size, how many rows Triton may join."""
+    entries = export(job.explainer, job.resolved.name, folder, with_model=with_model, force=force)
+    lines = []
+    for entry in entries:
+        size = sum(file.stat().st_size for file in entry.path.rglob("*") if file.is_file()) / 1e6
+        state = "" if entry.fresh else ", as it was"
+        lines.append(f"{entry.path}  {size:.1f} MB, max_batch_size {entry.rows}{state}")
+    notes = [*(n for entry in entries for n in entry.notes), *cuda.notes(job.explainer.compiled.model.graph)]
+    return Exported("\n".join(lines), tuple(notes))
 
 
 def config_of(explainer: Explainer, name: str) -> str:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from onnxplain.errors import InputError
 from onnxplain.inputs.binding import bind, conform, join, list_inputs
-from onnxplain.inputs.files import Contents, is_picture, read
+from onnxplain.inputs.files import is_picture, read
+from onnxplain.inputs.formats.registry import FORMATS, Contents, holds
 from onnxplain.inputs.naming import match
 from onnxplain.inputs.paths import expand
 from onnxplain.inputs.pictures import prepare
@@ -62,7 +63,7 @@ class _File:
     @property
     def holds_names(self) -> bool:
         """Whether inputs are found in it by name."""
-        return not self.array and self.path.suffix.lower() in (".npz", ".csv")
+        return not self.array and holds(self.path) in ("named arrays", "table")
 
 
 def load(
@@ -114,7 +115,7 @@ def _assign(files: Iterable[str | Path], inputs: Sequence[InputSpec]) -> list[_F
             raise InputError(f"{loose[0].path}: beside {inputs[0].name}=FILE; give all files in the one way.")
         return [replace(file, spec=inputs[0]) for file in loose]
     if len(loose) == len(open_inputs) and not all(
-        file.path.suffix.lower() == ".npz" and not file.array for file in loose
+        holds(file.path) == "named arrays" and not file.array for file in loose
     ):
         return told + _positional(loose, open_inputs)
     if all(file.holds_names for file in loose) and not told:
@@ -126,14 +127,17 @@ def _assign(files: Iterable[str | Path], inputs: Sequence[InputSpec]) -> list[_F
 
 
 def _array_of(text: str) -> tuple[str, str]:
-    """(file, array) of FILE.npz:ARRAY; array "" for anything else."""
-    at = text.lower().rfind(".npz:")
-    return (text, "") if at < 0 or Path(text).exists() else (text[: at + 4], text[at + 5 :])
+    """(file, array) of FILE:ARRAY, where such a file holds arrays by name; array "" for anything else."""
+    suffixes = [suffix for suffix, entry in FORMATS.items() if entry.holds == "named arrays"]
+    ends = [at + len(suffix) for suffix in suffixes if (at := text.lower().rfind(f"{suffix}:")) >= 0]
+    if not ends or Path(text).exists():
+        return text, ""
+    return text[: max(ends)], text[max(ends) + 1 :]
 
 
 def _positional(files: list[_File], inputs: list[InputSpec]) -> list[_File]:
-    """One file for every input, in order; ONNX test data that carries the inputs' names goes by these."""
-    if all(file.path.suffix.lower() == ".pb" for file in files):
+    """One file for every input, in order; arrays that carry the inputs' names, as ONNX test data, go by these."""
+    if all(holds(file.path) == "named array" for file in files):
         by_name = {next(iter(read(file.path).arrays)): file for file in files}
         if by_name.keys() == {spec.name for spec in inputs}:
             return [replace(by_name[spec.name], spec=spec) for spec in inputs]
@@ -160,7 +164,7 @@ def _array(file: _File, spec: InputSpec, loaded: Loaded, columns: Sequence[str])
         arrays = {"": _in_order(arrays[""], features, columns, file.path, spec, loaded)}
     way_out = (
         f"Say which array is meant: {spec.name}={file.path}:ARRAY."
-        if file.path.suffix.lower() == ".npz"
+        if holds(file.path) == "named arrays"
         else f"If this is what it is, say so: {spec.name}={file.path}."
     )
     return bind(arrays, [_any_batch(spec)], str(file.path), way_out)[spec.name]

@@ -18,7 +18,7 @@ from mlflow.models.evaluation import (  # type: ignore[import-not-found, unused-
 )
 
 from onnxplain.errors import InputError, UnknownName, UnsupportedModel, UsageError
-from onnxplain.evaluate.measures import Measured, measure
+from onnxplain.evaluate.measure import Measured, measure
 from onnxplain.inputs import InputSpec
 from onnxplain.inputs.tables import Columns, from_table, is_table, shaped
 from onnxplain.mlflow.flavor import load_explainer

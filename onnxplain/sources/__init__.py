@@ -1,11 +1,19 @@
-"""Where models come from. For the command line and the service only; the engine takes a path."""
+"""Where models come from. For the command line and the service only; the engine takes a path.
 
+Importing this package registers the model registries of all its modules.
+"""
+
+from onnxplain.registry import import_modules
 from onnxplain.sources.directory import DirectoryRepository, default_repositories, resolve_model
 from onnxplain.sources.folder import DirectorySource, FileSource
+from onnxplain.sources.registry import REGISTRIES, from_address, model_registry
 from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import ModelSource, Release
 
+import_modules(__name__)
+
 __all__ = [
+    "REGISTRIES",
     "DirectoryRepository",
     "DirectorySource",
     "FileSource",
@@ -13,5 +21,7 @@ __all__ = [
     "Release",
     "ResolvedModel",
     "default_repositories",
+    "from_address",
+    "model_registry",
     "resolve_model",
 ]

@@ -21,6 +21,7 @@ from onnxplain.sources.cache import BYTES, FILES, ContentCache
 from onnxplain.sources.directory import NAME
 from onnxplain.sources.mlflow_agent import AgentError, member
 from onnxplain.sources.mlflow_process import MlflowProcess
+from onnxplain.sources.registry import model_registry
 from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
@@ -62,6 +63,7 @@ class Wanted:
         return f"models:/{self.name}" + (f"@{self.alias}" if self.alias else f"/{self.version or 'latest'}")
 
 
+@model_registry("mlflow+http", "mlflow+https", example="mlflow+http://HOST:PORT?model=NAME@ALIAS")
 class MlflowSource:
     """The wanted models of one registry. Credentials come from MLflow's own variables, MLFLOW_TRACKING_TOKEN and such.
 

@@ -18,6 +18,8 @@ from onnxplain.cli.command import Command
 from onnxplain.client import Client
 from onnxplain.compile import Request
 from onnxplain.errors import UsageError
+from onnxplain.exports import EXPORTS, ExportOption
+from onnxplain.exports.registry import own_options
 from onnxplain.inputs import PictureSettings, Preprocessing, load_settings
 from onnxplain.inputs.preparation import picture_settings
 from onnxplain.inputs.specs import InputSpec
@@ -47,7 +49,7 @@ ALWAYS = {  # options that can act whatever else is given
     "chain": {"output", "sample", "shape"},
     "inspect": {"method", "nodes", "json", "attribute-to", "keep", "ledger", "sample", "shape"},
     "bench": {"method", "rounds", "batch", "targets", "json", "attribute-to", "keep", "ledger", "provider", "threads"},
-    "export": {"triton", "kserve", "mlflow"},
+    "export": {target.option.flag.removeprefix("--") for target in EXPORTS.values()},
     "methods": {"json"},
     "doctor": {"json"},
     "health": {"service", "timeout", "json", "tls-ca"},
@@ -95,7 +97,20 @@ PICTURES = [
     ("--std", ["--std", "0.5"]),
     ("--scale", ["--scale", "1/255"]),
 ]
+OF_OTHER_TARGETS = [  # of `onnxplain export`: each target's own options beside every target that has none of the name
+    (option, target, f"says nothing to {target.option.flag}")
+    for option in own_options().values()
+    for target in EXPORTS.values()
+    if option not in target.options
+]
 SERVER = "127.0.0.1:1"
+
+
+def said(option: ExportOption) -> list[object]:
+    """On a command line."""
+    return [option.flag] if option.kind is bool else [option.flag, "s3://b"]
+
+
 IDLE: dict[
     str, list[tuple[str, list[object], str]]
 ] = {  # command -> (option, arguments behind it, what the error says)
@@ -134,11 +149,7 @@ IDLE: dict[
     ],
     "export": [
         *((option, [CNN, "--triton", "t", *given], says) for option, given, says in (*RECIPE, *REQUEST)),
-        ("--with-model", [CNN, "--mlflow", "http://h", "--with-model"], "says nothing to --mlflow"),
-        ("--storage-uri", [CNN, "--triton", "t", "--storage-uri", "s3://b"], "says nothing to --triton"),
-        ("--image", [CNN, "--triton", "t", "--image", "i"], "says nothing to --triton"),
-        ("--out", [CNN, "--triton", "t", "--out", "o"], "says nothing to --triton"),
-        ("--force", [CNN, "--mlflow", "http://h", "--force"], "says nothing to --mlflow"),
+        *((option.flag, [CNN, *said(target.option), *said(option)], says) for option, target, says in OF_OTHER_TARGETS),
         ("--seed", [CNN, "--mlflow", "http://h", "--seed", "index"], "says nothing to --mlflow"),
         ("--fold", [CNN, "--kserve", "--storage-uri", "s3://b", "--fold"], "says nothing to --kserve"),
         ("--method", [CNN, "--kserve", "--storage-uri", "s3://b", "--method", "lrp"], "says nothing to --kserve"),

@@ -420,7 +420,7 @@ def test_manifests_can_be_written(tmp_path):
     "options, words",
     [
         ((), "none of them"),
-        (("--kserve", "--triton", "d"), "--triton and --kserve"),
+        (("--kserve", "--triton", "d"), "--kserve and --triton"),
         (("--kserve",), "--storage-uri"),
         (("--kserve", "--storage-uri", "s3://b", "--method", "lrp"), "model.toml"),
         (("--triton", "d", "--storage-uri", "s3://b"), "goes with --kserve"),

@@ -16,6 +16,7 @@ from onnxplain import inputs
 from onnxplain.errors import InputError, OnnxplainError, UnknownName, UsageError
 from onnxplain.inputs import InputSpec, PictureSettings, labels
 from onnxplain.inputs.files import read
+from onnxplain.inputs.formats import FORMATS
 from onnxplain.inputs.preparation import INTERPOLATIONS
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -419,7 +420,7 @@ BAD = {
     "model.pb": (b"\x08\x07\x12\x00", "ONNX tensor"),
     "text.png": (b"hello world", "not a picture"),
     "cut.png": (PHOTO.read_bytes()[:5000], "cannot be read as a picture"),
-    "notes.txt": (b"hello", "are not read. Give one of .npy"),
+    "notes.unknown": (b"hello", "are not read. Give one of .npy"),
     "bare": (b"hello", "no suffix"),
 }
 
@@ -433,6 +434,16 @@ def test_a_bad_file_is_one_clear_line(tmp_path, name):
         inputs.load([tmp_path / name], [spec])
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("content", [b"\x00\xff not this", b"no numbers in here", b"\n"])
+def test_a_file_of_any_format_that_is_none_is_one_clear_line(suffix, content, tmp_path):
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert path.name in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_file_names_its_neighbours_and_a_folder_asks_for_files(tmp_path):

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from nets import MODELS, sample
+from nets import MODELS, counted, sample
 from running import running_server
 
 from onnxplain import Client, Explainer
@@ -17,8 +17,7 @@ from onnxplain.methods import of_family
 from onnxplain.recipes import Recipe, named
 
 LOOPED = of_family("looped")
-FEW = {"integrated_gradients": {"steps": 7}, "smooth_grad": {"samples": 7}}
-MANY = {"integrated_gradients": {"steps": 20000}, "smooth_grad": {"samples": 20000}}
+FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
 SETTINGS = '[defaults]\nmethod = "smooth_grad"\nsamples = 5\nbase = "lrp-epsilon"\n'
 
