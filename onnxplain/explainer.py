@@ -223,7 +223,7 @@ class Explainer:
             relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
             ledger = outputs.get(LEDGER)
         if isinstance(self.method, Looped):
-            relevances = self._looped(self.method, feeds, targets, scores if separate else values, separate, progress)
+            relevances = self._looped(self.method, feeds, targets, values, separate, progress)
         known = {**feeds, **forward}
         kept = {n: known[n] for n in self.subject.request.keep}
         return Explanation(
@@ -257,13 +257,15 @@ class Explainer:
         return {**about, "heads": heads, "method": self.method.name, "recipe": self.recipe.content()}
 
     def _looped(
-        self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], scores: Array, separate: bool,
+        self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], values: Array, samples: bool,
         progress: Progress | None,
     ) -> dict[str, Array]:  # fmt: skip
         base = None if self.recipe.base is None else METHODS[self.recipe.base.method]
         per_unit = isinstance(base, OnePass) and base.per_unit
-        loop = Loop(self.subject, self._graph, self.explained[0], self._moved, per_unit, not separate, progress)
-        return loop.relevances(method, self.recipe.options, feeds, targets, scores)
+        name, axes = self.explained[0], self.subject.row_axes()
+        proven = self._graph.compiled.streams if self._graph is not None else axes is not None and axes.get(name) == 0
+        loop = Loop(self.subject, self._graph, name, self._moved, per_unit, samples, proven, progress)
+        return loop.relevances(method, self.recipe.options, feeds, targets, values)
 
     def _compare(self, forward: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """The compiled graph's forward answers on the user's own input must be the model's."""

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from onnxplain.errors import UsageError
+from onnxplain.errors import InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.targets import Target
 from onnxplain.methods.registry import Looped
 from onnxplain.methods.tensors import Tensors
 from onnxplain.runtime import chunking
+from onnxplain.runtime.finite import Holes
 from onnxplain.runtime.session import Array
 from onnxplain.subject import Subject
 
@@ -24,8 +25,12 @@ Progress = Callable[[int, int], None]
 class Loop:
     """`methods.run.Run` over a subject.
 
-    graph: what answers `relevance`; None for a forward-only method. attributed: the float inputs that move. whole:
-    whether axis 0 of the inputs counts no samples, so that a point is the whole of them and runs alone.
+    graph: what answers `relevance`; None for a forward-only method. attributed: the float inputs that move. How points
+    are run:
+
+    * stacked, many to a run, along axis 0, where the graph proves that it carries the batch (`proven`);
+    * one by one in their batch, the other rows as they are, where rows are samples and nothing is proven;
+    * one by one as the whole input, for a single row or where axis 0 counts no samples (`samples` False).
     """
 
     def __init__(
@@ -35,40 +40,58 @@ class Loop:
         explained: str,
         attributed: Sequence[str],
         per_unit: bool,
-        whole: bool = False,
+        samples: bool = True,
+        proven: bool = False,
         progress: Progress | None = None,
     ):
-        self.per_unit = per_unit
+        self.per_unit, self.samples = per_unit, samples
         self._subject, self._graph, self._explained = subject, graph, explained
-        self._attributed, self._whole, self._progress = list(attributed), whole, progress
-        specs = {spec.name: spec for spec in subject.inputs}
-        first = {spec.shape[0] for name in attributed if (spec := specs[name]).shape}
-        self._fixed = None if whole else next((length for length in first if isinstance(length, int)), None)
-        self._moves_along = {  # inputs with an open axis 0 have a row for each point
-            name for name, spec in specs.items() if spec.shape and (self._fixed or not isinstance(spec.shape[0], int))
-        }
-        self._others: dict[str, Array] = {}
+        self._attributed, self._proven, self._progress = list(attributed), proven, progress
+        self._specs = {spec.name: spec for spec in subject.inputs}
+        self._feeds: dict[str, Array] = {}
         self._shape: tuple[int, ...] = ()
+        self._row, self._rows = 0, 1
+        self._stacked = self._whole = False
+        self._fixed: int | None = None
         self._jobs, self._job, self._planned = 1, 0, 0
 
     def relevances(
         self, method: Looped, options: Mapping[str, Any], feeds: Mapping[str, Array], targets: Sequence[Target],
-        scores: Array,
+        values: Array,
     ) -> dict[str, Array]:  # fmt: skip
-        """What the method answers for every target of every row, by attributed tensor; rows are target-major."""
-        rows, self._shape = 1 if self._whole or not scores.ndim else scores.shape[0], scores.shape
-        self._jobs = rows * len(targets)
+        """What the method answers for every target of every row, by attributed tensor; rows are target-major.
+
+        values: of the explained tensor. Raises NotFinite, and InputError for an input that has not a row for each
+        sample.
+        """
+        self._feeds, self._shape = dict(feeds), values.shape
+        self._rows = values.shape[0] if self.samples and values.ndim else 1
+        rows_of = {name: len(feeds[name]) if feeds[name].ndim else -1 for name in self._attributed}
+        each = all(rows == self._rows for rows in rows_of.values())
+        self._stacked = self.samples and self._proven and each
+        self._whole = not self._stacked and self._rows == 1
+        if not self._stacked and not self._whole and not each:
+            name = next(name for name, rows in rows_of.items() if rows != self._rows)
+            raise InputError(
+                f"{name} {list(feeds[name].shape)} has not one row for each of {self._rows} samples, and method "
+                f"{method.name} moves each sample by itself: explain one at a time, or attribute to other inputs."
+            )
+        lengths = {(self._specs[name].shape or (None,))[0] for name in self._attributed} if self._stacked else set()
+        self._fixed = next((length for length in lengths if isinstance(length, int)), None)
+        self._jobs = self._rows * len(targets)
         answers: list[Tensors] = []
-        for target in targets:
-            for row in range(rows):
-                self._job, self._planned = len(answers), 0
-                answers.append(method.function(self, self._point(feeds, row), self._seed(target, row), **options))
-        found = {}
-        for name in self._attributed:
-            parts = [np.asarray(answer[name]) for answer in answers]
-            if self._whole and feeds[name].shape[:1] == (1,):
-                parts = [part[0] for part in parts]
-            found[name] = np.concatenate(parts)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error below
+            for target in targets:
+                for row in range(self._rows):
+                    self._row, self._job, self._planned = row, len(answers), 0
+                    answers.append(method.function(self, self._point(), self._seed(target), **options))
+        found = {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._attributed}
+        for name, array in found.items():
+            if (holes := Holes.of(array)) is not None:
+                raise NotFinite(
+                    f"the relevance of {name} by {method.name} is no answer: {holes}. Every look at the model was "
+                    "finite: what the method makes of them is beyond the range of their type."
+                )
         return found
 
     # What methods call
@@ -86,8 +109,7 @@ class Loop:
         """See `Run`."""
         parts = []
         for feeds, rows in self._runs(points):
-            values = self._subject.forward(feeds, [self._explained])[self._explained]
-            parts.append(values[None] if self._whole else values[:rows])
+            parts.append(self._own(self._subject.forward(feeds, [self._explained])[self._explained], rows))
         return np.concatenate(parts)
 
     def score(self, points: Tensors, seed: Array) -> Array:
@@ -103,43 +125,64 @@ class Loop:
         (key,) = graph.compiled.seeds
         parts: dict[str, list[Array]] = {name: [] for name in self._attributed}
         for feeds, rows in self._runs(points):
-            asked = seed if self._whole else np.repeat(seed[:1], max(rows, self._fixed or 0), 0)
-            outputs = graph.run(feeds, {key: asked})
+            outputs = graph.run(feeds, {key: self._seeds(seed, rows)})
             for out, source in graph.compiled.relevances.items():
-                if source not in parts:
-                    continue
-                parts[source].append(outputs[out][None] if self._whole else outputs[out][:rows])
+                if source in parts:
+                    parts[source].append(self._own(outputs[out], rows, self._leads(source)))
         return Tensors({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
     # Inside
 
-    def _point(self, feeds: Mapping[str, Array], row: int) -> Tensors:
-        """One sample of the attributed inputs, float32 or float64; the other inputs are kept for every run."""
-        self._others = {
-            name: array[row : row + 1] if name in self._moves_along and not self._whole and array.ndim else array
-            for name, array in feeds.items()
-            if name not in self._attributed
-        }
-        return Tensors(
-            {name: _wide(feeds[name][None] if self._whole else feeds[name][row : row + 1]) for name in self._attributed}
-        )
+    def _leads(self, name: str) -> bool:
+        """Whether a whole input has an axis 0 of length one, which then is that of the points."""
+        return self._feeds[name].shape[:1] == (1,)
 
-    def _seed(self, target: Target, row: int) -> Array:
-        seed = np.asarray(target.seed)
-        wide = self._wide_scores
+    def _own(self, array: Array, rows: int, leads: bool = False) -> Array:
+        """Of a run's output what belongs to its points, (points, …)."""
+        if self._stacked:
+            return array[:rows]
         if self._whole:
-            return seed.reshape(self._shape).astype(wide)
-        return seed[min(row, len(seed) - 1)][None].astype(wide) if seed.ndim else seed.astype(wide)
+            return array if leads else array[None]
+        return array[self._row : self._row + 1]
+
+    def _point(self) -> Tensors:
+        """One sample of the attributed inputs, float32 or float64."""
+        point = {}
+        for name in self._attributed:
+            array = self._feeds[name]
+            if not self._whole:
+                array = array[self._row : self._row + 1]
+            elif not self._leads(name):
+                array = array[None]
+            point[name] = array if array.dtype == np.float64 else array.astype(np.float32)
+        return Tensors(point)
+
+    def _seed(self, target: Target) -> Array:
+        """(1, …the explained tensor's axes behind the samples); of a whole input (…all its axes)."""
+        seed = np.asarray(target.seed).astype(self._seed_type)
+        if self._whole:
+            return seed.reshape(self._shape)
+        return seed[min(self._row, len(seed) - 1)][None] if seed.ndim else seed
+
+    def _seeds(self, seed: Array, rows: int) -> Array:
+        """For one run."""
+        if self._whole:
+            return seed
+        if self._stacked:
+            return np.repeat(seed[:1], max(rows, self._fixed or 0), 0)
+        seeds = np.zeros(self._shape, seed.dtype)
+        seeds[self._row] = seed[0]
+        return seeds
 
     @property
-    def _wide_scores(self) -> Any:
+    def _seed_type(self) -> Any:
         if self._graph is None:
             return np.float64
         value = next(v for v in self._graph.compiled.model.graph.inputs if v.name in self._graph.compiled.seeds)
         return np.float64 if value.dtype is not None and value.dtype.numpy() == np.float64 else np.float32
 
     def _size(self, count: int) -> int:
-        if self._whole:
+        if not self._stacked:
             return 1
         if self._fixed:
             return self._fixed
@@ -149,21 +192,41 @@ class Loop:
     def _runs(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
         """Feeds of each run, and how many of its rows are points: a fixed batch is filled up with the last."""
         count = len(next(iter(points.values())))
-        kinds = {spec.name: spec.dtype for spec in self._subject.inputs}
         for part in chunking.chunks(count, self._size(count)):
             rows = part.stop - part.start
-            feeds = {}
+            feeds = {
+                name: array if name in points else self._companion(name, max(rows, self._fixed or 0))
+                for name, array in self._feeds.items()
+            }
             for name, array in points.items():
-                moved = array[part][0] if self._whole else array[part]
-                if self._fixed and rows < self._fixed:
-                    moved = np.concatenate([moved, np.repeat(moved[-1:], self._fixed - rows, 0)])
-                feeds[name] = moved.astype(kinds[name])
-            held = max(rows, self._fixed or 0)
-            for name, array in self._others.items():
-                along = name in self._moves_along and not self._whole and array.ndim
-                feeds[name] = np.repeat(array, held, 0) if along else array
+                feeds[name] = self._placed(name, array[part])
             yield feeds, rows
 
+    def _companion(self, name: str, held: int) -> Array:
+        """An input that does not move, for a run of `held` rows."""
+        array, shape = self._feeds[name], self._specs[name].shape
+        if not self._stacked or not array.ndim or not shape:
+            return array
+        open_rows = not isinstance(shape[0], int) or shape[0] == self._fixed
+        if len(array) == self._rows and open_rows:
+            return np.repeat(array[self._row : self._row + 1], held, 0)
+        return array
 
-def _wide(array: Array) -> Array:
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+    def _placed(self, name: str, points: Array) -> Array:
+        """Points as one run is fed them, in the input's type. Raises NotFinite where it cannot hold them."""
+        before = self._feeds[name]
+        if self._stacked:
+            if self._fixed and len(points) < self._fixed:
+                points = np.concatenate([points, np.repeat(points[-1:], self._fixed - len(points), 0)])
+            moved = points.astype(before.dtype)
+        elif self._whole:
+            moved = np.asarray(points if self._leads(name) else points[0]).astype(before.dtype)
+        else:
+            moved = before.copy()
+            moved[self._row] = points[0]
+        if (holes := Holes.of(moved)) is not None:
+            raise NotFinite(
+                f"a point that the method makes of {name} ({before.dtype}) is none: {holes}. Its baseline or noise is "
+                "beyond the range of the input's type."
+            )
+        return moved

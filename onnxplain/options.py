@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnxplain.errors import UnknownName, UsageError
 
+STABILISERS = ("epsilon",)  # of whatever name is a number that keeps a sum from 0: it has no sign
 Choices = Mapping[str, Sequence[str]]
 """The words of those options that take words."""
 
@@ -36,8 +38,15 @@ def checked(what: str, defaults: Mapping[str, Any], given: Mapping[str, Any], ch
         if option in choices:
             if value not in choices[option]:
                 raise UsageError(f"{what}: {option} is {' or '.join(choices[option])}, not {value!r}.")
-        elif not _numeric(value) and value is not None:
+            continue
+        default = defaults[option]
+        lists = default is inspect.Parameter.empty or isinstance(default, (list, tuple))  # bounds: one or per channel
+        if value is None and default is None:
+            continue
+        if not _numeric(value) or (isinstance(value, (list, tuple)) and not lists):
             raise UsageError(f"{what}: {option} is a number, not {value!r}.")
+        if option in STABILISERS and value < 0:
+            raise UsageError(f"{what}: {option} is a number at least 0, not {value!r}.")
     missing = [o for o, default in defaults.items() if default is inspect.Parameter.empty and o not in given]
     if missing:
         example = ",".join(f"{option}=…" for option in missing)
@@ -93,6 +102,7 @@ def described(defaults: Mapping[str, Any], choices: Choices) -> dict[str, str]:
 
 
 def _numeric(value: Any) -> bool:
+    """A finite number, or a list of such."""
     if isinstance(value, (list, tuple)):
-        return all(_numeric(v) for v in value)
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return bool(value) and all(_numeric(v) for v in value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -15,6 +15,7 @@ from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_assignment
 from onnxplain.errors import InputError, UnknownName, UsageError
 from onnxplain.methods.options import Options, resolved
 from onnxplain.methods.registry import METHODS, Looped, OnePass, one_pass
+from onnxplain.options import call_text
 from onnxplain.rules.finishes import FINISHES
 from onnxplain.rules.starts import STARTS
 
@@ -32,6 +33,8 @@ class Recipe:
     base: Recipe | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.base, str):
+            object.__setattr__(self, "base", named(self.base))
         if self.method not in METHODS:
             object.__setattr__(self, "options", Options(self.options))
             return
@@ -40,7 +43,10 @@ class Recipe:
             takers = [other.name for other in METHODS.values() if name in other.options]
             if takers and name not in entry.options:
                 raise UsageError(f"method {self.method} takes no {name}; that is for {', '.join(takers)}.")
-        object.__setattr__(self, "options", resolved(self.method, entry.options, self.options))
+        options = resolved(self.method, entry.options, self.options)
+        if "composite" in options:
+            options = Options({**options, "composite": composite_text(str(options["composite"]))})
+        object.__setattr__(self, "options", options)
         if not isinstance(entry, Looped) or not entry.base:
             if self.base is not None:
                 raise UsageError(f"method {self.method} takes no base: it is {entry.family}.")
@@ -53,7 +59,7 @@ class Recipe:
     @classmethod
     def asked(cls, method: str | Recipe, base: str | Recipe | None = None, **options: Any) -> Recipe:
         """From Python's words: None is not given, a recipe is taken as it is."""
-        given = {name: value for name, value in options.items() if value is not None and value != ()}
+        given = {name: value for name, value in options.items() if value is not None and not _empty(value)}
         if isinstance(method, Recipe):
             if given or base is not None:
                 raise UsageError(
@@ -209,9 +215,28 @@ def named(name: str) -> Recipe:
     entry = METHODS.get(method)
     if isinstance(entry, Looped) and entry.base and rest:
         return Recipe(method, base=named(rest))
-    if name not in recipe_names():
+    if entry is None or (rest and "composite" not in entry.options):
         raise UnknownName("recipe", name, recipe_names())
-    return Recipe(method, {"composite": rest} if rest else {})
+    if not rest:
+        return Recipe(method)
+    if rest.partition("(")[0] not in COMPOSITES or not parse_composite(rest)[0].make(None).relevance:
+        raise UnknownName("recipe", name, recipe_names())
+    return Recipe(method, {"composite": rest})
+
+
+def composite_text(text: str) -> str:
+    """A composite as it is written, its options only where they are not the defaults.
+
+    One that is not known here (a newer server's) is left as it is; what compiles it says so.
+    """
+    if text.partition("(")[0].strip() not in COMPOSITES:
+        return text
+    entry, options = parse_composite(text)
+    return call_text(entry.name, {name: v for name, v in options.items() if v != entry.options[name]})
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and not value
 
 
 def _toml(content: Mapping[str, Any]) -> str:

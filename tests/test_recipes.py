@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
+from onnxplain.composites import parse_assignments
 from onnxplain.errors import InputError, UnknownName, UsageError
 from onnxplain.recipes import Recipe, named, recipe_names
 
@@ -34,6 +36,47 @@ def test_what_is_left_to_defaults_is_the_same_as_what_is_said():
     )
     assert Recipe("integrated_gradients", {"steps": "30"}) == Recipe("integrated_gradients", {"steps": 30.0})
     assert Recipe("integrated_gradients", {"steps": 51}).digest != Recipe("integrated_gradients").digest
+
+
+@pytest.mark.parametrize("text", ["epsilon", "epsilon()", "epsilon(epsilon=1e-06)", " epsilon ( epsilon = 0.000001 ) "])
+def test_a_composite_has_one_text_however_much_is_said(text):
+    assert Recipe("lrp", {"composite": text}) == named("lrp-epsilon")
+    assert Recipe("lrp", {"composite": "epsilon(epsilon=0.1)"}).title == "lrp-epsilon(epsilon=0.1)"
+    assert named("lrp-epsilon(epsilon=0.1)").options["composite"] == "epsilon(epsilon=0.1)"
+    assert named("lrp-default") == Recipe("lrp") and Recipe("smooth_grad", base="lrp") == named("smooth_grad-lrp")
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "lrp-nothing", "gradient-epsilon", "lrp-none", "smooth_grad-smooth_grad", ""]
+)
+def test_a_name_of_no_recipe_is_refused(name):
+    with pytest.raises(UsageError):
+        named(name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epsilon(epsilon=-1)",
+        "epsilon(epsilon=1e999)",
+        "epsilon(epsilon=None)",
+        "epsilon(epsilon=[1,2])",
+        "epsilon(x=1)",
+    ],
+)
+def test_an_option_of_a_composite_that_means_nothing_is_refused(text):
+    for make in (lambda: Recipe("lrp", {"composite": text}), lambda: parse_assignments([f"type:Gemm={text}"])):
+        with pytest.raises(UsageError, match="epsilon"):
+            make()
+
+
+def test_numpys_numbers_are_numbers():
+    options = {"steps": np.int64(20), "baseline": np.array([0.5, 1.0])}
+    assert Recipe.asked("integrated_gradients", **options) == Recipe(
+        "integrated_gradients", {"steps": 20, "baseline": (0.5, 1.0)}
+    )
+    with pytest.raises(UsageError, match="a list of numbers"):
+        Recipe.asked("integrated_gradients", baseline=np.zeros((2, 2)))
 
 
 def test_a_base_is_a_name_or_a_table():

@@ -87,6 +87,9 @@ def bench(
             explainer = explainer_of(subject, recipe)
             if recipe.looped:
                 runs[recipe.title] = partial(explainer.explain, feeds)
+                if targets > 1:
+                    label = f"{recipe.title}, {targets} targets, each"
+                    result["contenders"][label] = {"failed": "one target at a time: it looks many times for each"}
             else:
                 name = _name(recipe)
                 _add(runs, per, name, explainer, subject, feeds, targets, result)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from google.protobuf import json_format
 from rich.progress import Progress, TaskID
 
 from onnxplain import render
@@ -96,13 +97,13 @@ def explain(
             inputs=[str(spec) for spec in info.specs],
             loaded=client.prepare(name, list(files), version=version),
         )
-        for recipe in _recipes(methods, words, info.method):
-            label = str(recipe["method"])
+        for recipe in _recipes(methods, words, info.method, json_format.MessageToDict(info.reply.default_options)):
+            label = recipe["recipe"].method if "recipe" in recipe else recipe["method"]
             progress.update(step, description=f"explaining by {label}")
             started = time.perf_counter()
             found = client.explain(
                 name, done.loaded, targets or ("predicted",), version=version, explain=tensor, head=head or "",
-                attribute_to=attribute_to, outputs=keep, ledger=ledger, recipe=recipe,
+                attribute_to=attribute_to, outputs=keep, ledger=ledger, **recipe,
                 progress=partial(_say, progress, step, f"explaining by {label}"),
             )  # fmt: skip
             done.seconds[found.method.name] = time.perf_counter() - started
@@ -136,8 +137,13 @@ def where(model: str, version: str) -> tuple[str, str, str]:
     return name, version or inside, address
 
 
-def _recipes(methods: Sequence[str], words: RecipeWords, default: str) -> list[dict[str, Any]]:
-    """A recipe's table for each method; the same options reach the same methods as in `run`."""
+def _recipes(
+    methods: Sequence[str], words: RecipeWords, default: str, defaults: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Arguments of `Client.explain` for each method; the same options reach the same methods as in `run`.
+
+    default, defaults: the method of the model's own recipe, and the whole of it.
+    """
     if (recipe := words.read(methods)) is not None:
-        return [recipe.content()]
-    return list(words.tables(list(methods) or [default]).values())
+        return [{"recipe": recipe}]
+    return list(words.tables(list(methods) or [default], defaults).values())

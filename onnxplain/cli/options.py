@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
@@ -129,8 +129,10 @@ class RecipeWords:
                 found[name] = word
         return found
 
-    def tables(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def tables(self, names: Sequence[str], defaults: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
         """A recipe's table for each method: every option goes to those that take it, to an only one in any case.
+
+        defaults: the model's own recipe, which its method's options are laid over.
 
         A looped method hands on what its base takes. A method that is not known here is a newer server's, and takes
         all. Raises UsageError for an option that none takes.
@@ -143,7 +145,7 @@ class RecipeWords:
             if not bases and len(found) > 1:
                 raise UsageError(f"--base says nothing to {' and '.join(found)}; see `onnxplain methods`.")
         for option, value in self.given().items():
-            takers = [place for name in found if (place := _place(found[name], option)) is not None]
+            takers = [place for name in found if (place := _place(found[name], option, defaults or {})) is not None]
             if not takers and len(found) > 1:
                 flag = FLAGS.get(option, f"--option {option}")
                 raise UsageError(f"{flag} says nothing to {' and '.join(found)}; see `onnxplain methods`.")
@@ -166,7 +168,7 @@ def recipe_options(command: Command) -> Command:
 FLAGS = {"composite": "--composite", "rules": "--rule", "form": "--form"}
 
 
-def _place(table: dict[str, Any], option: str) -> dict[str, Any] | None:
+def _place(table: dict[str, Any], option: str, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
     """Where an option belongs in a recipe's table: to the method, to its base, or nowhere."""
     name = table["method"]
     if name not in METHODS or option in METHODS[name].options:
@@ -174,7 +176,8 @@ def _place(table: dict[str, Any], option: str) -> dict[str, Any] | None:
     entry = METHODS[name]
     if not isinstance(entry, Looped) or not entry.base:
         return None
-    base: dict[str, Any] = table.get("base") or named(entry.base).content()
+    own = defaults.get("base") if defaults.get("method") == name else None
+    base: dict[str, Any] = table.get("base") or own or named(entry.base).content()
     if base["method"] in METHODS and option not in METHODS[base["method"]].options:
         return None
     return cast("dict[str, Any]", table.setdefault("base", base))
@@ -191,7 +194,7 @@ def recipes(
     defaults = Recipe.of(settings.defaults, "[defaults]") if settings and settings.defaults else None
     names = list(methods) or ([defaults.method] if defaults and not fallback else list(fallback)) or ["lrp"]
     found = []
-    for name, table in words.tables(names).items():
+    for name, table in words.tables(names, defaults.content() if defaults else None).items():
         below = defaults.content() if defaults and defaults.method == name else {}
         if "rules" in table and "rules" in below:
             table["rules"] = (*table["rules"], *below["rules"])

@@ -60,7 +60,7 @@ def write_run(done: Invocation, folder: Path, palette: str | None) -> None:
             if over is not None:
                 out.write(f"{name}.overlay.png", render.png(over))
         for name, e in zip(_unique([e.recipe.label for e in done.explanations]), done.explanations, strict=True):
-            out.write(f"{name}.npz", e.npz())
+            out.write(f"{render.safe_name(name)}.npz", e.npz())
         grid = render.png(render.grid(panels, palette=palette))
         out.write("grid.png", grid)
         for name, array in _kept(done).items():

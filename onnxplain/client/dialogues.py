@@ -187,7 +187,10 @@ def recipe_message(
     default: the method of the model's own recipe, which then is what options are laid over. options: of the method,
     base among them.
     """
-    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    if isinstance(method, Recipe):
+        method, recipe = None, method if recipe is None else recipe
+    said = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in said.items() if not isinstance(value, (tuple, list)) or value}
     if recipe is not None:
         if method or given:
             raise UsageError(

@@ -36,6 +36,8 @@ class PortConnection:
                 raise UnsupportedModel(f"{problem}.")
 
     def _named(self, connect: Connect) -> Pairs:
+        if not isinstance(connect, Mapping):
+            raise UsageError(f"connect is a table of outputs and inputs, such as {{'y': 'x'}}, not {connect!r}.")
         pairs: dict[str, str] = {}
         for source, targets in connect.items():
             if source not in self.outputs:

@@ -186,4 +186,4 @@ def _reader(graph: ir.Graph, value: ir.Value) -> ir.Node | None:
 
 
 def _names(given: Tensors) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+    return (given,) if isinstance(given, str) else tuple(given or ())

@@ -31,6 +31,7 @@ def save(model: ir.Model, path: Path, source: Path | None = None) -> dict[str, i
         raise InputError(f"cannot write {path}: it is a folder; give a file name.")
     if source is not None and path.resolve() == Path(source).resolve():
         raise InputError(f"cannot write {path}: it is the model to be explained; give another name.")
+    _refuse_weights(model, path)
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist.")
     folder = None
@@ -46,6 +47,15 @@ def save(model: ir.Model, path: Path, source: Path | None = None) -> dict[str, i
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_weights(model: ir.Model, path: Path) -> None:
+    """Writing must not replace a file that holds weights of what is written, and of the model it was made from."""
+    written = {file.resolve() for file in (path, path.with_name(f"{path.name}.data"))}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and (held := Path(tensor.path).resolve()) in written:
+            raise InputError(f"cannot write {path}: {held.name} holds weights that are read; give another name.")
 
 
 def _write(model: ir.Model, path: Path, home: Path) -> dict[str, int]:

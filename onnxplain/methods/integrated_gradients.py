@@ -26,7 +26,7 @@ def integrated_gradients(
     seed: Array,
     *,
     baseline: float | list[float] = 0.0,
-    steps: Annotated[int, Range(1)] = 50,
+    steps: Annotated[int, Range(1, 1_000_000)] = 50,
     quadrature: Literal["gauss_legendre", "midpoint", "right"] = "gauss_legendre",
     multiply_by_inputs: bool | None = None,
 ) -> Tensors:
@@ -42,6 +42,8 @@ def integrated_gradients(
         more are that many on each part of the path), right is the sum at the right ends that other libraries take.
     multiply_by_inputs: whether the mean is multiplied by x - x'; None: where the base answers per unit of the input.
     """
+    if not isinstance(baseline, (int, float)) and not run.samples:
+        raise UsageError("a baseline for each channel needs inputs whose axis 0 counts samples: give one number.")
     start = x.map(lambda array: _filled(array, baseline))
     positions, weights = nodes(steps, quadrature)
     total = x.map(lambda array: np.zeros(array.shape, np.float64))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from onnxplain.errors import UnknownName, UsageError
 
 NUMBERS = "a list of numbers"
@@ -25,8 +27,8 @@ class Range:
 
     def __str__(self) -> str:
         if self.low is None:
-            return f"at most {self.high:g}"
-        return f"at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:g}"
+            return f"at most {self.high}"
+        return f"at least {self.low}" if self.high is None else f"from {self.low} to {self.high}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Option:
 
         Raises UsageError for one that it does not take.
         """
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = value.tolist()  # numpy's numbers are numbers; an array of more axes than one is none of these
         found = _read(value, self.types) if isinstance(value, str) else value
         if isinstance(found, (list, tuple)):
             found = tuple(found)

@@ -19,6 +19,9 @@ class Run(Protocol):
     per_unit: bool
     """Whether relevance is per unit of the input, as a gradient is; else it is a share of the score."""
 
+    samples: bool
+    """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
+
     def batches(self, count: int) -> Iterator[slice]:
         """0 … count in pieces that fit in memory at once; what is told as progress is how much of it is done."""
         ...

@@ -22,7 +22,7 @@ def smooth_grad(
     x: Tensors,
     seed: Array,
     *,
-    samples: Annotated[int, Range(1)] = 50,
+    samples: Annotated[int, Range(1, 1_000_000)] = 50,
     noise: Annotated[float, Range(0)] = 0.15,
     average: Literal["mean", "square", "variance"] = "mean",
     random_seed: Annotated[int, Range(0)] = 0,

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from nets import net, normal
 
-from onnxplain import Explainer
+from onnxplain import Explainer, chain, cut
 from onnxplain.compile import save as saving
 from onnxplain.errors import InputError, UnsupportedModel
 
@@ -132,3 +132,30 @@ def test_missing_weights_are_one_clear_line(external):
     os.remove(external.parent / "m.weights")
     with pytest.raises(UnsupportedModel, match=r"m\.weights.*not beside the model"):
         Explainer(external)
+
+
+def written(folder, data: str, seed: int):
+    model = net(
+        "g (float[N, 64] x) => (float[N, 64] y) { a = MatMul (x, w) b = Tanh (a) y = MatMul (b, v) }",
+        w=normal(64, 64, seed=seed),
+        v=normal(64, 64, seed=seed + 1),
+    )
+    folder.mkdir(exist_ok=True)
+    onnx.save(model, folder / "m.onnx", save_as_external_data=True, location=data, size_threshold=100)
+    return folder / "m.onnx"
+
+
+def test_a_file_that_holds_weights_which_are_read_is_never_written_over(tmp_path):
+    """By any command that writes a model: the file itself, and the `.data` that may go beside it."""
+    first, second = written(tmp_path / "a", "m.data", 0), written(tmp_path / "b", "q.onnx.data", 10)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for write in (
+        lambda: chain(first, second, tmp_path / "b" / "q.onnx"),
+        lambda: chain(second, first, tmp_path / "b" / "q.onnx"),
+        lambda: cut(first, tmp_path / "a" / "m.data", at="b"),
+        lambda: Explainer(first, "gradient").save(tmp_path / "a" / "m.data"),
+        lambda: Explainer(second, "gradient").save(tmp_path / "b" / "q.onnx"),
+    ):
+        with pytest.raises(InputError, match=r"holds weights that are read; give another name"):
+            write()
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from nets import NAMES, counted, net, normal, relu_net, repository, sample
 
 from onnxplain import Explainer, cut, loops
 from onnxplain.compile import Request
-from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
+from onnxplain.errors import InputError, NotFinite, UnknownName, UnsupportedModel, UsageError
 from onnxplain.methods import METHODS, of_family
 from onnxplain.methods.integrated_gradients import nodes
 from onnxplain.methods.registry import method
@@ -338,3 +339,94 @@ def test_an_inner_layer_is_an_input_of_the_model_cut_there(tmp_path):
     change = (found.targets[0].seed * (found.scores - before)).sum(1)
     size = np.abs(found.relevance).reshape(len(x), -1).sum(1).max()
     np.testing.assert_allclose(found.relevance.reshape(len(x), -1).sum(1), change, atol=0.02 * size)  # kinks
+
+
+# -- inputs that are no batch ----------------------------------------------------------------------------------------
+
+F = functools.partial(normal, seed=5)
+NO_BATCH = {
+    "a sum along the rows": (
+        "g (float[T, 4] x) => (float[T, 3] y) { c = CumSum (x, zero) h = MatMul (c, w) y = Tanh (h) }", {"x": F(1, 4)},
+    ),
+    "a mean over the rows, one row": (
+        "g (float[N, 4] x) => (float[N, 3] y) { m = ReduceMean <keepdims = 1> (x, zeros) c = MatMul (m, v) h = MatMul (x, w) s = Mul (h, c) y = Tanh (s) }",  # noqa: E501
+        {"x": F(1, 4)},
+    ),
+    "time in front, one step": (
+        "g (float[T, N, 4] x) => (float[N, 3] y) { s = ReduceSum <keepdims = 0> (x, zeros) h = MatMul (s, w) y = Tanh (h) }",  # noqa: E501
+        {"x": F(1, 1, 4)},
+    ),
+    "a vector for all rows, one row": (
+        "g (float[N, 4] x, float[4] b) => (float[N, 3] y) { s = Mul (x, b) h = MatMul (s, w) y = Tanh (h) }",
+        {"x": F(1, 4), "b": normal(4)},
+    ),
+    "an index list": (
+        "g (float[N, 4] x, int64[K] i) => (float[N, 3] y) { e = Gather (e0, i) r = ReduceSum <keepdims = 0> (e, zeros) s = Mul (x, r) h = MatMul (s, w) y = Tanh (h) }",  # noqa: E501
+        {"x": F(1, 4), "i": np.array([1, 3, 4])},
+    ),
+    "a table beside a row": (
+        "g (float[1, 4] x, float[K, 4] t) => (float[1, 3] y) { m = ReduceSum <keepdims = 1> (t, zeros) s = Mul (x, m) h = MatMul (s, w) y = Tanh (h) }",  # noqa: E501
+        {"x": F(1, 4), "t": normal(3, 4)},
+    ),
+    "a scalar": (
+        "g (float[N, 4] x, float s) => (float[N, 3] y) { z = Mul (x, s) h = MatMul (z, w) y = Tanh (h) }",
+        {"x": F(1, 4), "s": np.array(0.7, np.float32)},
+    ),
+    "a graph of neighbours": (
+        "g (float[N, 4] x, float[N, N] a) => (float[N, 3] y) { m = MatMul (a, x) h = MatMul (m, w) y = Tanh (h) }",
+        {"x": F(1, 4), "a": np.ones((1, 1), np.float32)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_BATCH)
+def test_what_is_no_batch_is_moved_as_it_is(case, tmp_path):
+    """Against the base at one point after the other, each in a run of its own, all float inputs moved together."""
+    text, feeds = NO_BATCH[case]
+    constants = {"w": F(4, 3), "v": normal(4, 3), "e0": normal(6, 4), "zero": np.array(0), "zeros": np.array([0])}
+    path = saved(net(text, **{n: array for n, array in constants.items() if re.search(rf"\b{n}\b", text)}), tmp_path)
+    gradient = Explainer(path, "gradient", kind="classification")
+    positions, weights = nodes(6, "gauss_legendre")
+    moving = [name for name, array in feeds.items() if array.dtype == np.float32]
+    sums = dict.fromkeys(moving, 0.0)
+    for position, weight in zip(positions, weights, strict=True):
+        point = {name: np.asarray(a * position, np.float32) if name in moving else a for name, a in feeds.items()}
+        found = gradient.explain(point, 1).relevances
+        sums = {name: total + weight * found[name].reshape(feeds[name].shape) for name, total in sums.items()}
+    found = Explainer(path, "integrated_gradients", steps=6, kind="classification").explain(feeds, 1).relevances
+    for name in moving:
+        expected = sums[name] * feeds[name]
+        np.testing.assert_allclose(found[name].reshape(expected.shape), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sample_moves_in_its_own_batch_where_nothing_is_proven(tmp_path):
+    """Rows answer alone, though a Reshape with a literal batch hides it from the proof: the others stay as they are."""
+    text = "g (float[3, 4] x) => (float[3, 3] y) { f = Reshape (x, flat) b = Reshape (f, back) h = MatMul (b, w) y = Tanh (h) }"  # noqa: E501
+    hidden = net(text, w=F(4, 3), flat=np.array([12]), back=np.array([3, 4]))
+    plain = net("g (float[N, 4] x) => (float[N, 3] y) { h = MatMul (x, w) y = Tanh (h) }", w=F(4, 3))
+    x = normal(3, 4)
+    for name in LOOPED:
+        found = Explainer(saved(hidden, tmp_path), name).explain(x, [0, 2]).relevance
+        expected = Explainer(saved(plain, tmp_path), name).explain(x, [0, 2]).relevance
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_input_without_a_row_for_each_sample_is_refused(tmp_path):
+    text = "g (float[N, 4] x, float[4] b) => (float[N, 3] y) { s = Mul (x, b) h = MatMul (s, w) y = Tanh (h) }"
+    path = saved(net(text, w=F(4, 3)), tmp_path)
+    with pytest.raises(InputError, match=r"b \[4\] has not one row for each of 3 samples"):
+        Explainer(path, "integrated_gradients").explain({"x": normal(3, 4), "b": normal(4)}, 1)
+
+
+@pytest.mark.parametrize(
+    "method, options", [("integrated_gradients", {"baseline": 1e39}), ("smooth_grad", {"noise": 1e39})]
+)
+def test_points_beyond_the_type_of_an_input_are_an_error(method, options, tmp_path):
+    with pytest.raises(NotFinite, match=r"baseline or noise is beyond the range of the input's type"):
+        Explainer(saved(relu_net(), tmp_path), method, **options).explain(X, 0)
+
+
+def test_a_result_that_is_not_finite_is_an_error(tmp_path):
+    path = saved(net("g (float[N, 4] x) => (float[N, 3] y) { y = MatMul (x, w) }", w=1e30 * F(4, 3)), tmp_path)
+    with pytest.raises(NotFinite, match=r"the relevance of x by smooth_grad is no answer"):
+        Explainer(path, "smooth_grad", average="square").explain(0.1 * normal(2, 4), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from nets import MODELS, counted, sample
 from running import running_server
 
 from onnxplain import Client, Explainer
+from onnxplain.cli import main
 from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
 from onnxplain.methods import of_family
 from onnxplain.recipes import Recipe, named
@@ -31,6 +33,7 @@ def client(request, tmp_path_factory):
     (folder / "smooth" / "model.toml").write_text(SETTINGS)
     isolate = ["--isolate"] if request.param == "isolated" else []
     with running_server(folder, "--allow-export", *isolate) as server, Client(server.address) as found:
+        found.models, found.at = folder, server.address
         yield found
 
 
@@ -54,6 +57,20 @@ def test_a_models_default_may_be_a_loop(client):
     more = client.explain("smooth", X, samples=6)
     assert more.recipe == Recipe("smooth_grad", {"samples": 6}, named("lrp-epsilon"))
     assert not client.ready("smooth.explain") and client.ready("smooth") and client.ready("smooth.explain.lrp-epsilon")
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--option", "samples=6"], ["--composite", "epsilon_plus"], ["--method", "lrp"]], ids=" ".join
+)
+def test_explain_keeps_the_models_defaults_as_run_does(client, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digit = MODELS / "digits_cnn" / "samples" / "three.npy"
+    for place, model in (("run", client.models / "smooth"), ("explain", f"smooth@{client.at}")):
+        main([place, str(model), str(digit), *words, "--out", place])  # SystemExit where it fails
+    ours, theirs = (sorted(Path(place).glob("*.npz")) for place in ("run", "explain"))
+    assert [path.name for path in ours] == [path.name for path in theirs] != []
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.read_bytes() == b.read_bytes()
 
 
 def test_progress_is_streamed(client):
@@ -103,7 +120,7 @@ def test_recipes_are_listed_with_their_options(client):
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"steps": 0}, "at least 1"), ({"stps": 5}, "Did you mean steps"),
+        ({"steps": 0}, "from 1 to 1000000"), ({"stps": 5}, "Did you mean steps"),
         ({"composite": "epsilon"}, "takes no composite"),
         ({"base": "smooth_grad"}, "is a one-pass method"), ({"base": "nothing"}, "no method named"),
     ],
