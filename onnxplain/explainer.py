@@ -135,6 +135,11 @@ class Explainer:
         return self._graph
 
     @property
+    def bytes_per_stream(self) -> int:
+        """Memory that one more row takes while it is explained, in bytes; 0 where no graph runs."""
+        return 0 if self._graph is None else self._graph.bytes_per_stream
+
+    @property
     def compiled(self) -> Compiled:
         """The compiled graph as a model, with its names. Raises UsageError as `graph` does."""
         return self.graph.compiled

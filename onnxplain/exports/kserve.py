@@ -12,7 +12,6 @@ from onnxplain import __version__
 from onnxplain.errors import UsageError
 from onnxplain.exports.entry import FORCE, place, staging
 from onnxplain.exports.registry import Exported, ExportJob, ExportOption, export_target
-from onnxplain.runtime.open import bytes_per_stream
 
 PORT = 8081  # KServe's own servers listen there
 RUNTIME = "onnxplain"
@@ -176,7 +175,7 @@ def to_kserve(job: ExportJob, _: bool, *, storage_uri: str, image: str, out: Pat
     """The manifests themselves, or where they lie."""
     weights = [value.const_value for value in job.explainer.subject.normalised.model.graph.initializers.values()]
     nbytes = sum(weight.nbytes for weight in weights if weight is not None)
-    runtime = Runtime(image, nbytes, bytes_per_stream(job.explainer.compiled.model))
+    runtime = Runtime(image, nbytes, job.explainer.bytes_per_stream)
     files = manifests(job.resolved.name, storage_uri, runtime)
     if out is None:
         return Exported("---\n".join(files.values()).rstrip("\n"))
