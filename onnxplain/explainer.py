@@ -77,14 +77,9 @@ class Explainer:
         self.recipe = Recipe.asked(method, base, **options)
         self.method = METHODS[self.recipe.method]
         asked: dict[str, Any] = {
-            "explain": _names(explain),
-            "head": head,
-            "seed": seed,
-            "attribute_to": _names(attribute_to),
-            "keep": _names(keep),
-            "ledger": ledger,
-            "fold": fold,
-        }
+            "explain": _names(explain), "head": head, "seed": seed, "attribute_to": _names(attribute_to),
+            "keep": _names(keep), "ledger": ledger, "fold": fold,
+        }  # fmt: skip
         asked = {name: value for name, value in asked.items() if value is not None}
         if isinstance(model, Subject):
             model.refuse_others(asked | {"provider": provider, "threads": threads, "sample": sample, "shapes": shapes})
