@@ -109,7 +109,12 @@ class Loop:
         """See `Run`."""
         parts = []
         for feeds, rows in self._runs(points):
-            parts.append(self._own(self._subject.forward(feeds, [self._explained])[self._explained], rows))
+            values = self._subject.forward(feeds, [self._explained])[self._explained]
+            if (holes := Holes.of(values)) is not None:
+                raise NotFinite(
+                    f"the score {self._explained} at a point that the method looks at is no answer: {holes}."
+                )
+            parts.append(self._own(values, rows))
         return np.concatenate(parts)
 
     def score(self, points: Tensors, seed: Array) -> Array:

@@ -325,6 +325,10 @@ def test_a_forward_only_method_needs_no_graph(monkeypatch, tmp_path):
     assert METHODS["without"].family == "forward-only" and found.provenance["recipe"]["method"] == "without"
     with pytest.raises(UsageError, match="forward-only: it runs the model itself"):
         explainer.save(tmp_path / "x.onnx")
+    with pytest.raises(NotFinite, match="at a point that the method looks at is no answer"):
+        Explainer(saved(net("g (float[N, 5] x) => (float[N, 5] y) { y = Log (x) }"), tmp_path), "without").explain(
+            1 + x**2, 0
+        )
 
 
 def test_an_inner_layer_is_an_input_of_the_model_cut_there(tmp_path):
