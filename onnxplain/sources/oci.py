@@ -32,7 +32,7 @@ ARCHIVES = ("+gzip", ".gzip", "+zstd", ".tar", "+tar", "+zip")
 
 
 @dataclass(frozen=True)
-class Layer:
+class ArtifactLayer:
     """One file of an artifact; its digest begins with sha256."""
 
     title: str
@@ -105,7 +105,7 @@ class OciSource:
         return {}
 
 
-def layers_of(manifest: Mapping[str, Any], where: str) -> list[Layer]:
+def layers_of(manifest: Mapping[str, Any], where: str) -> list[ArtifactLayer]:
     """The files that a manifest names. Raises InputError for one that is no model's."""
     if "manifests" in manifest:
         raise InputError(f"{where} is an index of several artifacts; name one of them by its digest.")
@@ -127,7 +127,7 @@ def layers_of(manifest: Mapping[str, Any], where: str) -> list[Layer]:
             raise InputError(
                 f"{where}: {str(title)[:100]!r} is an archive, and none is unpacked. Push files, not folders."
             )
-        layers.append(Layer(relative_path(str(title)), digest, size))
+        layers.append(ArtifactLayer(relative_path(str(title)), digest, size))
     if len({layer.title.lower() for layer in layers}) < len(layers):
         raise InputError(f"{where}: two layers have one title. Give each file a name of its own.")
     check_sizes((layer.size for layer in layers), where)
