@@ -28,7 +28,7 @@ PATH = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 TITLE = "org.opencontainers.image.title"
 NUMBER = "org.opencontainers.image.version"
 UNPACK = "io.deis.oras.content.unpack"
-ARCHIVES = ("+gzip", ".gzip", "+zstd", ".tar", "+tar", "+zip")
+ARCHIVES = ("+gzip", ".gzip", "+zstd")  # not ".tar": oras-py calls plain files so
 
 
 @dataclass(frozen=True)
