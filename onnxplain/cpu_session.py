@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 
 from onnxplain.errors import Expired, UnsupportedModel
+from onnxplain.interrupt import check_interrupt
 
 SECONDS = 60.0  # of one run, on two rows of small input; a loop that never ends must not hold its caller for ever
 MANY = 1000  # nodes, above which planning buffers takes longer than the run: 0.1 s for 1000, 8 s for 8000
@@ -53,6 +54,7 @@ class CpuSession:
         weights: Mapping[str, np.ndarray] | None = None,
         nodes: int = 0,
     ):
+        check_interrupt()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = SILENT
         options.intra_op_num_threads = threads or available_cpus()
@@ -88,6 +90,7 @@ class CpuSession:
 
         Raises UnsupportedModel, Expired.
         """
+        check_interrupt()
         names = list(outputs) if outputs is not None else [port.name for port in self.outputs]
         limit = SECONDS if seconds is None else seconds
         options = onnxruntime.RunOptions()

@@ -14,7 +14,7 @@ import onnxplain
 
 ROOT = Path(onnxplain.__file__).parent
 LAYERS = [
-    {"errors", "__version__", "v1"},  # v1: generated from protos/
+    {"errors", "interrupt", "__version__", "v1"},  # v1: generated from protos/
     {"registry", "options", "cpu_session", "wire"},
     {"graph"},
     {"frontend"},
