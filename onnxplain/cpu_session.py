@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from onnxplain import bfloat16
 from onnxplain.errors import Expired, UnsupportedModel
 from onnxplain.interrupt import check_interrupt
 
@@ -80,6 +81,7 @@ class CpuSession:
             raise UnsupportedModel(
                 f"onnxruntime {onnxruntime.__version__} refuses the model: {one_line(error)}"
             ) from error
+        self._bfloat16 = bfloat16.mentioned(self._session)
         self.inputs = [_port(node) for node in self._session.get_inputs()]
         self.outputs = [_port(node) for node in self._session.get_outputs()]
 
@@ -99,7 +101,10 @@ class CpuSession:
         timer.daemon = True
         timer.start()
         try:
-            values = self._session.run(names, dict(feeds), options)
+            if self._bfloat16:
+                values = bfloat16.run(self._session, names, feeds, options)
+            else:
+                values = self._session.run(names, dict(feeds), options)
         except Exception as error:
             if options.terminate:
                 raise Expired(f"a run of the model took longer than {limit:g} s and was stopped") from error

@@ -15,6 +15,8 @@ import onnxplain
 ROOT = Path(onnxplain.__file__).parent
 LAYERS = [
     {"errors", "interrupt", "__version__", "v1"},  # v1: generated from protos/
+    {"machine", "bfloat16"},
+    {"environment"},  # what all sessions of a process share
     {"registry", "options", "cpu_session", "wire"},
     {"graph"},
     {"frontend"},

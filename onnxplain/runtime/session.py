@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import onnxruntime
 from numpy.typing import NDArray
 
+from onnxplain import bfloat16
 from onnxplain.errors import InputError, OutOfMemory, UnsupportedModel, UsageError
 
 Array = NDArray[Any]
@@ -86,6 +87,7 @@ class Session:
             raise UsageError(
                 "provider cuda: onnxruntime could not start CUDA (driver, CUDA or cuDNN libraries missing)."
             )
+        self._bfloat16 = bfloat16.mentioned(self._session)
         self.inputs = {value.name: value for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
 
@@ -95,7 +97,11 @@ class Session:
         """Outputs by name. Raises InputError or OutOfMemory with onnxruntime's reason in one line."""
         names = list(self.outputs if outputs is None else outputs)
         try:
-            found = self._session.run(names, dict(feeds), (stop or Stop()).options)
+            options = (stop or Stop()).options
+            if self._bfloat16:
+                found = bfloat16.run(self._session, names, feeds, options)
+            else:
+                found = self._session.run(names, dict(feeds), options)
         except Exception as error:
             reason = one_line(error)
             if OUT_OF_MEMORY.search(reason):
