@@ -255,6 +255,33 @@ def test_a_tensor_in_the_settings_that_is_not_there_costs_the_explanation_only(s
     assert "nope" in why_not
 
 
+# What is said of a model
+
+
+@pytest.mark.parametrize(
+    ("versions", "policy"),
+    [
+        ("latest", {"latest": {"num_versions": 1}}),
+        (3, {"latest": {"num_versions": 3}}),
+        ("all", {"all": {}}),
+        (("1", "3"), {"specific": {"versions": [1, 3]}}),
+    ],
+)
+def test_the_configuration_has_the_version_policy_of_the_settings(serve, versions, policy):
+    plain = ModelSettings()
+    served = serve(
+        "g (float16[N,4] x) => (float16[N,4] y) { y = Relu(x) }",
+        replace(plain, serving=replace(plain.serving, versions=versions)),
+    )
+    config = asyncio.run(served.config("m")).config
+    assert config.version_policy == type(config.version_policy)(**policy)
+    assert config.default_model_filename == "model.onnx"
+    assert asyncio.run(served.config("m.explain")).config.default_model_filename == ""
+    assert [config.input[0].data_type, config.output[0].data_type] == [oip_type("TYPE_FP16")] * 2
+    assert config.max_batch_size == ServerOptions().rows_per_batch and list(config.input[0].dims) == [4]
+    assert config.HasField("dynamic_batching")
+
+
 # Parameters
 
 

@@ -124,7 +124,9 @@ class LocalModel:
     async def config(self, name: str) -> Any:
         """Batching and data types, as Triton's tools ask for them."""
         inputs, outputs, queue = await self._graph(name)
-        return model_config(name, inputs, outputs, queue)
+        file = self.model.subject.source.path if split(name)[1] is None else None
+        versions = self.model.settings.serving.versions
+        return model_config(name, inputs, outputs, queue, versions, file.name if file is not None else "")
 
     async def statistics(self) -> list[Any]:
         """Of the model, and of each recipe that was asked for."""
