@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from onnxplain import bfloat16
 from onnxplain.errors import InputError, OutOfMemory, UnsupportedModel, UsageError
+from onnxplain.machine import cpus, restricted
 
 Array = NDArray[Any]
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -71,7 +72,7 @@ class Session:
     ):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = SILENT
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or (cpus() if restricted() else 0)  # 0: a thread for each core
         wanted = providers(provider)
         self._weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(w) for name, w in (weights or {}).items()}
         if self._weights:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
+
+from onnxplain.server.call import Call
 
 KEY = "onnxplain-call-fields"  # of the trailing metadata between a worker and its parent, which goes no further
 TEXT = 2000  # characters in all; gRPC takes 8 KiB of metadata
 WORD = 200  # characters of one text
 
 
-def encoded(fields: Mapping[str, object]) -> str:
-    """Fields as one line of ASCII; none where they are too long."""
-    plain = {key: value for key, value in fields.items() if value is None or isinstance(value, str | int | float)}
+def encoded(call: Call) -> str:
+    """A call's fields as one line of ASCII; none where they are too long."""
+    plain = {key: value for key, value in call.log_fields.items() if value is None or isinstance(value, str | int | float)}
     text = json.dumps(plain)
     return text if len(text) <= TEXT else "{}"
 

@@ -80,7 +80,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             try:
                 return await answer(messages, context)
             finally:
-                fields = (call_fields.KEY, call_fields.encoded(CALL.get().log_fields))
+                fields = (call_fields.KEY, call_fields.encoded(CALL.get()))
                 context.set_trailing_metadata((*context.trailing_metadata(), fields))
 
         return work
