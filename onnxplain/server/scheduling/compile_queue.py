@@ -94,7 +94,7 @@ class CompileQueue:
         return future
 
     def close(self, grace: float = 0.0) -> None:
-        """Refuse what waits and what comes, at once; what goes on after `grace` seconds is interrupted. Does not wait."""
+        """Refuse what waits and what comes; interrupt what still goes on after `grace` seconds. Returns at once."""
         with self._changed:
             self._ends = min(self._ends, time.monotonic() + grace)
             refused = [future for job in self._queue for future in job.waiters]
