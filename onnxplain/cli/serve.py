@@ -46,6 +46,7 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
     help="none: load once; poll: follow changes (the default with --registry); explicit: load on demand.",
 )
 @_flag("--load-model", "load", multiple=True, metavar="NAME", help="Loaded at the start under explicit; '*': all.")
+@_flag("--lazy", is_flag=True, help="Load a model when it is first asked for; the longest unused make room.")
 @_flag("--load-slots", type=click.IntRange(0), default=0, help="Models loading at a time; 0: by the CPUs, 2 to 4.")
 @_flag("--max-load-seconds", type=click.FloatRange(0.1), default=120.0, help="The longest that loading one may take.")
 @_flag(

@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import grpc
@@ -25,6 +26,7 @@ from onnxplain.server.models.load_turns import LoadTurns
 from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.server.models.loading import ModelLoading, Opener
 from onnxplain.server.models.repository import ModelRepository
+from onnxplain.server.models.residency import ModelResidency
 from onnxplain.server.models.served import Served
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.rpc.explainer_service import ExplainerService
@@ -37,7 +39,7 @@ from onnxplain.server.telemetry.logs import event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
 from onnxplain.server.tokens import Tokens
-from onnxplain.sources import DirectorySource, ModelSource, ResolvedModel
+from onnxplain.sources import DirectorySource, ModelSource, Release, ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
 from onnxplain.wire.inference import INFERENCE, POOL
@@ -69,13 +71,18 @@ class Server:
         turns = LoadTurns(options.loads)
         self._loading = ModelLoading(
             turns, options.max_load_seconds, self.metrics, Opener(self._open, close_model),
-            None if self._worker_pool is None else self._open_isolated,
+            None if self._worker_pool is None else self._open_isolated, self._room,
         )  # fmt: skip
         roots = [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))]
         self.repository = ModelRepository(
             sources, loader or self._loading, options.control, options.load, self._changed,
-            turns=turns, readiness=options.readiness, roots=roots,
+            turns=turns, readiness=options.readiness, roots=roots, lazy=options.lazy,
         )  # fmt: skip
+        self.residency: ModelResidency | None = None
+        if options.lazy:
+            lifecycle = self.repository.lifecycle
+            self.residency = ModelResidency(options.session_bytes, lifecycle, self.metrics)
+            lifecycle.used = self.residency.soon
         self._sources = sources
         self._health = health.aio.HealthServicer()
         self._known: set[str] = set()
@@ -143,6 +150,8 @@ class Server:
         await self._server.stop(self.options.drain_timeout if grace is None else grace)
         await self.repository.close()
         await self._loading.close()
+        if self.residency is not None:
+            self.residency.close()
         if self._worker_pool is not None:
             await self._worker_pool.close()
         self.scheduler.close()
@@ -174,6 +183,10 @@ class Server:
         except BaseException:
             model.close()
             raise
+
+    def _room(self, release: Release, resolved: ResolvedModel) -> AbstractAsyncContextManager[None]:
+        """Memory for a model to load into: lazy ones make way for each other."""
+        return nullcontext() if self.residency is None else self.residency.room(release, resolved)
 
     async def _open_isolated(self, resolved: ResolvedModel) -> Served:
         assert self._worker_pool is not None

@@ -21,6 +21,7 @@ class ServerOptions:
     port 0 takes a free one. metrics_port 0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs
     among the slots. queue_rows, queue_bytes: of one model, waiting and running. memory_budget: bytes of open sessions.
     load_slots: models loading at a time, 0: by the CPUs; max_load_seconds: of loading one. readiness: see `is_ready`.
+    lazy: models load when they are first asked for.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
     """
 
@@ -53,6 +54,7 @@ class ServerOptions:
     load_slots: int = 0
     max_load_seconds: float = 120.0
     readiness: str = "serving"
+    lazy: bool = False
     load: tuple[str, ...] = ()
     cache: Path = field(default_factory=lambda: default_cache())
 

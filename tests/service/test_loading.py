@@ -61,9 +61,11 @@ def counted(monkeypatch):
 @asynccontextmanager
 async def serving(folder: Path, **more: Any) -> AsyncIterator[tuple[app.Server, grpc.aio.Channel]]:
     options = ServerOptions(port=0, metrics_port=0, threads=1, **{"control": "explicit", **more})
-    async with in_process_server(options, [DirectorySource(folder, options.control)], wait=False) as server:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            yield server, channel
+    async with (
+        in_process_server(options, [DirectorySource(folder, options.control)], wait=False) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        yield server, channel
 
 
 async def load(channel: grpc.aio.Channel, name: str, timeout: float = 30.0) -> str:

@@ -58,6 +58,11 @@ class LocalModel:
         self._inputs = tensor_metadata(v for v in graph.inputs if v.name not in graph.initializers)
         self._outputs = tensor_metadata(graph.outputs)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds now, about."""
+        return self.model.nbytes
+
     # The Open Inference Protocol
 
     async def infer(self, request: Any) -> Any:

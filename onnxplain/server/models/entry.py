@@ -17,6 +17,7 @@ from onnxplain.sources import ModelSource, Release
 
 LOG = logging.getLogger("onnxplain.server")
 READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
+COLD = "not in memory; it loads when it is asked for"
 FIRST_RETRY, LONGEST_RETRY = 5.0, 60.0  # seconds between attempts at a release that failed or a source that is silent
 
 
@@ -25,7 +26,8 @@ class ModelEntry:
     """One version of one model. users: calls being answered by it; it is closed when there are none left.
 
     READY without `served` is a lazy model that is not in memory: it loads when it is asked for. good: it was loaded
-    well here. note: what else is to be said of it. used_at: monotonic time of its last call.
+    well here. warming: it loads because it was asked for. note: what else is to be said of it. used_at: monotonic time
+    of its last call.
     """
 
     release: Release
@@ -41,6 +43,7 @@ class ModelEntry:
     good: bool = False
     note: str = ""
     used_at: float = 0.0
+    warming: bool = False
 
     @property
     def cold(self) -> bool:
@@ -50,7 +53,17 @@ class ModelEntry:
     @property
     def answers(self) -> bool:
         """A call would be answered, perhaps after loading."""
-        return self.served is not None or self.state == READY
+        return self.served is not None or self.state == READY or self.warming
+
+    @property
+    def due(self) -> bool:
+        """It could not be loaded, and may be tried again."""
+        return self.served is None and self.state == UNAVAILABLE and time.monotonic() >= self.retry_at
+
+    @property
+    def remark(self) -> str:
+        """What the index says of it while nothing is wrong."""
+        return "; ".join(filter(None, (self.note, COLD if self.cold else "")))
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -67,7 +80,7 @@ class ModelEntry:
     def succeed(self, release: Release, served: Served) -> None:
         """It was loaded."""
         self.release, self.served = release, served
-        self.state, self.reason, self.failures, self.good = READY, "", 0, True
+        self.state, self.reason, self.failures, self.good, self.warming = READY, "", 0, True, False
         self.used_at = time.monotonic()
 
     def fail(self, release: Release, error: OnnxplainError) -> None:

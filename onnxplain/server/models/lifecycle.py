@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from contextvars import Context
 from dataclasses import dataclass
 
@@ -50,10 +50,17 @@ class ModelLifecycle:
     def __init__(self, load: Loader, turns: LoadTurns, changed: Callable[[], None], lazy: bool = False):
         self.models: dict[str, ModelVersions] = {}
         self.turns, self.lazy = turns, lazy
+        self.used: Callable[[], None] = lambda: None  # called when a call has ended that used a model
         self._load, self._changed = load, changed
         self._loads: dict[Key, Load] = {}
         self._aims: dict[str, set[str]] = {}  # model -> versions that shall be here
+        self.leaving: set[Served] = set()  # being freed, or about to be
         self._closing: set[asyncio.Task[None]] = set()
+
+    def entries(self) -> Iterator[ModelEntry]:
+        """Every version of every model."""
+        for versions in self.models.values():
+            yield from versions.entries.values()
 
     @property
     def closing(self) -> int:
@@ -98,7 +105,7 @@ class ModelLifecycle:
         if old is not None and (old.served is not None or old.cold):  # it answers on, or its callers wait for it
             before = (old.state, old.reason)
             if old.cold:
-                entry = old
+                entry, old.warming = old, True
             old.state, old.reason = LOADING, "" if old.cold else "reloading"
         else:
             before = ("", "")
@@ -106,6 +113,14 @@ class ModelLifecycle:
                 entry.failures, entry.good = old.failures, old.good
             versions.entries[release.version] = entry
         return self._begin(source, release, entry, before)
+
+    async def warm(self, entry: ModelEntry) -> OnnxplainError | None:
+        """Load a lazy model that is asked for, one load for all who ask. What went wrong."""
+        if entry.due:
+            entry.state = READY
+        load = self.bring(entry.source, entry.release, force=True, note=entry.note)
+        self.prefer(entry.release.name)
+        return await load.ended() if load is not None else None
 
     def aim(self, name: str, versions: Collection[str]) -> None:
         """These versions shall be here and no others: they go when one of these answers and none is loading."""
@@ -123,7 +138,7 @@ class ModelLifecycle:
         """Put a lazy model out of memory that nobody uses; it loads again when it is asked for."""
         served, entry.served = entry.served, None
         assert served is not None and not entry.users
-        return self._spawn(freed(served))
+        return self._free(served, freed(served))
 
     # Inside
 
@@ -151,7 +166,7 @@ class ModelLifecycle:
         # From here on nothing waits, so that nothing comes between.
         if self._loads.get(key) is not load:  # given up, and whoever loads did not look
             if served is not None:
-                self._spawn(freed(served))
+                self._free(served, freed(served))
             return failure
         del self._loads[key]
         self.turns.forget(key)
@@ -176,6 +191,7 @@ class ModelLifecycle:
 
     def _fail(self, load: Load, failure: OnnxplainError) -> None:
         entry = self.models[load.release.name].entries[load.release.version]  # what answers, or the one that failed
+        entry.warming = False
         if isinstance(failure, Busy) and load.before[0]:  # there was no room, which says nothing about the model
             entry.state, entry.reason = load.before
             return
@@ -189,6 +205,7 @@ class ModelLifecycle:
         load.task.cancel()
         versions = self.models[name]
         entry = versions.entries[version]
+        entry.warming = False
         if load.before[0]:
             entry.state, entry.reason = load.before
         else:
@@ -200,12 +217,13 @@ class ModelLifecycle:
         versions = self.models.get(name)
         if wanted is None or versions is None:
             return
-        for load in self.loads(name):
-            if load.release.version not in wanted:
-                self._give_up(load)
         keep = set(wanted)
-        if wanted and (self.loads(name) or not versions.any_answers(wanted)):
+        coming = any(load.release.version in wanted for load in self.loads(name))
+        if wanted and (coming or not versions.any_answers(wanted)):
             keep |= {version for version, entry in versions.entries.items() if entry.answers}
+        for load in self.loads(name):
+            if load.release.version not in keep:
+                self._give_up(load)
         for entry in versions.take_others(keep):
             self._retire(entry)
         if not versions.entries:
@@ -216,10 +234,16 @@ class ModelLifecycle:
         """Close a model when its last call is answered."""
         entry.retire()
         if entry.served is not None:
-            self._spawn(entry.drain())
+            self._free(entry.served, entry.drain())
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def _free(self, served: Served, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, context=Context())
+        self.leaving.add(served)
         self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+
+        def gone(task: asyncio.Task[None]) -> None:
+            self.leaving.discard(served)
+            self._closing.discard(task)
+
+        task.add_done_callback(gone)
         return task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -94,8 +94,8 @@ class LoadAttempt(Generic[T]):
 class ModelLoading(Generic[T]):
     """(source, release) -> what answers. seconds: of loading one, after its files are here.
 
-    opener: of this process. isolated: starts a worker for a model instead. A load that is late is given up at once, and
-    its turn goes to the next; see `LoadAttempt` for what remains of it.
+    opener: of this process. isolated: starts a worker for a model instead. room: memory for a model to load into. A
+    load that is late is given up at once, and its turn goes to the next; see `LoadAttempt` for what remains of it.
     """
 
     def __init__(
@@ -105,9 +105,10 @@ class ModelLoading(Generic[T]):
         metrics: Metrics,
         opener: Opener[T],
         isolated: Callable[[ResolvedModel], Awaitable[Served]] | None = None,
+        room: Callable[[Release, ResolvedModel], AbstractAsyncContextManager[None]] | None = None,
     ):
         self._turns, self._seconds, self._metrics = turns, seconds, metrics
-        self._opener, self._isolated = opener, isolated
+        self._opener, self._isolated, self._room = opener, isolated, room or (lambda *_: nullcontext())
         self._going: dict[Release, LoadAttempt[T]] = {}  # also those that were given up and have not ended
 
     async def __call__(self, source: ModelSource, release: Release) -> Served:
@@ -136,7 +137,7 @@ class ModelLoading(Generic[T]):
             await asyncio.wait({before.ended}, timeout=self._seconds)
         async with self._turns.source(source, key) as turn:
             resolved = await turn.run(lambda: source.fetch(release))
-        async with self._turns.load(key):
+        async with self._room(release, resolved), self._turns.load(key):
             if self._isolated is not None:
                 return await self._isolated(resolved)
             return await self._load(release, resolved)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from pathlib import Path
 
-from onnxplain.errors import NotFound, OnnxplainError
+from onnxplain.errors import Busy, NotFound, OnnxplainError, Unavailable
 from onnxplain.server.grpc_status import scrub
 from onnxplain.server.models.entry import UNAVAILABLE, ModelEntry
 from onnxplain.server.models.lifecycle import Loader, ModelLifecycle
@@ -30,7 +30,8 @@ class ModelRepository:
 
     control: "none" loads once, "poll" follows the sources, "explicit" loads on demand and `load` names first.
     load: (source, release) -> a model that was loaded, run and verified. turns: whose turn it is to load, shared with
-    `load`. readiness: see `is_ready`. roots: folders that no reason may name.
+    `load`. readiness: see `is_ready`. roots: folders that no reason may name. lazy: models load when they
+    are first asked for.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ModelRepository:
         turns: LoadTurns | None = None,
         readiness: str = "serving",
         roots: Iterable[str | Path] = (),
+        lazy: bool = False,
     ):
         self.sources = list(sources)
         self.control = control
@@ -53,7 +55,7 @@ class ModelRepository:
         self._all = control != "explicit" or "*" in self._wanted
         self._turns = turns or LoadTurns()
         self._changed = changed or (lambda: None)
-        self.lifecycle = ModelLifecycle(load, self._turns, self._changed)
+        self.lifecycle = ModelLifecycle(load, self._turns, self._changed, lazy)
         self._models = self.lifecycle.models
         self._offers: dict[str, list[tuple[ModelSource, Release]]] = {}
         self._looked = False  # at every source, once
@@ -66,11 +68,20 @@ class ModelRepository:
     @asynccontextmanager
     async def use(self, name: str, version: str = "") -> AsyncIterator[Served]:
         """A model for the time of one call: it is not freed meanwhile. Raises NotFound or Unavailable."""
-        self.lifecycle.prefer(name)  # if it is loading
-        entry = self.entry(name, version)
-        with entry.used():
-            assert entry.served is not None
-            yield entry.served
+        failure: OnnxplainError | None = None
+        while True:
+            entry = self._asked(name, version)
+            with entry.used():
+                if entry.served is None:
+                    failure = await self.lifecycle.warm(entry)
+                if entry.served is not None:
+                    try:
+                        yield entry.served
+                    finally:
+                        self.lifecycle.used()
+                    return
+            if isinstance(failure, Busy | Unavailable):
+                raise failure  # else there may be another version, or else its reason is raised above
 
     def entry(self, name: str, version: str = "") -> ModelEntry:
         """The entry that answers for `name` and `version` ("": the newest that is ready, "@alias", "7")."""
@@ -88,7 +99,7 @@ class ModelRepository:
             entries = self._models[name].entries if name in self._models else {}
             for version in sorted(entries, key=int):
                 entry = entries[version]
-                rows.append((name, version, entry.state, entry.reason or entry.note))
+                rows.append((name, version, entry.state, entry.reason or entry.remark))
             for _, release in self._offers.get(name, []):
                 if release.version not in entries:
                     rows.append((name, release.version, UNAVAILABLE, "not loaded"))
@@ -256,6 +267,14 @@ class ModelRepository:
         if versions is None:
             raise NotFound(f"no model {name[:200]!r} here. {self._suggestion(name)}").at("model.name")
         return versions
+
+    def _asked(self, name: str, version: str) -> ModelEntry:
+        """What a call means, whether or not it must be loaded first. Raises NotFound, Unavailable."""
+        versions = self._versions(name)
+        if self.lifecycle.lazy and (entry := versions.chosen(version)).due:
+            return entry
+        self.lifecycle.prefer(name)  # if it is loading
+        return versions.entry(version)
 
     def _explicit(self, what: str) -> None:
         if self.control != "explicit":

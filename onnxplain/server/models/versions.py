@@ -33,7 +33,7 @@ class ModelVersions:
         return {
             version: entry.reason or "loading"
             for version, entry in self.entries.items()
-            if entry.state == UNAVAILABLE or (entry.state == LOADING and entry.served is None)
+            if entry.state == UNAVAILABLE or not entry.answers
         }
 
     def entry(self, version: str = "") -> ModelEntry:

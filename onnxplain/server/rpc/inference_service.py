@@ -64,6 +64,8 @@ class InferenceService:
         """Whether one model answers; false for one that is not known."""
         model, _ = split(request.name)
         try:
+            if self.repository.entry(model, request.version).served is None:  # lazy: asking this loads nothing
+                return oip.ModelReadyResponse(ready=True)
             async with self.repository.use(model, request.version) as served:
                 return oip.ModelReadyResponse(ready=await served.ready(request.name))
         except OnnxplainError:
