@@ -32,7 +32,7 @@ LAYERS = [
     {"loops"},  # the same graph, many times
     {"explainer"},
     {"evaluate"},
-    {"sources", "client"},
+    {"sources", "client", "bulk"},
     {"mlflow"},
     {"exports"},
     {"server"},
