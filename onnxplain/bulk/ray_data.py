@@ -6,6 +6,7 @@ folder, and an actor that dies leaves nothing half written: Ray starts another a
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -49,8 +50,8 @@ def on_ray(job: BulkJob, explainer: Explainer, blocks: Sequence[Block], workers:
         per_actor = max(1, job.threads)
         gpus = 1 if job.provider == "cuda" else 0
         workers = workers or max(1, min(len(blocks), cpus // per_actor))
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # how far it is, we tell
         items = [{"block": pickle.dumps(block)} for block in blocks]
         answers = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Actor,
@@ -84,6 +85,7 @@ def require_ray() -> Any:
 
 
 def _connect(ray: Any, job: BulkJob, workers: int) -> None:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what is wrong arrives as an exception
     try:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level="ERROR")
