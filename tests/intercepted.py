@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from onnxplain import errors
 from onnxplain.errors import OnnxplainError, UnknownName
 from onnxplain.server.call import CALL
+from onnxplain.server.guard import Guard
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.telemetry.logs import set_up
 from onnxplain.server.telemetry.metrics import Metrics
@@ -140,9 +141,9 @@ async def intercepted(interceptor: Interceptor | None = None, parse=None):
     """(echo, channel, metrics) of a server with our interceptor."""
     metrics = Metrics()
     echo = Echo()
-    interceptor = interceptor or Interceptor(metrics, roots=[ROOT])
+    interceptor = interceptor or Interceptor(Guard(metrics), [ROOT])
     async with serving(interceptor, echo.handlers(parse)) as address, grpc.aio.insecure_channel(address) as channel:
-        yield echo, channel, interceptor._metrics
+        yield echo, channel, interceptor.guard.metrics
 
 
 def counted(metrics: Metrics, code: str = "OK", method: str = "Explain", kind: str = "unary") -> float:

@@ -14,6 +14,7 @@ from onnxplain.cpu_session import one_line
 from onnxplain.errors import ConversionChanged
 from onnxplain.frontend.instrumented import run_instrumented
 from onnxplain.frontend.verify import Reference
+from onnxplain.interrupt import check_interrupt
 
 MANDATORY = {"inline functions", "raise the opset"}  # nothing can be walked without
 CULPRITS = 6  # rewrites of one step left out one by one; with more, the step is left out
@@ -82,6 +83,7 @@ class StepTrial:
 
     def run(self, permits: RewriteFilter) -> str | None:
         """What is wrong afterwards; None where the answers are the same."""
+        check_interrupt()
         self.permits, self._changes, self._notes = permits, [], []
         try:
             self._after = self._step(self._before.clone(), self._keep, permits, self._changes, self._notes)

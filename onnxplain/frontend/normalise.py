@@ -31,6 +31,7 @@ from onnxplain.frontend.passes.shape_arithmetic import fold_shape_arithmetic
 from onnxplain.frontend.passes.shapes import infer_shapes
 from onnxplain.frontend.passes.windows import rewrite_windows
 from onnxplain.frontend.verify import Reference, before_squashing, expose, reference
+from onnxplain.interrupt import check_interrupt
 
 
 @dataclass
@@ -118,6 +119,7 @@ def _no_collection() -> Iterator[None]:
 def _all_steps(result: Normalised, keep: Sequence[str]) -> str | None:
     """Every rewrite at once; what broke, if one did."""
     for name, step in STEPS.items():
+        check_interrupt()
         with result.timed(name):
             try:
                 result.model = step(result.model, keep, RewriteFilter(), result.changes, result.notes)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxplain.graph.outline import as_inputs, outline
 from onnxplain.graph.shape_rules import infer_by_rule, shape_of, shape_rule
+from onnxplain.interrupt import check_interrupt
 
 LONGEST = 64  # elements of a constant that inference of a node is told
 
@@ -59,6 +60,7 @@ def infer_outputs(op: onnx.NodeProto, version: int, operands: Sequence[Operand |
     version: of the op's domain. operands: what it is given. Raises what onnx raises: for an op that it does not know,
     and for inputs that the op does not take.
     """
+    check_interrupt()
     domain = "" if op.domain == "ai.onnx" else op.domain
     rule = shape_rule(domain, op.op_type)
     if rule is not None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, is_float
 from onnxplain.graph.relevance import NOTHING, Portion, Relevance
+from onnxplain.interrupt import check_interrupt
 
 Gradient = ir.Value | None
 Derivative = Callable[[Backward, Node, Any], Sequence[Gradient]]
@@ -95,6 +96,7 @@ def backward(
         return result.get(value)
 
     for node in path:
+        check_interrupt()
         with op.scope(node):
             rs = [collect(value) for value in node.outputs]
             if all(r is None for r in rs):

@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
+from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
@@ -71,15 +72,16 @@ class Server:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_metrics: Callable[[], None] = lambda: None
         self._stopping: asyncio.Task[None] | None = None
-        self._interceptor = Interceptor(
+        self._guard = Guard(
             self.metrics,
             Tokens(options.token_file) if options.token_file else None,
             options.max_request_seconds,
-            [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))],
             tracing(),
             options.tls_ca is not None,
         )
-        self._server = grpc.aio.server(interceptors=[self._interceptor], options=channel_options(options))
+        roots = [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))]
+        interceptor = Interceptor(self._guard, roots, worker=options.socket is not None)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
 
     async def start(self) -> None:
         """Bind, answer, and begin to load. Raises InputError where the port is taken."""
@@ -127,7 +129,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         if grace is None and self.options.drain_delay:
             await asyncio.sleep(self.options.drain_delay)
-        self._interceptor.draining = True
+        self._guard.draining = True
         for task in self._tasks:
             task.cancel()
         await self._server.stop(self.options.drain_timeout if grace is None else grace)

@@ -46,17 +46,22 @@ def status_of(error: BaseException, roots: Iterable[str | Path] = (), log_id: st
     return _status(meant.status, text, _details(meant, text, tuple(roots)))
 
 
-async def abort(
-    context: grpc.aio.ServicerContext[Any, Any], error: BaseException, roots: Iterable[str | Path] = ()
-) -> Never:
-    """End the call with an error; one that nobody expected goes to the log with its trace and an id."""
+def logged_status(error: BaseException, roots: Iterable[str | Path] = ()) -> status_pb2.Status:
+    """What a client is told of an error; one that nobody expected goes to the log with its trace and an id."""
     log_id = ""
     if _meant(error) is None:
         log_id = new_log_id()
         call = CALL.get(None)
         fields = {"log_id": log_id, "request_id": call and call.request_id, "method": call and call.method}
         LOG.error("unexpected %s", type(error).__name__, exc_info=error, extra={"fields": fields})
-    status = status_of(error, roots, log_id)
+    return status_of(error, roots, log_id)
+
+
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: BaseException, roots: Iterable[str | Path] = ()
+) -> Never:
+    """End a gRPC call with an error."""
+    status = logged_status(error, roots)
     code = grpc.StatusCode[code_pb2.Code.Name(status.code)]
     kept = tuple((key, value) for key, value in context.trailing_metadata() if key != DETAILS)
     await context.abort(code, status.message, (*kept, (DETAILS, status.SerializeToString())))

@@ -21,6 +21,7 @@ from intercepted import (
 
 from onnxplain.errors import Denied, InputError, Unauthenticated
 from onnxplain.server import tokens
+from onnxplain.server.guard import Guard
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.tokens import METHOD_SCOPES, SCOPES, Tokens, read_tokens, scope_of
@@ -68,7 +69,7 @@ def test_a_token_lets_in_for_its_scopes_only(token_file):
     )  # a digest may be read
 
     async def main():
-        async with intercepted(Interceptor(Metrics(), Tokens(path))) as (echo, channel, metrics):
+        async with intercepted(Interceptor(Guard(Metrics(), Tokens(path)))) as (echo, channel, metrics):
             explain, compile_ = channel.unary_unary(EXPLAIN), channel.unary_stream(COMPILE)
             none = await refused(explain(b"x"))
             assert none.code() is grpc.StatusCode.UNAUTHENTICATED and "Bearer" in none.details()
@@ -94,7 +95,9 @@ def test_a_stranger_is_turned_away_before_his_message_is_read(token_file):
     parsed = []
 
     async def main():
-        async with intercepted(Interceptor(Metrics(), Tokens(path)), parse=lambda raw: parsed.append(raw) or raw) as (
+        async with intercepted(
+            Interceptor(Guard(Metrics(), Tokens(path))), parse=lambda raw: parsed.append(raw) or raw
+        ) as (
             _,
             channel,
             _m,

@@ -26,6 +26,7 @@ from intercepted import (
 from onnxplain.errors import Cancelled, Expired
 from onnxplain.server import grpc_status
 from onnxplain.server.call import Call
+from onnxplain.server.guard import Guard
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.telemetry.metrics import Metrics
 
@@ -114,7 +115,7 @@ def test_the_clients_deadline_ends_the_handler_and_counts_as_a_deadline():
 @pytest.mark.parametrize("method", [EXPLAIN, COMPILE])
 def test_the_server_has_a_deadline_of_its_own(timeout, method):
     async def main():
-        async with intercepted(Interceptor(Metrics(), max_request_seconds=0.1)) as (echo, channel, _):
+        async with intercepted(Interceptor(Guard(Metrics(), max_request_seconds=0.1))) as (echo, channel, _):
             call = (
                 channel.unary_unary(EXPLAIN)(b"sleep", timeout=timeout)
                 if method == EXPLAIN
@@ -129,7 +130,7 @@ def test_the_server_has_a_deadline_of_its_own(timeout, method):
 
 def test_a_message_that_never_comes_has_a_time_limit_too():
     async def main():
-        async with intercepted(Interceptor(Metrics(), max_request_seconds=0.1)) as (echo, channel, metrics):
+        async with intercepted(Interceptor(Guard(Metrics(), max_request_seconds=0.1))) as (echo, channel, metrics):
             silent = channel.stream_unary(EXPLAIN)()  # for the server this method takes one message
             error = await refused(silent)
             assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not echo.calls
@@ -168,12 +169,12 @@ def test_of_many_calls_those_not_cancelled_are_answered_and_nothing_is_left():
 
 def test_draining_refuses_new_work_and_lets_old_work_and_probes_go_on():
     async def main():
-        interceptor = Interceptor(Metrics())
+        interceptor = Interceptor(Guard(Metrics()))
         async with intercepted(interceptor) as (_echo, channel, metrics):
             stream = channel.stream_stream(STREAM)()
             await stream.write(b"1")
             assert await stream.read() == b"1"
-            interceptor.draining = True
+            interceptor.guard.draining = True
             error = await refused(channel.unary_unary(EXPLAIN)(b"x"))
             assert error.code() is grpc.StatusCode.UNAVAILABLE
             status = status_pb2.Status.FromString(dict(error.trailing_metadata())[grpc_status.DETAILS])
@@ -193,7 +194,7 @@ def test_health_can_be_watched_longer_than_a_request_may_take():
     async def main():
         servicer = health.aio.HealthServicer()
         await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-        server = grpc.aio.server(interceptors=[Interceptor(Metrics(), max_request_seconds=0.05)])
+        server = grpc.aio.server(interceptors=[Interceptor(Guard(Metrics(), max_request_seconds=0.05))])
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

@@ -25,6 +25,7 @@ from intercepted import (
 from onnxplain import errors
 from onnxplain.errors import Busy, InputError
 from onnxplain.server import grpc_status
+from onnxplain.server.guard import Guard
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.v1 import explainer_pb2
@@ -78,7 +79,10 @@ def test_any_text_reaches_the_client_as_one_bounded_line(character):
 
         handlers = {"Explain": grpc.unary_unary_rpc_method_handler(fail)}
         handler = grpc.method_handlers_generic_handler("onnxplain.v1.ExplainerService", handlers)
-        async with serving(Interceptor(Metrics()), [handler]) as address, grpc.aio.insecure_channel(address) as channel:
+        async with (
+            serving(Interceptor(Guard(Metrics())), [handler]) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
             error = await refused(channel.unary_unary(EXPLAIN)(b""))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert len(error.details()) <= grpc_status.TEXT and error.details().isprintable()

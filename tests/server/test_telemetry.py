@@ -22,6 +22,7 @@ from intercepted import (
 )
 
 from onnxplain import errors
+from onnxplain.server.guard import Guard
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.telemetry.logs import NAME
 from onnxplain.server.telemetry.metrics import Metrics
@@ -144,7 +145,7 @@ def test_a_span_per_call_under_the_callers():
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
     async def main():
-        interceptor = Interceptor(Metrics(), tracing=Tracing(provider.get_tracer("test")))
+        interceptor = Interceptor(Guard(Metrics(), tracing=Tracing(provider.get_tracer("test"))))
         async with intercepted(interceptor) as (_, channel, metrics):
             await channel.unary_unary(EXPLAIN)(b"x", metadata=[("traceparent", parent)])
             await refused(channel.unary_unary(EXPLAIN)(b"crash", metadata=[("traceparent", "nonsense")]))

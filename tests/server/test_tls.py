@@ -14,6 +14,7 @@ import pytest
 from intercepted import EXPLAIN, Echo, serving
 
 from onnxplain.errors import InputError
+from onnxplain.server.guard import Guard
 from onnxplain.server.rpc import tls
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.rpc.tls import Rotation, peer_names, server_credentials
@@ -52,7 +53,7 @@ async def ask(address: str, **how) -> bytes:
 @asynccontextmanager
 async def server(cert, key, ca=None):
     echo = Echo()
-    interceptor = Interceptor(Metrics(), mutual=ca is not None)
+    interceptor = Interceptor(Guard(Metrics(), mutual=ca is not None))
     async with serving(interceptor, echo.handlers(), server_credentials(cert, key, ca)) as address:
         yield address, echo
 
