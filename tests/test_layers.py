@@ -39,6 +39,7 @@ LAYERS = [
     {"exports"},
     {"server"},
     {"cli"},
+    {"engines"},
     {"__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

@@ -11,8 +11,8 @@ from onnxplain.bulk.explaining import Partition, Worker
 from onnxplain.bulk.job import BulkJob
 from onnxplain.bulk.plan import Block
 from onnxplain.bulk.ray_data import on_ray
-from onnxplain.cpu_session import available_cpus
 from onnxplain.explainer import Explainer
+from onnxplain.machine import cpus
 
 AHEAD = 1  # blocks that wait beside each worker's own, so that none is idle and little is held
 
@@ -22,7 +22,7 @@ Executor = Callable[[BulkJob, Explainer, Sequence[Block], int], Iterator[Partiti
 
 def here(job: BulkJob, explainer: Explainer, blocks: Sequence[Block], workers: int) -> Iterator[Partition]:
     """Threads that share the explainer's sessions: onnxruntime runs without Python's lock."""
-    workers = workers or max(1, available_cpus() // max(1, job.threads))
+    workers = workers or max(1, cpus() // max(1, job.threads))
     own, opening, opened = threading.local(), threading.Lock(), threading.Event()
 
     def explain(block: Block) -> Partition:
