@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import Context
 from typing import Any
 
@@ -79,8 +79,13 @@ class Replica:
         local = (served for served in self.repository.served() if isinstance(served, LocalModel))
         return {ROWS: float(sum(served.model.admission.rows for served in local))}
 
-    async def __del__(self) -> None:
-        """Ray calls it when the replica goes, behind its last request."""
+    def __del__(self) -> None:
+        """Ray calls it when the replica goes, behind its last request; so does the collector, which must not count."""
+        with suppress(RuntimeError, AttributeError):  # no loop runs here, or it never began
+            self._closing = asyncio.get_running_loop().create_task(self.close())
+
+    async def close(self) -> None:
+        """Let go of all models."""
         self._following.cancel()
         await self._server.stop(0)
 
@@ -90,7 +95,7 @@ class Replica:
             return await self._guarded(METHODS[name], context, lambda method: self._reply(method, raw, context))
         except Exception as error:
             self._tell(error, context)
-            return Nothing()
+            return NoReply()
 
     async def answers(self, name: str, messages: Any, context: Any) -> AsyncIterator[Any]:
         """A stream of replies. messages: a request's bytes, or a stream of them. An error ends it."""
@@ -100,7 +105,7 @@ class Replica:
         async def work(method: ServedMethod) -> None:
             handler = self._handler(method)
             if method.takes_stream:
-                request: Any = (self._parsed(method, raw) async for raw in messages)
+                request: Any = self._requests(method, messages)
             else:
                 request = self._parsed(method, messages)
                 await self._need(request)
@@ -139,6 +144,14 @@ class Replica:
         request = self._parsed(method, raw)
         await self._need(request)
         return await handler(request, context)
+
+    async def _requests(self, method: ServedMethod, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """The requests of a stream; a model that cannot be had is told by the service, behind its request."""
+        async for raw in messages:
+            request = self._parsed(method, raw)
+            with suppress(OnnxplainError):
+                await self._need(getattr(request, "request", request))
+            yield request
 
     def _handler(self, method: ServedMethod) -> Callable[..., Any]:
         for service in self._services:
@@ -218,13 +231,11 @@ class _Held:
         asyncio.run_coroutine_threadsafe(self._unload(), self._loop)
 
     async def _unload(self) -> None:
-        try:
+        with suppress(NotFound):  # its files are gone, and so is it
             await self._replica.repository.unload(self._name)
-        except NotFound:
-            return
 
 
-class Nothing:
+class NoReply:
     """In place of a reply where there is an error; gRPC does not send it."""
 
     def SerializeToString(self) -> bytes:  # noqa: N802  # protobuf's name

@@ -52,7 +52,7 @@ def named(method, name: str):
 @pytest.mark.parametrize("name", ["m", "digits_cnn", "ünïcode", f"m{EXPLAIN}", f"m{EXPLAIN}.lrp", "x" * 200])
 def test_the_model_of_every_request_is_read_without_parsing_it(method, name):
     request = named(method, name)
-    if request is not None and not method.takes_stream and not method.name.endswith("SharedMemoryStatus"):
+    if request is not None and not method.takes_stream and not method.name.startswith("Repository"):
         assert model_of(request.SerializeToString()) == name.partition(EXPLAIN)[0]
 
 
@@ -71,6 +71,9 @@ def test_the_model_is_found_before_a_large_tensor_and_behind_it():
 
 
 # -- what the proxy adds, and what it hides ----------------------------------------------------------------------------
+
+
+KINDS = ("unary_unary", "unary_stream", "stream_stream")
 
 
 class Context:
@@ -108,7 +111,7 @@ def in_proxy(path: str, behaviour, request, context):
     service = next(s for s in added if s.service(SimpleNamespace(method=path)) is not None)
     given = service._method_handlers[path]
     service._method_handlers = {
-        path: given._replace(unary_unary=behaviour, stream_stream=behaviour, unary_stream=behaviour)
+        path: given._replace(**{kind: behaviour for kind in KINDS if getattr(given, kind) is not None})
     }
     handler = service.service(SimpleNamespace(method=path))
     assert handler.request_deserializer is None  # bytes: our messages cannot be pickled
@@ -274,7 +277,7 @@ def on_a_replica(monkeypatch):
             try:
                 return await work(replica)
             finally:
-                await replica.__del__()
+                await replica.close()
 
         return asyncio.run(whole())
 
@@ -308,7 +311,6 @@ def test_a_replica_answers_as_the_engine_does(on_a_replica):
         ("Explain", b"\xff\xff", "INVALID_ARGUMENT", "no valid protobuf"),
         ("ModelInfer", bytes(2000), "RESOURCE_EXHAUSTED", "2000 bytes"),
         ("RepositoryModelLoad", b"", "UNIMPLEMENTED", "when they are asked for"),
-        ("CudaSharedMemoryStatus", b"", "UNIMPLEMENTED", "not implemented"),
         ("ModelInfer", oip.ModelInferRequest(model_name="iris_mlp").SerializeToString(), "INVALID_ARGUMENT", "input"),
     ],
 )
@@ -331,19 +333,22 @@ def test_a_stream_is_answered_and_its_error_told(on_a_replica):
             yield request
 
     async def ask(replica):
-        request = v1.ExplainStreamRequest()
-        request.request.request_id, request.request.model.name = "a", "iris_mlp"
-        tensor = request.request.inputs.add(name="input", data_type=v1.ExplainRequest().inputs.add().data_type)
-        del tensor
+        requests = []
+        for name in ("digits_cnn", "nope"):
+            request = v1.ExplainRequest(model=v1.ModelRef(name=name), request_id=name)
+            request.inputs.add(name="input", datatype="FP32", shape=[1, 1, 28, 28], raw=DIGITS[:1].tobytes())
+            requests.append(v1.ExplainStreamRequest(request=request).SerializeToString())
         context = RayContext()
-        replies = [r async for r in replica.ExplainStream(messages(request.SerializeToString()), context)]
+        replies = [r async for r in replica.ExplainStream(messages(*requests), context)]
         bad = RayContext()
         with pytest.raises(RuntimeError):
             [r async for r in replica.ExplainStream(messages(b"\xff\xff"), bad)]
         return replies, context, bad
 
-    replies, context, bad = on_a_replica(ask, load=["iris_mlp"])
-    assert context.code() is None and replies[0].request_id == "a"
+    replies, context, bad = on_a_replica(ask)
+    assert context.code() is None, context.details()
+    kinds = {(reply.request_id, reply.WhichOneof("message")) for reply in replies}
+    assert kinds == {("digits_cnn", "response"), ("nope", "error")}
     assert bad.code() == grpc.StatusCode.INVALID_ARGUMENT and "no valid protobuf" in bad.details()
 
 
@@ -408,4 +413,4 @@ def test_an_application_refuses_what_it_does_not_know(args, says):
 
 def test_settings_come_back_from_their_content():
     settings = ReplicaSettings(models=["m"], num_gpus=0.25, server={"slots": 2})
-    assert ReplicaSettings.of(settings.content()) == settings
+    assert ReplicaSettings.of(settings.content()).content() == settings.content()
