@@ -19,6 +19,7 @@ from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.server.models.variant_cache import VariantCache
+from onnxplain.server.models.variant_requests import cached_variant
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
@@ -243,20 +244,20 @@ def test_what_is_remembered_of_failures_is_bounded_and_passes(monkeypatch):
 def test_the_recipe_not_used_for_longest_goes_first_and_its_session_with_it_but_never_the_models_own(served):
     model, cache = served.model, served.model.context.session_cache
     model.variants.number = 2
-    own, names = model.cached_variant(model.recipe), ["gradient", "lrp-epsilon", "deconvnet"]
+    own, names = cached_variant(model, model.recipe), ["gradient", "lrp-epsilon", "deconvnet"]
     first = model.variant(named("gradient"))
     second = model.variant(named("lrp-epsilon"))
-    assert model.cached_variant(named("gradient")) is first  # used again: now lrp-epsilon is the older one
+    assert cached_variant(model, named("gradient")) is first  # used again: now lrp-epsilon is the older one
     model.variant(named("deconvnet"))
-    assert [model.cached_variant(named(name)) is not None for name in names] == [True, False, True]
+    assert [cached_variant(model, named(name)) is not None for name in names] == [True, False, True]
     assert second.queue not in cache._open and first.queue in cache._open
-    assert model.cached_variant(model.recipe) is own
+    assert cached_variant(model, model.recipe) is own
 
 
 def test_recipes_are_dropped_by_bytes_too(served):
     model = served.model
     one = model.variant(named("gradient"))
-    model.variants.nbytes = model.cached_variant(model.recipe).nbytes + int(2.5 * one.nbytes)
+    model.variants.nbytes = cached_variant(model, model.recipe).nbytes + int(2.5 * one.nbytes)
     for name in ("deconvnet", "guided_backprop", "gradient_x_input"):
         model.variant(named(name))
     held = model.variants.variants()
@@ -269,7 +270,7 @@ def test_a_dropped_recipe_answers_those_who_use_it_and_leaves_nothing(served):
     variant = model.variant(named("gradient"))
     with model.variants.using(variant):
         model.variant(named("deconvnet"))
-        assert model.cached_variant(named("gradient")) is None
+        assert cached_variant(model, named("gradient")) is None
         assert variant.explainer.explain(X, "3").relevance.any()
         assert variant.queue in cache._open
     assert variant.queue not in cache._open

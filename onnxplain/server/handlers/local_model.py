@@ -19,15 +19,9 @@ from onnxplain.server.call import CALL, in_thread, log_fields
 from onnxplain.server.handlers.description_cache import DescriptionCache
 from onnxplain.server.handlers.explain_request import explain_query, graph_query, require_graph, target_count
 from onnxplain.server.handlers.explain_response import explain_response
-from onnxplain.server.handlers.infer_request import (
-    PREFIX,
-    bound_feeds,
-    own_parameters,
-    requested_outputs,
-    row_count,
-    target_seed,
-)
+from onnxplain.server.handlers.infer_request import bound_feeds, requested_outputs, row_count, target_seed
 from onnxplain.server.handlers.model_description import ModelDescription
+from onnxplain.server.handlers.request_parameters import OWN, PREFIX, own_parameters
 from onnxplain.server.models.inference_metadata import (
     TensorMetadata,
     model_config,
@@ -38,7 +32,7 @@ from onnxplain.server.models.inference_metadata import (
 from onnxplain.server.models.loaded import ExplainQuery, LoadedModel
 from onnxplain.server.models.served import EXPLAIN, Progress, split
 from onnxplain.server.models.variant import Variant
-from onnxplain.server.models.variant_requests import requested_variant
+from onnxplain.server.models.variant_requests import cached_variant, requested_variant
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
 from onnxplain.server.scheduling.ticket import Outputs, RunReport, RunResult
 from onnxplain.v1 import explainer_pb2 as v1
@@ -93,10 +87,8 @@ class LocalModel:
     ) -> RunResult:
         """The compiled graph as it is; seeds that are not given are made from a target, by default the prediction."""
         for name in parameters:
-            if name not in ("target", "target_index"):
-                raise UnknownName("parameter", PREFIX + name, [PREFIX + "target", PREFIX + "target_index"]).at(
-                    "parameters"
-                )
+            if name not in OWN:
+                raise UnknownName("parameter", PREFIX + name, [PREFIX + own for own in OWN]).at("parameters")
         inputs, outputs = variant.signature
         seeds = [tensor for tensor in inputs if tensor.name in variant.explainer.compiled.seeds]
         names = requested_outputs(request, [tensor.name for tensor in outputs])
@@ -134,7 +126,9 @@ class LocalModel:
     async def config(self, name: str) -> Any:
         """Batching and data types, as Triton's tools ask for them."""
         inputs, outputs, queue = await self._graph(name)
-        return model_config(name, inputs, outputs, queue)
+        file = self.model.subject.source.path if split(name)[1] is None else None
+        versions = self.model.settings.serving.versions
+        return model_config(name, inputs, outputs, queue, versions, file.name if file is not None else "")
 
     async def statistics(self) -> list[Any]:
         """Of the model, and of each recipe that was asked for."""
@@ -176,7 +170,7 @@ class LocalModel:
             answer = await self._in_thread(lambda: self._explain(request, progress))
             if isinstance(answer, ExplainQuery):  # no thread is held while the graph is being compiled
                 query = answer
-                compiled = (query.recipe or self.model.default_recipe()).one_pass
+                compiled = (query.recipe or self.model.default_recipe(query.request)).one_pass
                 with self.model.variants.using(await self._requested(compiled, query.request)) as variant:
                     answer = await self._in_thread(lambda: self._explain_by(variant, request, query, progress))
                 answer[0].timing.compile.FromNanoseconds(int(1e9 * variant.seconds))
@@ -192,8 +186,8 @@ class LocalModel:
     ) -> tuple[v1.ExplainResponse, RunReport] | ExplainQuery:
         """The answer where the graph is there; else only what is asked."""
         query = explain_query(request, self.model)
-        recipe = query.recipe or self.model.default_recipe()
-        cached = self.model.cached_variant(recipe.one_pass, query.request)
+        recipe = query.recipe or self.model.default_recipe(query.request)
+        cached = cached_variant(self.model, recipe.one_pass, query.request)
         if cached is None:
             return query
         with self.model.variants.using(cached) as variant:
@@ -202,7 +196,7 @@ class LocalModel:
     def _explain_by(
         self, variant: Variant, request: v1.ExplainRequest, query: ExplainQuery, progress: Progress | None
     ) -> tuple[v1.ExplainResponse, RunReport]:
-        recipe, report = query.recipe or self.model.default_recipe(), RunReport()
+        recipe, report = query.recipe or self.model.default_recipe(query.request), RunReport()
         if request.output_format.validate_only:
             variant.over(recipe)
             reply = v1.ExplainResponse(
@@ -268,7 +262,7 @@ class LocalModel:
             )
         wanted = named(recipe) if recipe else self.model.default_recipe()
         require_graph(wanted, "model_name")
-        if (cached := self.model.cached_variant(wanted)) is not None:
+        if (cached := cached_variant(self.model, wanted)) is not None:
             return cached
         if (call := CALL.get(None)) is not None:
             call.caller.require("explain")

@@ -32,7 +32,6 @@ from onnxplain.server.models.variant import Variant
 from onnxplain.server.models.variant_cache import VariantCache
 from onnxplain.server.scheduling.admission import AdmissionControl
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
-from onnxplain.server.scheduling.session_cache import free_memory
 from onnxplain.server.scheduling.ticket import RunReport, RunResult
 from onnxplain.sources import ResolvedModel
 from onnxplain.subject import Subject
@@ -118,34 +117,28 @@ class LoadedModel:
     def explain(
         self, query: ExplainQuery, progress: Progress | None = None, variant: Variant | None = None
     ) -> ExplainResult:
-        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline.
-
-        variant: of the query's recipe and request; None: compiled here where it is not there.
-        """
-        recipe = query.recipe or self.default_recipe()
+        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` offline. variant: the query's."""
+        recipe = query.recipe or self.default_recipe(query.request)
         variant = variant or self.variant(recipe.one_pass, query.request)
         with collected_reports() as reports:
             explanation = variant.over(recipe).explain(query.feeds, query.asks, progress)
         return ExplainResult(explanation, variant, reduce(RunReport.then, reports, RunReport()))
 
-    def default_recipe(self) -> Recipe:
-        """The default recipe. Raises UnsupportedModel where the model cannot be explained by it."""
-        if self.default_recipe_problem:
+    def default_recipe(self, request: Request | None = None) -> Recipe:
+        """The default recipe. Raises UnsupportedModel where it cannot explain what the model's settings explain.
+
+        request: of a client; where it explains or attributes to other tensors, compiling says what is possible.
+        """
+        if self.default_recipe_problem and self._with_defaults(request) == self.request:
             raise UnsupportedModel(
                 f"{self.name}: the default recipe {self.recipe.title} is not possible: {self.default_recipe_problem}"
             )
         return self.recipe
 
-    def cached_variant(self, recipe: Recipe, request: Request | None = None) -> Variant | None:
-        """A compiled recipe that is there already. Raises why it cannot be compiled, where that is remembered."""
-        return self.variants.get(self.variant_key(recipe, request))
-
     def variant_key(self, recipe: Recipe, request: Request | None = None) -> tuple[Recipe, Request]:
         """A client's recipe and request over the model's own settings. UsageError for one without graph."""
         recipe.require_graph()
-        if request is None:
-            return recipe, self.request
-        return recipe, request if request.explain else replace(request, explain=self.request.explain)
+        return recipe, self._with_defaults(request)
 
     def variant(self, recipe: Recipe, request: Request | None = None, keep: bool = False) -> Variant:
         """A compiled recipe, compiled here and now, as loading does. keep: it stays as long as the model does.
@@ -157,8 +150,7 @@ class LoadedModel:
             variant = self.variants.get(key)
             if variant is None:
                 variant = self._compile(*key)
-                if self.variants.put(key, variant, keep):
-                    free_memory()
+                self.variants.put(key, variant, keep)
         return variant
 
     def close(self) -> None:
@@ -231,6 +223,8 @@ class LoadedModel:
         """Let a queue put requests into one run, if that is proven on the graph and holds for a probe."""
         if self.max_rows < 2 or axes is None or counted(self.subject.normalised.model.graph):
             return
+        if not any(name in axes for name in queue.outputs):  # outputs without rows, such as a Shape
+            return
         queue.axes = axes
         if not rows_are_independent(queue, rows):
             queue.axes = None
@@ -245,7 +239,10 @@ class LoadedModel:
 
     def _load_subject(self, request: Request) -> Subject:
         options = self.context.options
-        subject = Subject.of(self._path, request, options.provider, options.threads_per_run, self._open)
+        subject = Subject.of(
+            self._path, request, options.provider, options.threads_per_run, self._open,
+            unexplained=request == self.request,
+        )  # fmt: skip
         subject.pin()
         _ = subject.session  # made here, where nobody else can be making it
         with self._lock:
@@ -270,6 +267,12 @@ class LoadedModel:
                         continue
                     del self._subjects[oldest]
         return subject
+
+    def _with_defaults(self, request: Request | None) -> Request:
+        """A client's request over the model's own settings."""
+        if request is None:
+            return self.request
+        return request if request.explain else replace(request, explain=self.request.explain)
 
     def _open(self, model: ir.Model, role: str) -> ModelQueue:
         names = [str(value.name) for value in model.graph.outputs]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from onnxplain.cpu_session import available_cpus
 from onnxplain.errors import Busy, Cancelled, Expired, OnnxplainError, Unavailable
 from onnxplain.interrupt import interruptible
+from onnxplain.machine import cpus
 from onnxplain.server.call import CALL
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class CompileQueue:
 
     def __init__(self, waiting: int = 32, seconds: float = 60.0, at_once: int = 0, nbytes: float = math.inf):
         self.waiting, self.seconds, self.nbytes = waiting, seconds, nbytes
-        self.at_once = at_once or max(1, available_cpus() // CPUS_PER_JOB)
+        self.at_once = at_once or max(1, cpus() // CPUS_PER_JOB)
         self._changed = threading.Condition()
         self._jobs: dict[Hashable, _Job] = {}  # waiting and running, those that nobody wants any more apart
         self._queue: deque[_Job] = deque()
