@@ -33,6 +33,7 @@ from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.inference_service import InferenceService
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.rpc.tls import server_credentials
+from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.logs import event
@@ -64,7 +65,11 @@ class Server:
         self.port = 0
         self.scheduler = Scheduler(options.slots)
         self.context = ServerContext(
-            options, self.scheduler, SessionCache(options.session_bytes, self.metrics.sessions), self.metrics
+            options,
+            self.scheduler,
+            SessionCache(options.session_bytes, self.metrics.sessions),
+            self.metrics,
+            CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
@@ -148,7 +153,9 @@ class Server:
         self._guard.draining = True
         for task in self._tasks:
             task.cancel()
-        await self._server.stop(self.options.drain_timeout if grace is None else grace)
+        grace = self.options.drain_timeout if grace is None else grace
+        self.context.compile_queue.close(grace)
+        await self._server.stop(grace)
         await self.repository.close()
         await self._loading.close()
         if self.residency is not None:
@@ -156,6 +163,7 @@ class Server:
         if self._worker_pool is not None:
             await self._worker_pool.close()
         self.scheduler.close()
+        self.context.compile_queue.join(1.0)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._stop_metrics()
         event(LOG, logging.INFO, "stopped")

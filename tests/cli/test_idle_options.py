@@ -57,7 +57,8 @@ ALWAYS = {  # options that can act whatever else is given
         *("model-repository", "registry", "model-control-mode", "poll-seconds", "host", "port", "metrics-port"),
         *("provider", "slots", "threads", "max-batch-rows", "queue-rows", "queue-bytes", "max-message-bytes"),
         *("memory-budget", "max-request-seconds", "drain-delay", "drain-timeout", "token-file", "reflection"),
-        *("allow-export", "isolate", "log-format", "log-level", "load-slots", "max-load-seconds", "readiness", "lazy"),
+        *("allow-export", "isolate", "log-format", "log-level", "compile-queue", "max-compile-seconds"),
+        *("load-slots", "max-load-seconds", "readiness", "lazy"),
     },
     "bench HOST:PORT": {"model", "duration", "processes", "json", "rows"},
 }
