@@ -87,7 +87,7 @@ class LoadedModel:
         """Memory that it holds now, about: weights that graphs share once, the graphs, open sessions."""
         with self._lock:
             graphs = [graph for s in self._subjects.values() for graph in (s.source.model, s.normalised.model)]
-            graphs += [variant.explainer.compiled.model for variant in self._variants.values()]
+            graphs += [variant.explainer.compiled.model for variant in self.variants.variants()]
             queues = list(self._opened)
         return nbytes_of_graphs(graphs) + self.context.session_cache.nbytes_of(queues)
 
