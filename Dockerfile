@@ -18,7 +18,7 @@ RUN apt-get update \
 FROM python AS build
 ARG RUNTIME
 ARG EXTRAS=
-ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN cp /var/lib/dpkg/status /status
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-venv
@@ -30,10 +30,10 @@ COPY onnxplain onnxplain
 # hadolint ignore=DL3013
 RUN python3 -m venv --without-pip /opt/venv \
     && python3 container/requirements.py "$RUNTIME" "$EXTRAS" >/requirements.txt \
-    && pip --python /opt/venv/bin/python install -r /requirements.txt \
-    && pip --python /opt/venv/bin/python install --no-deps . \
+    && pip --python /opt/venv/bin/python install --no-compile -r /requirements.txt \
+    && pip --python /opt/venv/bin/python install --no-compile --no-deps . \
     && python3 container/slim.py /opt/venv \
-    && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib
+    && PYTHONDONTWRITEBYTECODE=1 /opt/venv/bin/python -P container/bytecode.py
 COPY models /opt/onnxplain/models
 # hadolint ignore=DL3013
 RUN python3 -m venv --without-pip /opt/tools \
