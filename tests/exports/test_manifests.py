@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ from onnxplain.errors import InputError, Unavailable, UsageError
 from onnxplain.exports import kserve, kubernetes, pod
 from onnxplain.exports.pod import Sizes
 from onnxplain.server.options import ServerOptions
+from onnxplain.sources import REGISTRIES
 
 jsonschema = pytest.importorskip("jsonschema")
 yaml = pytest.importorskip("yaml")
@@ -331,6 +333,12 @@ def test_models_come_from_the_volume_or_the_registry_and_the_network_lets_that_p
     if port is None:
         assert mounts["models"] == {"name": "models", "mountPath": "/models", "readOnly": True, "subPath": "a/b"}
     assert {volume["name"] for volume in spec["volumes"]} == set(mounts)
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in REGISTRIES if scheme not in kubernetes.LOCAL])
+def test_what_the_image_needs_for_a_registry_is_an_extra(scheme):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert kubernetes.EXTRAS.get(scheme, scheme) in project["optional-dependencies"]
 
 
 def test_a_kustomization_names_all_files_beside_it(tmp_path):
