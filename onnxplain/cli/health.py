@@ -89,7 +89,8 @@ def health(
 def own_server(environment: Mapping[str, str], timeout: float) -> HealthTarget:
     """The server that these variables start on this machine. Its certificate is the one that is trusted, by any name.
 
-    Where it wants certificates of clients (ONNXPLAIN_TLS_CA), ONNXPLAIN_HEALTH_TLS_CERT and _KEY are shown, or its.
+    Where it wants certificates of clients (ONNXPLAIN_TLS_CA), it is shown ONNXPLAIN_HEALTH_TLS_CERT with _KEY, or its
+    own where these are not set.
     """
     address = _own_address(environment)
     own = environment.get("ONNXPLAIN_TLS_CERT")
@@ -101,7 +102,8 @@ def own_server(environment: Mapping[str, str], timeout: float) -> HealthTarget:
         shown = [Path(environment[name]) if environment.get(name) else None for name in names]
         if None in shown:
             raise UsageError(f"{names[0]} and {names[1]} go together: set both.")
-    return HealthTarget(address, Path(own), *shown, name=_name_of(address, own, timeout))
+    cert, key = shown
+    return HealthTarget(address, Path(own), cert, key, _name_of(address, own, timeout))
 
 
 def _own_address(environment: Mapping[str, str]) -> str:
@@ -123,12 +125,13 @@ def _name_of(address: str, certificate: str, timeout: float) -> str:
             socket.create_connection((host.strip("[]"), int(port)), timeout) as plain,
             context.wrap_socket(plain) as secure,
         ):
-            names = (secure.getpeercert() or {}).get("subjectAltName", ())
+            shown: Mapping[str, Any] = secure.getpeercert() or {}
     except FileNotFoundError as error:
         raise InputError(f"{certificate}: {error.strerror}.") from error
     except (OSError, ValueError) as error:
         raise Unavailable(f"{address} gives no health ({' '.join(str(error).split())[:200]}).") from error
-    return next((str(value).replace("*", "health") for _, value in names), "")
+    names = [str(name[1]) for name in shown.get("subjectAltName", ())]
+    return names[0].replace("*", "health") if names else ""
 
 
 def _hint(target: HealthTarget) -> str:

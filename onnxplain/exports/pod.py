@@ -118,7 +118,10 @@ readinessProbe:
 def resources(memory: int) -> str:
     """Asked for and at most, the same: memory cannot be taken back, and there are as many threads as CPUs."""
     amount = f'  cpu: "{CPUS}"\n  memory: {memory // MIB}Mi\n'
-    return f"resources:  # for this model alone: add up for a repository of several\n  requests:\n{indent(amount, '  ')}  limits:\n{indent(amount, '  ')}"
+    return (
+        f"resources:  # for this model alone: add up for a repository of several\n"
+        f"  requests:\n{indent(amount, '  ')}  limits:\n{indent(amount, '  ')}"
+    )
 
 
 def security() -> str:
