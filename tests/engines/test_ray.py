@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
+import yaml
 from google.rpc import error_details_pb2, status_pb2
 from nets import MODELS
 
 from onnxplain import Explainer
+from onnxplain.cli import main
 from onnxplain.engines import ray_proxy
 from onnxplain.engines.ray_methods import METHODS, model_of
 from onnxplain.engines.ray_policy import ROWS, RowsPolicy
 from onnxplain.engines.ray_proxy import DETAILS, LOST, MODEL, SECONDS_LEFT
-from onnxplain.engines.ray_serve import SERVICERS, Servicer
+from onnxplain.engines.ray_serve import Servicer
 from onnxplain.engines.ray_settings import ReplicaSettings
 from onnxplain.errors import UsageError
+from onnxplain.exports.ray_serve import APPLICATION, SERVICERS
 from onnxplain.server.models.served import EXPLAIN
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.inference import messages as oip
@@ -409,6 +413,20 @@ def test_replicas_are_as_many_as_the_rows_ask_for(reported, queued, wanted):
 def test_an_application_refuses_what_it_does_not_know(args, says):
     with pytest.raises(UsageError, match=says):
         ReplicaSettings.of(args)
+
+
+def test_the_exported_file_names_what_there_is_and_its_arguments_are_taken(tmp_path):
+    main(["export", str(MODELS / "digits_cnn"), "--ray-serve", str(tmp_path)])
+    config = yaml.safe_load((tmp_path / "serve.yaml").read_text())
+    (app,) = config["applications"]
+    settings = ReplicaSettings.of(app["args"])
+    assert list(settings.models) == [str(MODELS)] and list(settings.load) == ["digits_cnn"]
+    defaults = ReplicaSettings(models=settings.models, load=settings.load)
+    assert settings.content() == defaults.content()  # what the file says is what is said nowhere
+    for name in (app["import_path"].replace(":", "."), *config["grpc_options"]["grpc_servicer_functions"]):
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), attribute))
+    assert app["import_path"] == APPLICATION
 
 
 def test_settings_come_back_from_their_content():
