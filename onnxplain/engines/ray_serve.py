@@ -12,6 +12,7 @@ from onnxplain.engines.ray_settings import ReplicaSettings
 from onnxplain.errors import UsageError
 
 ONGOING = 256  # requests of one replica; its own queues say no before, with a reason
+QUEUED = 1024  # requests that wait in one proxy while every replica has its fill; more get RESOURCE_EXHAUSTED
 MEASURED = 5.0  # seconds between two counts of the rows, at most
 DRAIN = 30.0  # seconds for what is being answered when a replica goes
 
@@ -31,6 +32,7 @@ def application(args: dict[str, Any]) -> Any:
     deployment = serve.deployment(
         name="models",
         max_ongoing_requests=ONGOING,
+        max_queued_requests=QUEUED,
         graceful_shutdown_timeout_s=DRAIN,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         autoscaling_config=AutoscalingConfig(
