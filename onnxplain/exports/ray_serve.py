@@ -36,7 +36,7 @@ applications:
         - {models}
       load:  # there from the start; others when they are first asked for
         - {name}
-      max_models: 16  # that one replica holds at a time
+      max_models: 16  # that Ray takes one replica to have; memory decides what it keeps
       rows: 8  # waiting and running in one replica; more start another
       min_replicas: 1
       max_replicas: 4
