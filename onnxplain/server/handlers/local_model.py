@@ -23,6 +23,7 @@ from onnxplain.server.handlers.explain_response import explain_response
 from onnxplain.server.handlers.infer_request import bound_feeds, requested_outputs, row_count, target_seed
 from onnxplain.server.handlers.model_description import ModelDescription
 from onnxplain.server.handlers.request_parameters import OWN, PREFIX, own_parameters
+from onnxplain.server.models.explain_query import ExplainQuery
 from onnxplain.server.models.inference_metadata import (
     TensorMetadata,
     model_config,
@@ -30,7 +31,7 @@ from onnxplain.server.models.inference_metadata import (
     model_statistics,
     tensor_metadata,
 )
-from onnxplain.server.models.loaded import ExplainQuery, LoadedModel
+from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.server.models.served import EXPLAIN, Progress, split
 from onnxplain.server.models.variant import Variant
 from onnxplain.server.models.variant_requests import cached_variant, requested_variant
@@ -54,6 +55,11 @@ class LocalModel:
         self._inputs = tensor_metadata(v for v in graph.inputs if v.name not in graph.initializers)
         self._outputs = tensor_metadata(graph.outputs)
         self._descriptions = DescriptionCache(model, threads, self._inputs, self._outputs)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds now, about."""
+        return self.model.nbytes
 
     # The Open Inference Protocol
 

@@ -13,6 +13,7 @@ import grpc
 
 from onnxplain.client.streams import OneReply
 from onnxplain.errors import Expired, OnnxplainError, Unavailable
+from onnxplain.machine import resident_bytes
 from onnxplain.server.call import CALL, Call, log_fields
 from onnxplain.server.isolation import call_fields
 from onnxplain.server.isolation.errors import exit_description, worker_error
@@ -30,6 +31,7 @@ LOG = logging.getLogger("onnxplain.server")
 BACKOFF = (0.1, 10.0)  # seconds before a worker that ended young is followed by the next: first, longest
 LIVED_LONG = 10.0  # seconds: a worker that ended later than this is followed at once
 OUTSIDE_CALL = 10.0  # seconds for a request that belongs to no call
+WORKER_BYTES = 190 * 2**20  # of a process with a small model, where the system does not say
 NOTICE = 1.0  # seconds after a broken connection in which the system says how the process ended
 
 T = TypeVar("T")
@@ -57,6 +59,11 @@ class IsolatedModel:
     def pid(self) -> int | None:
         """Of the worker that answers now, None while there is none."""
         return None if self._worker is None else self._worker.pid
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its process holds now."""
+        return 0 if self.pid is None else resident_bytes(self.pid) or WORKER_BYTES
 
     # The Open Inference Protocol
 

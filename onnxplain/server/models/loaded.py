@@ -7,9 +7,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
-from typing import NamedTuple
 from weakref import WeakSet
 
 import onnx_ir as ir
@@ -17,14 +16,14 @@ import onnx_ir as ir
 from onnxplain.compile import Request
 from onnxplain.coverage import Coverage, coverage
 from onnxplain.errors import ConversionChanged, OnnxplainError, UnsupportedModel
-from onnxplain.explainer import Ask, Explainer
-from onnxplain.explanation import Explanation
+from onnxplain.explainer import Explainer
 from onnxplain.exports.batching import counted
 from onnxplain.inputs import Preprocessing
 from onnxplain.recipes import Recipe, named
-from onnxplain.runtime.open import bytes_per_stream, nbytes_of_weights, open_session
+from onnxplain.runtime.open import bytes_per_stream, nbytes_of_graphs, nbytes_of_weights, open_session
 from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
+from onnxplain.server.models.explain_query import ExplainQuery, ExplainResult
 from onnxplain.server.models.keyed_lock import KeyedLock
 from onnxplain.server.models.probe import probe_rows, probe_seeds, rows_are_independent
 from onnxplain.server.models.served import Progress
@@ -37,24 +36,6 @@ from onnxplain.sources import ResolvedModel
 from onnxplain.subject import Subject
 
 SUBJECTS = 4  # normal forms kept per model: one for each choice of explained and attributed tensors
-
-
-@dataclass(frozen=True)
-class ExplainQuery:
-    """What a client wants explained. asks: the targets. recipe None: the model's default."""
-
-    feeds: Mapping[str, Array]
-    asks: Sequence[Ask]
-    recipe: Recipe | None = None
-    request: Request | None = None
-
-
-class ExplainResult(NamedTuple):
-    """What `LoadedModel.explain` returns. report: of all runs it took."""
-
-    explanation: Explanation
-    variant: Variant
-    report: RunReport
 
 
 class LoadedModel:
@@ -99,6 +80,15 @@ class LoadedModel:
     def key(self) -> str:
         """name/version."""
         return f"{self.name}/{self.version}"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds now, about: weights that graphs share once, the graphs, open sessions."""
+        with self._lock:
+            graphs = [graph for s in self._subjects.values() for graph in (s.source.model, s.normalised.model)]
+            graphs += [variant.explainer.compiled.model for variant in self.variants.variants()]
+            queues = list(self._opened)
+        return nbytes_of_graphs(graphs) + self.context.session_cache.nbytes_of(queues)
 
     def coverage(self) -> Coverage:
         """What every method would do with this model; found once."""
@@ -291,7 +281,8 @@ class LoadedModel:
     def _open_queue(self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int) -> ModelQueue:
         scheduler, cache = self.context.scheduler, self.context.session_cache
         queue = ModelQueue(scheduler, cache, open_graph, outputs, nbytes, self.max_rows, self._observed)
-        self._opened.add(queue)
+        with self._lock:
+            self._opened.add(queue)
         return queue
 
     def _observed(self, waited: float, computed: float, rows: int) -> None:
