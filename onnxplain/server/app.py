@@ -63,7 +63,7 @@ class Server:
         self.metrics = Metrics()
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
-        self.scheduler = Scheduler(options.slots)
+        self.scheduler = Scheduler(options.run_slots)
         self.context = ServerContext(
             options,
             self.scheduler,
