@@ -18,9 +18,9 @@ MEMORY_SHARE = 0.4  # of the machine's memory, for sessions
 class ServerOptions:
     """Flags of the server, with their defaults.
 
-    port 0 takes a free one. metrics_port 0: none. slots: runs at a time, 0: by the CPUs; threads: inside one run, 0: all
-    CPUs, shared among --slots where these are given. queue_rows, queue_bytes: of one model, waiting and running.
-    memory_budget: bytes of open sessions.
+    port 0 takes a free one. metrics_port 0: none. slots: runs at a time, 0: by the CPUs; threads: inside one run, 0:
+    all CPUs, shared among the slots where their number is given. queue_rows, queue_bytes: of one model, waiting and
+    running. memory_budget: bytes of open sessions.
     compile_queue: recipes that wait to be compiled; max_compile_seconds: of one. load_slots: models loading at a time,
     0: by the CPUs; max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first
     asked for. poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
