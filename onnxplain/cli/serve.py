@@ -61,7 +61,7 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--port", type=click.IntRange(0, 65535), default=8001, help="0 takes a free one.")
 @_flag("--metrics-port", type=click.IntRange(0, 65535), default=8002, help="Prometheus; 0: none.")
 @_flag("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
-@_flag("--slots", type=click.IntRange(1), default=1, help="Runs at a time.")
+@_flag("--slots", type=click.IntRange(0), default=0, help="Runs at a time; 0: one for each CPU, one on CUDA.")
 @_flag("--threads", type=click.IntRange(0), default=0, help="Threads inside a run; 0: the CPUs shared by the slots.")
 @_flag("--max-batch-rows", type=click.IntRange(0), default=0, help="Rows of one run; 0: 8 on the CPU, 32 on CUDA.")
 @_flag("--queue-rows", type=click.IntRange(1), default=64, help="Rows of one model that wait or run at most.")

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from onnxplain.errors import InputError
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.isolation.callers import ForwardedCallers
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
 from onnxplain.server.models.context import ServerContext
@@ -39,7 +40,7 @@ from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.logs import event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
-from onnxplain.server.tokens import Tokens
+from onnxplain.server.tokens import Callers, Tokens
 from onnxplain.sources import DirectorySource, ModelSource, Release, ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
@@ -63,7 +64,7 @@ class Server:
         self.metrics = Metrics()
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
-        self.scheduler = Scheduler(options.slots)
+        self.scheduler = Scheduler(options.run_slots)
         self.context = ServerContext(
             options,
             self.scheduler,
@@ -96,7 +97,7 @@ class Server:
         self._stopping: asyncio.Task[None] | None = None
         self._guard = Guard(
             self.metrics,
-            Tokens(options.token_file) if options.token_file else None,
+            _callers(options),
             options.max_request_seconds,
             tracing(),
             options.tls_ca is not None,
@@ -232,6 +233,13 @@ class Server:
 def close_model(model: LocalModel) -> None:
     """Free a model that nobody was given."""
     model.model.close()
+
+
+def _callers(options: ServerOptions) -> Callers | None:
+    """By tokens where there is a file of them; a worker is told by its parent; None: anybody is let in."""
+    if options.token_file is not None:
+        return Tokens(options.token_file)
+    return ForwardedCallers() if options.socket is not None else None
 
 
 def channel_options(options: ServerOptions) -> list[tuple[str, int]]:

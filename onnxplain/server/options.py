@@ -18,8 +18,9 @@ MEMORY_SHARE = 0.4  # of the machine's memory, for sessions
 class ServerOptions:
     """Flags of the server, with their defaults.
 
-    port 0 takes a free one. metrics_port 0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs
-    among the slots. queue_rows, queue_bytes: of one model, waiting and running. memory_budget: bytes of open sessions.
+    port 0 takes a free one. metrics_port 0: none. slots: runs at a time, 0: by the CPUs; threads: inside one run, 0:
+    all CPUs, shared among the slots where their number is given. queue_rows, queue_bytes: of one model, waiting and
+    running. memory_budget: bytes of open sessions.
     compile_queue: recipes that wait to be compiled; max_compile_seconds: of one. load_slots: models loading at a time,
     0: by the CPUs; max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first
     asked for. poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
@@ -32,7 +33,7 @@ class ServerOptions:
     control: str = "none"
     poll_seconds: float = 5.0
     provider: str = "auto"
-    slots: int = 1
+    slots: int = 0
     threads: int = 0
     max_batch_rows: int = 0
     queue_rows: int = 64
@@ -79,7 +80,18 @@ class ServerOptions:
     @property
     def threads_per_run(self) -> int:
         """Threads inside one run; 0 leaves it to onnxruntime, which takes all CPUs."""
-        return self.threads or (0 if self.slots == 1 else max(1, cpus() // self.slots))
+        return self.threads or (0 if self.slots < 2 else max(1, cpus() // self.slots))
+
+    @property
+    def run_slots(self) -> int:
+        """Runs at a time: by default as many as there are CPUs, which then share the threads; one on a GPU."""
+        return self.slots or (1 if self._on_cuda else cpus())
+
+    @property
+    def _on_cuda(self) -> bool:
+        from onnxplain.runtime.session import PROVIDERS, providers
+
+        return PROVIDERS["cuda"] in providers(self.provider)
 
     @property
     def loads(self) -> int:
@@ -89,11 +101,7 @@ class ServerOptions:
     @property
     def rows_per_batch(self) -> int:
         """Rows put into one run at most: by default 8 on the CPU, 32 on a GPU."""
-        if self.max_batch_rows:
-            return self.max_batch_rows
-        from onnxplain.runtime.session import PROVIDERS, providers
-
-        return 32 if PROVIDERS["cuda"] in providers(self.provider) else 8
+        return self.max_batch_rows or (32 if self._on_cuda else 8)
 
     @property
     def session_bytes(self) -> int:

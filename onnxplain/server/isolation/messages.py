@@ -21,7 +21,7 @@ OBSERVATIONS = {"queue": 2, "run": 3, "conserved": 1}  # of a model: method of M
 REASONS = ("size", "full", "deadline", "draining")  # for refusing a request: they become labels, so no others
 PASSED = (
     "provider", "slots", "threads", "max_batch_rows", "queue_rows", "queue_bytes", "max_message_bytes",
-    "max_request_seconds", "allow_export",
+    "max_request_seconds", "allow_export", "compile_queue", "max_compile_seconds",
 )  # fmt: skip
 DRAIN = 5.0  # seconds: the parent ends a worker when its calls are answered
 
