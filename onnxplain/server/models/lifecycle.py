@@ -92,6 +92,7 @@ class ModelLifecycle:
         if old is not None and same and not force:
             if old.state == READY:
                 old.release, old.note = release, note
+                old.served_well = release if old.good else None
                 versions.set_aliases(release)
                 return None
             if time.monotonic() < old.retry_at or unproven:
@@ -110,7 +111,7 @@ class ModelLifecycle:
         else:
             before = ("", "")
             if old is not None and same:
-                entry.failures, entry.good = old.failures, old.good
+                entry.failures, entry.served_well = old.failures, old.served_well
             versions.entries[release.version] = entry
         return self._begin(source, release, entry, before)
 
