@@ -27,7 +27,7 @@ class ModelEntry:
 
     READY without `served` is a lazy model that is not in memory: it loads when it is asked for. served_well: what was
     last loaded well here. warming: it loads because it was asked for. note: what else is to be said of it. used_at:
-    monotonic time of its last call.
+    monotonic time of its last call; begun: of its load.
     """
 
     release: Release
@@ -43,6 +43,7 @@ class ModelEntry:
     served_well: Release | None = None
     note: str = ""
     used_at: float = 0.0
+    begun: float = 0.0
     warming: bool = False
 
     @property

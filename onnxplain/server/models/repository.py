@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
@@ -183,7 +184,7 @@ class ModelRepository:
         It goes on when the caller does not wait for it; who asks again joins the load of the same files.
         """
         self._explicit("loaded")
-        task = asyncio.get_running_loop().create_task(self._load_on_demand(name), context=Context())
+        task = asyncio.get_running_loop().create_task(self._load_on_demand(name, time.monotonic()), context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         failed = await asyncio.shield(task)
@@ -228,7 +229,7 @@ class ModelRepository:
         for name in [name for name, versions in self._models.items() if versions.has_any_of(source)]:
             self.lifecycle.aim(name, offered.get(name, set()))
 
-    async def _load_on_demand(self, name: str) -> list[OnnxplainError]:
+    async def _load_on_demand(self, name: str, asked: float) -> list[OnnxplainError]:
         """Load everything that the sources offer by this name. What went wrong."""
         offers: list[tuple[ModelSource, Release, str]] = []
         for source in self.sources:
@@ -244,7 +245,7 @@ class ModelRepository:
             known = ", ".join(source.name for source in self.sources)
             raise NotFound(f"no model {name[:200]!r} in {known}.").at("model_name")
         self._wanted.add(name)
-        loads = [self.lifecycle.bring(source, release, force=True, note=note) for source, release, note in offers]
+        loads = [self.lifecycle.bring(source, release, asked, note) for source, release, note in offers]
         self.lifecycle.prefer(name)
         self.lifecycle.aim(name, {release.version for _, release, _ in offers})
         errors = [await load.ended() for load in loads if load is not None]
