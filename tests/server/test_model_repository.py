@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from onnxplain.errors import InputError, NotFound, Unavailable, UnsupportedModel
+from onnxplain.server.models import source_answers
 from onnxplain.server.models.entry import LOADING, READY, UNAVAILABLE
 from onnxplain.server.models.load_turns import LoadTurns
 from onnxplain.server.models.repository import ModelRepository, Unsupported
@@ -425,5 +427,35 @@ def test_so_many_load_at_a_time_and_one_more_that_is_awaited(count):
         go.set()
         await found.refresh()
         assert most == count + 1 and [m.name for m in shop.loaded].index("m6") <= count + 1
+
+    asyncio.run(story())
+
+
+def test_a_source_that_hangs_or_is_being_copied_from_holds_up_no_other(monkeypatch):
+    monkeypatch.setattr(source_answers, "ANSWER", 0.2)
+
+    async def story():
+        shop, hung, copied = Shop(("m", "1", "a")), Shop(), Shop(("c", "1", "c"))
+        hung.name, copied.name = "hung", "copied"
+        go = threading.Event()
+        hung.releases = lambda: go.wait(10)
+        copied.fetch = lambda release: go.wait(10)
+        turns = LoadTurns(1)
+
+        async def load(source, release):
+            if source is copied:
+                async with turns.source(source, (release.name, release.version)) as turn:
+                    await turn.run(lambda: source.fetch(release))
+            return await shop.load(source, release)
+
+        found = ModelRepository([hung, copied, shop], load, "poll", turns=turns)
+        for fingerprint in ("a", "b"):
+            shop.offers = [("m", "1", fingerprint)]
+            await found.look()
+            await settled()
+            assert await answer(found) == ("1", fingerprint)
+        assert found.health.silent == {"hung": "no answer within 0.2 s"}
+        go.set()
+        await found.close()
 
     asyncio.run(story())

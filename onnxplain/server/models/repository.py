@@ -146,7 +146,7 @@ class ModelRepository:
 
     async def look(self) -> None:
         """Ask every source and begin what follows. Failures are noted and never take a working model away."""
-        due = [source for source in self.sources if self.health.is_due(source.name)]
+        due = [source for source in self.sources if self._answers.due(source)]
         asking = [asyncio.get_running_loop().create_task(self._answers.ask(source)) for source in due]
         try:
             for source, task in zip(due, asking, strict=True):  # in their order: the first that has a model serves it
@@ -186,7 +186,7 @@ class ModelRepository:
         self._explicit("loaded")
         task = asyncio.get_running_loop().create_task(self._load_on_demand(name, time.monotonic()), context=Context())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._load_ended)
         failed = await asyncio.shield(task)
         if failed:
             raise failed[0].again()
@@ -250,6 +250,11 @@ class ModelRepository:
         self.lifecycle.aim(name, {release.version for _, release, _ in offers})
         errors = [await load.ended() for load in loads if load is not None]
         return [error for error in errors if error is not None]
+
+    def _load_ended(self, task: asyncio.Task[list[OnnxplainError]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where the caller has left
 
     def _on_change(self) -> None:
         """Something came or went."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection, Iterable, Sequence
 
@@ -13,6 +14,7 @@ from onnxplain.server.models.source_health import SourceHealth
 from onnxplain.sources import ModelSource, Release, RememberingSource
 
 LOG = logging.getLogger("onnxplain.server")
+ANSWER = 300.0  # seconds for a source to say what it has; one that hangs holds up no other
 
 
 class SourceAnswers:
@@ -26,13 +28,19 @@ class SourceAnswers:
         }
         self._closed = False
 
+    def due(self, source: ModelSource) -> bool:
+        """Whether it may be asked now: it was not silent just before, and nothing is being fetched from it."""
+        return self.health.is_due(source.name) and not self._turns.busy(source)
+
     async def ask(self, source: ModelSource) -> tuple[Sequence[Release] | None, str]:
         """What a source offers, None if nothing is known of it; and what is to be said of that."""
         record = self._records.get(source)
         kept = await record.read() if record is not None else []
         try:
             async with self._turns.source(source) as turn:
-                releases = await turn.run(source.releases)
+                releases = await asyncio.wait_for(turn.run(source.releases), ANSWER)
+        except TimeoutError:
+            self.health.failed(source.name, f"no answer within {ANSWER:g} s")
         except OnnxplainError as error:
             self.health.failed(source.name, str(error))
         except Exception as error:
