@@ -131,3 +131,20 @@ def test_a_damaged_record_is_said_and_left_aside(damage, tmp_path, caplog):
     source.file.write_text(damage(source.file.read_text()))
     assert registry(tmp_path).remembered() == []
     assert "cannot be read" in caplog.text
+
+
+def test_liveness_is_apart_from_readiness_and_each_bad_thing_has_a_health_of_its_own(tmp_path):
+    place = tmp_path / "registry"
+    store(times(2), place, "m")
+    store(times(2), place, "bad").write_bytes(b"no model")
+
+    async def story() -> None:
+        async with in_process_server(options(readiness="strict"), [registry(tmp_path)], wait=False) as server:
+            await until(lambda: server.repository.problems() and server.repository.names() == ["m"])
+            await asyncio.sleep(0.1)
+            found = {name: await health(server.port, name) for name in ("", "liveness", "model/m", "model/bad")}
+            assert found == {
+                "": "NOT_SERVING", "liveness": "SERVING", "model/m": "SERVING", "model/bad": "NOT_SERVING",
+            }  # fmt: skip
+
+    asyncio.run(story())
