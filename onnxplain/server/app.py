@@ -48,6 +48,7 @@ from onnxplain.wire.inference import INFERENCE, POOL
 
 LOG = logging.getLogger("onnxplain.server")
 EXPLAINER = v1.DESCRIPTOR.services_by_name["ExplainerService"].full_name
+LIVENESS = "liveness"  # a health name that no model and no source can make fail
 THREADS = 128  # explanations that compute or wait at a time; those beyond wait for a thread
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -130,7 +131,7 @@ class Server:
         if options.metrics_port:
             self._stop_metrics = self.metrics.serve(options.host, options.metrics_port)
         await server.start()
-        for service in (EXPLAINER, INFERENCE):
+        for service in (EXPLAINER, INFERENCE, LIVENESS):
             await self._set_health(service, SERVING)
         event(LOG, logging.INFO, "listening", address=address if options.socket else f"{options.host}:{self.port}")
         self._spawn(self._follow())
