@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from onnxplain.errors import InputError, OnnxplainError
 from onnxplain.inputs.settings import ModelSettings, load_settings
-from onnxplain.server.options import ServerOptions
+from onnxplain.server.options import BASE, LEAST, ServerOptions
 from onnxplain.sources import ResolvedModel
 
 LINE = 4096  # bytes of a report at most: what a pipe takes whole or not at all
@@ -39,7 +39,7 @@ class WorkerConfig:
     def of(cls, model: ResolvedModel, options: ServerOptions, socket: Path) -> Self:
         """From the server's own options: no port, no tokens, no reflection; the socket's folder keeps others out."""
         passed = {key: getattr(options, key) for key in PASSED}
-        budget = min(options.session_bytes, options.isolate_memory // 2)
+        budget = max(LEAST, min(options.isolate_memory + BASE, options.process_bytes))
         return cls(model, _options(passed, budget, socket), options.isolate_memory, socket)
 
     def encode(self) -> bytes:
