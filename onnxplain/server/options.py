@@ -23,7 +23,7 @@ class ServerOptions:
 
     port 0 takes a free one. metrics_port 0: none. slots: runs at a time; threads: of runs, 0: the CPUs. queue_rows,
     queue_bytes: of one model, waiting and running. memory_budget: bytes of the process; 0: a share of what it may
-    have. model_bytes: of models, sessions, requests and replies, 0: by the budget. compile_queue: recipes that wait
+    have. model_bytes: of models and their sessions, 0: by the budget. compile_queue: recipes that wait
     to be compiled; max_compile_seconds: of one. load_slots: models loading at a time, 0: by the CPUs;
     max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first asked for.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
@@ -117,11 +117,16 @@ class ServerOptions:
 
     @property
     def session_bytes(self) -> int:
-        """Bytes that models, their sessions, requests and replies may take together: the other half.
+        """Bytes of open sessions at most: three quarters of the other half.
 
-        Not more than `run_bytes`: packed weights count there as well, see `environment.begin`.
+        Less than `run_bytes`: packed weights count there as well, see `environment.begin`.
         """
-        return self.model_bytes or self.run_bytes
+        return self.model_bytes or self.run_bytes * 3 // 4
+
+    @property
+    def client_bytes(self) -> int:
+        """Bytes of all that clients send and get, while it is held: the last quarter."""
+        return self.run_bytes // 4
 
     def begin_environment(self) -> None:
         """Have all sessions of this process share threads and a bounded arena; for processes that only serve.
