@@ -21,6 +21,7 @@ from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.isolation.callers import ForwardedCallers
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.lifecycle import Loader
 from onnxplain.server.models.load_turns import LoadTurns
@@ -66,11 +67,13 @@ class Server:
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
         self.scheduler = Scheduler(options.run_slots)
+        self.memory = MemoryLedger(options.client_bytes, self.metrics.held, lambda: self.metrics.refused("", "memory"))
         self.context = ServerContext(
             options,
             self.scheduler,
             SessionCache(options.session_bytes, self.metrics.sessions),
             self.metrics,
+            self.memory,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
@@ -88,7 +91,7 @@ class Server:
         self.residency: ModelResidency | None = None
         if options.lazy:
             lifecycle = self.repository.lifecycle
-            self.residency = ModelResidency(options.session_bytes, lifecycle, self.metrics)
+            self.residency = ModelResidency(options.model_bytes or options.process_bytes, lifecycle, self.metrics)
             lifecycle.used = self.residency.soon
         self._sources = sources
         self._health = health.aio.HealthServicer()
@@ -103,7 +106,7 @@ class Server:
             tracing(),
             options.tls_ca is not None,
         )
-        interceptor = Interceptor(self._guard, roots, worker=options.socket is not None)
+        interceptor = Interceptor(self._guard, roots, worker=options.socket is not None, memory=self.memory)
         self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
 
     async def start(self) -> None:
