@@ -12,17 +12,16 @@ from functools import reduce
 from typing import NamedTuple
 from weakref import WeakSet
 
-import onnx_ir as ir
-
 from onnxplain.compile import Request
 from onnxplain.coverage import Coverage, coverage
 from onnxplain.errors import ConversionChanged, OnnxplainError, UnsupportedModel
 from onnxplain.explainer import Ask, Explainer
 from onnxplain.explanation import Explanation
 from onnxplain.exports.batching import counted
+from onnxplain.graph.stored_graph import ports_of
 from onnxplain.inputs import Preprocessing
 from onnxplain.recipes import Recipe, named
-from onnxplain.runtime.open import bytes_per_stream, nbytes_of_weights, open_session
+from onnxplain.runtime.open import Graph, bytes_per_stream, nbytes_of_weights, open_session
 from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.keyed_lock import KeyedLock
@@ -265,18 +264,18 @@ class LoadedModel:
             return self.request
         return request if request.explain else replace(request, explain=self.request.explain)
 
-    def _open(self, model: ir.Model, role: str) -> ModelQueue:
-        names = [str(value.name) for value in model.graph.outputs]
+    def _open(self, graph: Graph, role: str) -> ModelQueue:
+        names = [str(value.name) for value in ports_of(graph).outputs]
         options = self.context.options
-        held = nbytes_of_weights(model) + self.max_rows * (bytes_per_stream(model) if role != "forward" else 0)
-        return self._open_queue(lambda: open_session(model, options.provider, options.threads_per_run), names, held)
+        held = nbytes_of_weights(graph) + self.max_rows * (bytes_per_stream(graph) if role != "forward" else 0)
+        return self._open_queue(lambda: open_session(graph, options.provider, options.threads_per_run), names, held)
 
     def _open_forward_queue(self) -> ModelQueue:
         """The model as its file says, not its normal form: answers are those of plain onnxruntime."""
-        model, options = self.subject.source.model, self.context.options
-        names = [str(value.name) for value in model.graph.outputs]
+        graph, options = self.subject.source.held, self.context.options
+        names = [str(value.name) for value in ports_of(graph).outputs]
         return self._open_queue(
-            lambda: open_session(model, options.provider, options.threads_per_run), names, nbytes_of_weights(model)
+            lambda: open_session(graph, options.provider, options.threads_per_run), names, nbytes_of_weights(graph)
         )
 
     def _open_queue(self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int) -> ModelQueue:

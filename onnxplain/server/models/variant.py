@@ -33,7 +33,7 @@ class Variant:
     @cached_property
     def digest(self) -> str:
         """sha256 of the compiled graph's bytes, in hex; found when first asked for."""
-        return hashlib.sha256(serialised(self.explainer.compiled.model)).hexdigest()
+        return hashlib.sha256(serialised(self.explainer.compiled.held)).hexdigest()
 
     @cached_property
     def recipe_digest(self) -> str:
@@ -43,6 +43,5 @@ class Variant:
     @cached_property
     def signature(self) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
         """Inputs and outputs of the compiled graph."""
-        graph = self.explainer.compiled.model.graph
-        inputs = tensor_metadata(v for v in graph.inputs if v.name not in graph.initializers)
-        return inputs, tensor_metadata(graph.outputs)
+        ports = self.explainer.compiled.ports
+        return tensor_metadata(ports.inputs), tensor_metadata(ports.outputs)
