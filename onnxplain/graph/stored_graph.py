@@ -82,7 +82,7 @@ class StoredGraph(DeferredModel):
         nbytes: int,
         stream_bytes: int,
     ):
-        super().__init__(ports, self._parsed)
+        super().__init__(ports, self.parse)
         self.nbytes, self.stream_bytes = nbytes, stream_bytes
         self.beside = beside
         self._skeleton, self._pieces, self._stores = skeleton, pieces, stores
@@ -105,8 +105,8 @@ class StoredGraph(DeferredModel):
         nbytes = dtype.itemsize * int(np.prod(weight.shape, dtype=np.int64))
         return np.frombuffer(self._stores[weight.store].view(weight.offset, nbytes), dtype).reshape(weight.shape)
 
-    def _parsed(self) -> ir.Model:
-        """Weights are read from their stores when their numbers are asked for."""
+    def parse(self) -> ir.Model:
+        """The model anew, nobody else's. Weights are read from their stores when their numbers are asked for."""
         mark = f"onnxplain.{secrets.token_hex(16)}"
         proto = onnx.ModelProto()
         proto.ParseFromString(weightless(Content(self.content()), mark))

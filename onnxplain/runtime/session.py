@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxplain.errors import InputError, OutOfMemory, UnsupportedModel, UsageError
 
 Array = NDArray[Any]
+VERSION: str = onnxruntime.__version__
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 SILENT = 4  # onnxruntime's "fatal": what goes wrong arrives as an exception
 OUT_OF_MEMORY = re.compile(

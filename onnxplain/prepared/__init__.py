@@ -1,0 +1,6 @@
+"""Models made ready before: normal forms and explanation graphs in a cache that outlives the process."""
+
+from onnxplain.prepared.folder import FolderCache, GraphCache
+from onnxplain.prepared.model import PreparedModel, RestoredGraph
+
+__all__ = ["FolderCache", "GraphCache", "PreparedModel", "RestoredGraph"]
