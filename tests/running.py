@@ -53,14 +53,16 @@ def running_server(
     env: Mapping[str, str] | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     wait: bool = True,
+    launcher: Sequence[str] = (),
 ) -> Iterator[Running]:
     """`onnxplain serve ARGUMENTS` on a free port, ready when it is yielded, ended by SIGTERM.
 
-    env: added to this process's. credentials: of the channel that asks for its health, where it speaks TLS. wait: until
-    the health service says SERVING; else only until it listens. Raises RuntimeError with its log if that never happens.
+    env: added to this process's. launcher: words in front of the command. credentials: of the channel that asks for
+    its health, where it speaks TLS. wait: until the health service says SERVING; else only until it listens. Raises
+    RuntimeError with its log if that never happens.
     """
     given = [str(argument) for argument in arguments]
-    command = [sys.executable, "-m", "onnxplain", "serve", *given]
+    command = [*launcher, sys.executable, "-m", "onnxplain", "serve", *given]
     command += [] if "--port" in given else ["--port", "0"]
     command += [] if "--metrics-port" in given else ["--metrics-port", "0"]
     with tempfile.TemporaryDirectory(prefix="onnxplain-server-") as folder:
