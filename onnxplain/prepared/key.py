@@ -19,16 +19,26 @@ SCHEMA = 1  # of entries: raise it when they hold other things
 MAKERS = ("onnx", "onnx-ir", "onnxscript", "numpy", "protobuf")  # beside onnxruntime
 
 
-def subject_key(sha256: str, request: Request) -> dict[str, Any]:
-    """Of a normal form. sha256: of the model file; files of weights are checked against what the entry says."""
+def subject_key(sha256: str, request: Request, providers: Sequence[str], more: Any) -> dict[str, Any]:
+    """Of a normal form. sha256: of the model file; files of weights are checked against what the entry says.
+
+    providers: what ran it. more: what else whoever keeps it tells apart.
+    """
     chosen = {name: list(getattr(request, name)) for name in ("explain", "attribute_to", "keep")}
-    return {"kind": "model", "sha256": sha256, "request": {**chosen, "head": request.head}, "made_by": made_by()}
+    return {
+        "kind": "model",
+        "sha256": sha256,
+        "request": {**chosen, "head": request.head},
+        "providers": list(providers),
+        "more": more,
+        "made_by": made_by(),
+    }
 
 
 def graph_key(
     sha256: str, request: Request, recipe: Recipe, bounds: Bounds, providers: Sequence[str], more: Any
 ) -> dict[str, Any]:
-    """Of an explanation graph. providers: it was verified on; more: what else whoever keeps it tells apart."""
+    """Of an explanation graph. providers: it was verified on."""
     return {
         "kind": "explanation graph",
         "sha256": sha256,

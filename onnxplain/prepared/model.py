@@ -20,6 +20,7 @@ from onnxplain.prepared.folder import GraphCache
 from onnxplain.prepared.graph_parts import WeightIndex, put_together, take_apart
 from onnxplain.prepared.key import graph_key, subject_key
 from onnxplain.prepared.model_files import BESIDE, MODEL, ModelFile, external_files
+from onnxplain.prepared.restored_graph import RestoredGraph
 from onnxplain.prepared.subject_entry import FORWARD, SOURCE, subject_about, subject_of
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array, providers
@@ -31,61 +32,64 @@ NORMAL, OWN = "normal", "own"  # stores: weights of the normal form that the mod
 GRAPH, CHECKS, WEIGHTS = "graph", "checks", "weights"
 
 
-@dataclass(frozen=True)
-class RestoredGraph:
-    """An explanation graph as it was compiled and verified. more: JSON that was kept with it.
-
-    feeds, answers: one question and what the verified graph answered, for a look whether it does so here.
-    """
-
-    graph: ExplanationGraph
-    more: Mapping[str, Any]
-    feeds: Mapping[str, Array]
-    answers: Mapping[str, Array]
-
-
 @dataclass
 class _Kept:
     """What is known of one normal form: its entry while something restored needs it, and where weights lie."""
 
     stores: Mapping[str, Content] | None
     weights: Sequence[Any]
+    more: Mapping[str, Any] | None
 
 
 class PreparedModel:
     """What was found out about a model file before, by this process or another.
 
     caches: asked in order; the first that takes an entry keeps it. told_apart: what else of the caller's settings an
-    explanation graph is kept for. An entry that is damaged, or of other versions, counts as none.
+    entry is kept for. An entry that is damaged, or of other versions, counts as none.
     """
 
     def __init__(self, path: Path, caches: Sequence[GraphCache], provider: str = "auto", told_apart: Any = None):
         self.path, self.caches, self._provider, self._told_apart = path, caches, provider, told_apart
         self._kept: dict[str, _Kept] = {}
         self._file: ModelFile | None = None
+        self._dropped: set[str] = set()
 
     # Normal forms
 
     def subject(
-        self, request: Request, threads: int = 0, opener: Opener | None = None
-    ) -> tuple[Subject, Mapping[str, Any]] | None:
-        """The model made ready for a choice of tensors, and what was kept with it; None where that is not known."""
+        self,
+        request: Request,
+        threads: int = 0,
+        opener: Opener | None = None,
+        problem: Callable[[Subject, Mapping[str, Any]], str | None] = lambda subject, more: None,
+    ) -> Subject | None:
+        """The model made ready for a choice of tensors; None where it was not before.
+
+        problem: why a restored one, with the JSON that was kept with it, is of no use here; None where it is.
+        """
         if not self.caches:
             return None
         try:
             file = self._read()
         except OSError:
             return None  # `load` says what is wrong
-        key = subject_key(file.sha256, request)
+        key = self._subject_key(file.sha256, request)
 
-        def restore(entry: CacheEntry) -> tuple[Subject, Mapping[str, Any]]:
+        def restore(entry: CacheEntry) -> Subject:
             stores = {MODEL: file.content, NORMAL: Content(entry.view(WEIGHTS)), **file.beside(entry.about["beside"])}
             graphs = {name: put_together(name, entry.about[name], entry, stores) for name in (SOURCE, FORWARD)}
             subject = subject_of(entry, graphs, self.path, request, self._provider, threads, opener)
-            self._kept[entry_name(key)] = _Kept(stores, entry.about["weights"])
-            return subject, entry.about["more"]
+            if (why := problem(subject, entry.about["more"])) is not None:
+                raise DamagedEntry(f"it is not so on this machine: {why}")
+            self._kept[entry_name(key)] = _Kept(stores, entry.about["weights"], entry.about["more"])
+            return subject
 
         return self._restored(key, restore)
+
+    def known(self, subject: Subject) -> Mapping[str, Any] | None:
+        """The JSON that was kept with a subject; None where it was made here."""
+        kept = self._kept.get(entry_name(self._subject_key(subject.source.sha256, subject.request)))
+        return None if kept is None else kept.more
 
     def keep_subject(self, subject: Subject, more: Mapping[str, Any]) -> bool:
         """Keep a model that was made ready; whether it could be. more: JSON."""
@@ -113,8 +117,8 @@ class PreparedModel:
             about[name], parts = take_apart(name, graph, index)
             sections |= parts
         about["weights"] = index.listing()
-        entry = CacheEntry(subject_key(file.sha256, subject.request), about, {**sections, WEIGHTS: index.parts})
-        self._kept[entry.name] = _Kept(None, about["weights"])
+        entry = CacheEntry(self._subject_key(file.sha256, subject.request), about, {**sections, WEIGHTS: index.parts})
+        self._kept[entry.name] = _Kept(None, about["weights"], None)
         self._file = None  # what is served has the weights in its own memory
         return self._put(entry)
 
@@ -147,7 +151,7 @@ class PreparedModel:
     ) -> bool:
         """Keep a graph that was compiled and verified; whether it could be. See `RestoredGraph`."""
         subject, compiled = graph.subject, graph.compiled
-        kept = self._kept.get(entry_name(subject_key(subject.source.sha256, subject.request)))
+        kept = self._kept.get(entry_name(self._subject_key(subject.source.sha256, subject.request)))
         if kept is None:  # its normal form is not kept, so neither is what lies on that
             return False
         index = WeightIndex.listed(OWN, kept.weights)
@@ -165,10 +169,14 @@ class PreparedModel:
         """Forget a graph that does not answer here as it did where it was verified."""
         name = entry_name(self._graph_key(subject, recipe, bounds))
         LOG.warning("graph cache: %s of %s: %s; it is made anew", recipe.title, self.path.name, why)
+        self._dropped.add(name)
         for cache in self.caches:
             cache.drop(name)
 
     # Inside
+
+    def _subject_key(self, sha256: str, request: Request) -> dict[str, Any]:
+        return subject_key(sha256, request, providers(self._provider), self._told_apart)
 
     def _graph_key(self, subject: Subject, recipe: Recipe, bounds: Bounds) -> dict[str, Any]:
         sha256 = subject.source.sha256
@@ -176,7 +184,7 @@ class PreparedModel:
 
     def _stores(self, subject: Subject) -> Mapping[str, Content]:
         """What graphs of a subject have their weights in; of one that was not restored, out of the cache."""
-        name = entry_name(subject_key(subject.source.sha256, subject.request))
+        name = entry_name(self._subject_key(subject.source.sha256, subject.request))
         if name not in self._kept or self._kept[name].stores is None:
             self.subject(replace(subject.request))
         kept = self._kept.get(name)
@@ -192,7 +200,7 @@ class PreparedModel:
     def _restored(self, key: Mapping[str, Any], restore: Callable[[CacheEntry], T]) -> T | None:
         name = entry_name(key)
         for cache in self.caches:
-            content = cache.get(name)
+            content = None if name in self._dropped else cache.get(name)
             if content is None:
                 continue
             try:

@@ -74,7 +74,9 @@ def _without_protected(forward: StoredGraph, outputs: int) -> DeferredModel:
 
     def read() -> ir.Model:
         model = forward.parse()
-        del model.graph.outputs[outputs:]
+        kept = list(model.graph.outputs)[:outputs]
+        model.graph.outputs.clear()
+        model.graph.outputs.extend(kept)
         return model
 
     return DeferredModel(Ports(forward.ports.inputs, forward.ports.outputs[:outputs]), read)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 from onnxplain.compile import Request
@@ -28,6 +28,13 @@ from onnxplain.server.models.keyed_lock import KeyedLock
 from onnxplain.server.models.probe import probe_rows, probe_seeds, rows_are_independent
 from onnxplain.server.models.served import Progress
 from onnxplain.server.models.variant import Variant
+from onnxplain.server.models.warm_start import (
+    adopt_forward,
+    adopt_variant,
+    keep_subject,
+    keep_variant,
+    prepared_model,
+)
 from onnxplain.server.scheduling.admission import AdmissionControl
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
 from onnxplain.server.scheduling.ticket import RunReport, RunResult
@@ -81,9 +88,11 @@ class LoadedModel:
         self._coverage: Coverage | None = None
         self._path = source.path
         self.request = Request(explain=tuple(self.settings.output.explain))
-        self.subject = self._load_subject(self.request)
+        self._prepared = prepared_model(source, context, self.max_rows)
+        self.subject = self._load_subject(self.request, self._adopt)
         self.bounds = pictures.bounds(self.subject.inputs)
-        self.forward_queue = self._open_forward_queue()
+        if self._prepared.known(self.subject) is None:
+            self.forward_queue = self._open_forward_queue(self.subject)
         self.recipe = Recipe.of(self.settings.defaults, "[defaults]") if self.settings.defaults else Recipe()
         self.default_recipe_problem = ""  # why the default recipe cannot be compiled
         try:
@@ -174,11 +183,14 @@ class LoadedModel:
     # Inside
 
     def _warm_up(self) -> None:
-        """Run everything a first request would need."""
-        feeds = self.subject.normalised.reference.feeds
-        self.forward_queue.session().run(feeds)
-        rows = probe_rows(feeds)
-        self._share_runs(self.forward_queue, self.subject.row_axes(), rows, self.notes)
+        """Run everything a first request would need; of what was prepared before, the model alone."""
+        if (known := self._prepared.known(self.subject)) is not None:
+            self.notes += known["notes"]
+        else:
+            feeds = self.subject.normalised.reference.feeds
+            self.forward_queue.session().run(feeds)
+            self._share_runs(self.forward_queue, self.subject.row_axes(), probe_rows(feeds), self.notes)
+            keep_subject(self._prepared, self.subject, self.forward_queue, self.notes)
         try:
             self.variant(self.recipe.one_pass)
         except OnnxplainError as error:
@@ -193,24 +205,28 @@ class LoadedModel:
         subject = self._subject(request)
         if subject.request != request:
             subject = replace(subject, request=request)
+        restored = self._prepared.graph(subject, recipe, self.bounds)
         explainer = Explainer(
             subject, recipe, bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
+            graph=None if restored is None else restored.graph,
         )  # fmt: skip
         queue, forward_queue = explainer.session, subject.session
         assert isinstance(queue, ModelQueue) and isinstance(forward_queue, ModelQueue)
         variant = Variant(explainer, queue, forward_queue, list(explainer.notes))
-        try:
+        if restored is not None:
+            adopt_variant(variant, restored, lambda why: self._distrust(variant, why))
+        else:
             self._verify(variant)
-        except BaseException:
-            self.context.session_cache.drop(queue)
-            raise
-        if self.max_rows > 1 and (axes := explainer.row_axes()) is not None:
-            rows = probe_rows(self.subject.normalised.reference.feeds)
-            self._share_runs(forward_queue, subject.row_axes(), rows, variant.notes)
-            seeds = probe_seeds(explainer, forward_queue, rows)
-            self._share_runs(queue, axes, {**rows, **seeds}, variant.notes)
+            keep_variant(self._prepared, variant, self.bounds)
         variant.seconds = time.perf_counter() - begun
         return variant
+
+    def _distrust(self, variant: Variant, why: str) -> None:
+        """A recipe out of the cache answers otherwise here: whoever asks next has it compiled."""
+        self._prepared.drop_graph(variant.explainer.subject, variant.explainer.recipe, self.bounds, why)
+        with self._lock:
+            for key in [key for key, held in self._variants.items() if held is variant]:
+                del self._variants[key]
 
     def _share_runs(
         self, queue: ModelQueue, axes: Mapping[str, int] | None, rows: Mapping[str, Array], notes: list[str]
@@ -224,16 +240,40 @@ class LoadedModel:
             notes.append("rows answer differently in a batch than alone: requests are not put together")
 
     def _verify(self, variant: Variant) -> None:
-        """The graph in its queue must answer as the model did when it was normalised, and as without optimisation."""
-        try:
-            variant.notes += variant.explainer.verify(users=variant.queue.session)
-        except ConversionChanged as error:
-            raise ConversionChanged(f"{self.name}: {error}") from error
+        """The graph in its queue must answer as the model did when it was normalised, and as without optimisation.
 
-    def _load_subject(self, request: Request) -> Subject:
+        Then whether its rows go apart.
+        """
+        explainer, queue = variant.explainer, variant.queue
+        try:
+            variant.notes += explainer.verify(users=queue.session)
+            if self.max_rows > 1 and (axes := explainer.row_axes()) is not None:
+                rows = probe_rows(self.subject.normalised.reference.feeds)
+                self._share_runs(variant.forward_queue, explainer.subject.row_axes(), rows, variant.notes)
+                seeds = probe_seeds(explainer, variant.forward_queue, rows)
+                self._share_runs(queue, axes, {**rows, **seeds}, variant.notes)
+        except BaseException as error:
+            self.context.session_cache.drop(queue)
+            if isinstance(error, ConversionChanged):
+                raise ConversionChanged(f"{self.name}: {error}") from error
+            raise
+
+    def _adopt(self, subject: Subject, known: Mapping[str, Any]) -> str | None:
+        """Serve a model as it was prepared; why that is not right on this machine."""
+        self.forward_queue = self._open_forward_queue(subject)
+        why = adopt_forward(self.forward_queue, subject, known)
+        if why is not None:
+            self.context.session_cache.drop(self.forward_queue)
+        return why
+
+    def _load_subject(
+        self, request: Request, adopt: Callable[[Subject, Mapping[str, Any]], str | None] = lambda subject, known: None
+    ) -> Subject:
         options = self.context.options
-        subject = Subject.of(self._path, request, options.provider, options.threads_per_run, self._open)
-        subject.pin()
+        subject = self._prepared.subject(request, options.threads_per_run, self._open, adopt)
+        if subject is None:
+            subject = Subject.of(self._path, request, options.provider, options.threads_per_run, self._open)
+            subject.pin()
         _ = subject.session  # made here, where nobody else can be making it
         with self._lock:
             self._subjects[(request.explain, request.head, request.attribute_to, request.keep)] = subject
@@ -270,9 +310,9 @@ class LoadedModel:
         held = nbytes_of_weights(graph) + self.max_rows * (bytes_per_stream(graph) if role != "forward" else 0)
         return self._open_queue(lambda: open_session(graph, options.provider, options.threads_per_run), names, held)
 
-    def _open_forward_queue(self) -> ModelQueue:
+    def _open_forward_queue(self, subject: Subject) -> ModelQueue:
         """The model as its file says, not its normal form: answers are those of plain onnxruntime."""
-        graph, options = self.subject.source.held, self.context.options
+        graph, options = subject.source.held, self.context.options
         names = [str(value.name) for value in ports_of(graph).outputs]
         return self._open_queue(
             lambda: open_session(graph, options.provider, options.threads_per_run), names, nbytes_of_weights(graph)
