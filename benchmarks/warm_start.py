@@ -15,8 +15,10 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import onnxruntime
 
@@ -25,12 +27,14 @@ from onnxplain.runtime.open import session_parts
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.loaded import ExplainQuery, LoadedModel
 from onnxplain.server.options import ServerOptions
+from onnxplain.server.scheduling.queue import ModelQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.sources import DirectorySource
 
 ROUNDS = 15
+T = TypeVar("T")
 
 
 def bare(path: str) -> onnxruntime.InferenceSession:
@@ -40,13 +44,18 @@ def bare(path: str) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def each(make: Callable[[T], object], things: Iterable[T]) -> list[object]:
+    """All of them, so that none is gone before the last is there."""
+    return [make(thing) for thing in things]
+
+
 class Contest:
     """Times of each contender, by round."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
-    def time(self, name: str, work: Callable[[], object]) -> object:
+    def time(self, name: str, work: Callable[[], T]) -> T:
         """Do it, and note how long it took."""
         gc.collect()
         begun = time.perf_counter()
@@ -90,18 +99,18 @@ def main() -> None:
         cold.close()
         del cold, variant, graphs, graph
         for _ in range(asked.rounds):
-            one = contest.time("bare: the model's session", lambda: bare(files[0]))
-            contest.time("bare: one run of it", lambda: one.run(None, feeds))
-            del one
-            three = contest.time("bare: all three sessions", lambda: [bare(file) for file in files])
-            del three
+            session = contest.time("bare: the model's session", partial(bare, files[0]))
+            contest.time("bare: one run of it", partial(session.run, None, feeds))
+            contest.time("bare: all three sessions", partial(each, bare, files))
+            session = None
             model = contest.time("warm: opened, can answer ModelInfer", opened)
             queues = (model.variant(recipe).forward_queue, model.variant(recipe).queue)
-            contest.time("warm: then the sessions of Explain", lambda: [queue.session() for queue in queues])
-            contest.time("warm: then the first Explain", lambda: model.explain(ExplainQuery(feeds, ["predicted"])))
-            contest.time("warm: the second Explain", lambda: model.explain(ExplainQuery(feeds, ["predicted"])))
+            contest.time("warm: then the sessions of Explain", partial(each, ModelQueue.session, queues))
+            question = ExplainQuery(feeds, ["predicted"])
+            contest.time("warm: then the first Explain", partial(model.explain, question))
+            contest.time("warm: the second Explain", partial(model.explain, question))
             model.close()
-            del model, queues
+            model = queues = None
     scheduler.close()
     both = [a + b for a, b in zip(*list(contest.seconds.values())[3:5], strict=True)]
     contest.seconds["warm: opened with the sessions of Explain"] = both

@@ -9,8 +9,9 @@ from typing import Any
 from onnxplain.composites import Bounds
 from onnxplain.errors import OnnxplainError, Unavailable
 from onnxplain.prepared import FolderCache, GraphCache, PreparedModel, RestoredGraph
+from onnxplain.prepared.machine import cpu_kind
 from onnxplain.prepared.restored_graph import source_difference
-from onnxplain.runtime.session import Array, Session
+from onnxplain.runtime.session import PROVIDERS, Array, Session
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.probe import probe_seeds
 from onnxplain.server.models.variant import Variant
@@ -35,17 +36,19 @@ def prepared_model(source: ResolvedModel, context: ServerContext, max_rows: int)
 
 def keep_subject(prepared: PreparedModel, subject: Subject, queue: ModelQueue, notes: list[str]) -> None:
     """Keep a model with what its queue may do. queue: of the model as its file says."""
-    prepared.keep_subject(subject, {"axes": queue.axes, "notes": notes})
+    prepared.keep_subject(subject, {"axes": queue.axes, "notes": notes, "cpu": cpu_kind()})
 
 
 def adopt_forward(queue: ModelQueue, subject: Subject, known: Mapping[str, Any]) -> str | None:
     """Let the model's queue do what it may; why it may not: it answers otherwise here than where it was verified.
 
-    Opens its session and runs it: a row of the reference where rows go apart, else all of it.
+    Opens its session; on another kind of machine runs it: a row of the reference where rows go apart, else all of it.
     """
     queue.axes, reference = known["axes"], subject.normalised.reference
-    feeds = _question(queue, reference.feeds)
-    outputs = queue.session().run(feeds)
+    session = queue.session()
+    if _alike(session, known["cpu"]):
+        return None
+    outputs = session.run(_question(queue, reference.feeds))
     rows = {name: reference.outputs[name] for name in outputs}
     if queue.axes is not None:
         rows = {name: queue.part(name, array, slice(0, 1)) for name, array in rows.items()}
@@ -55,14 +58,15 @@ def adopt_forward(queue: ModelQueue, subject: Subject, known: Mapping[str, Any])
 def keep_variant(prepared: PreparedModel, variant: Variant, bounds: Bounds) -> None:
     """Keep a compiled recipe with what its queues may do, and what it answers to one question."""
     explainer, queue = variant.explainer, variant.queue
-    more = {"axes": queue.axes, "forward_axes": variant.forward_queue.axes, "notes": variant.notes}
+    forward_axes = variant.forward_queue.axes
+    more = {"axes": queue.axes, "forward_axes": forward_axes, "notes": variant.notes, "cpu": cpu_kind()}
     feeds = _question(queue, explainer.subject.normalised.reference.feeds)
     feeds |= probe_seeds(explainer, variant.forward_queue, feeds)
     prepared.keep_graph(explainer.graph, bounds, more, feeds, queue.session().run(feeds))
 
 
 def adopt_variant(variant: Variant, restored: RestoredGraph, distrust: Callable[[str], None]) -> None:
-    """Let the queues do what they may. Whether its graph answers here as it did is seen when its session opens.
+    """Let the queues do what they may. When its session opens on another kind of machine, it must answer as it did.
 
     distrust: told why, if it does not; whoever waits for the session then gets Unavailable.
     """
@@ -70,11 +74,18 @@ def adopt_variant(variant: Variant, restored: RestoredGraph, distrust: Callable[
     variant.queue.axes, variant.forward_queue.axes = restored.more["axes"], restored.more["forward_axes"]
 
     def check(session: Session) -> None:
+        if _alike(session, restored.more["cpu"]):
+            return
         if (why := restored.difference(session.run(restored.feeds))) is not None:
             distrust(why)
             raise Unavailable(f"the explanation graph answers otherwise on this machine ({why}); it is made anew.")
 
     variant.queue.check = check
+
+
+def _alike(session: Session, cpu: str) -> bool:
+    """Whether a session runs the very kernels that were verified: on the CPU alone, and on one of that kind."""
+    return set(session.providers) == {PROVIDERS["cpu"]} and cpu != "" and cpu == cpu_kind()
 
 
 def _question(queue: ModelQueue, feeds: Mapping[str, Array]) -> dict[str, Array]:
