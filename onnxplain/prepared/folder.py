@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ LOG = logging.getLogger("onnxplain.graphs")
 SUFFIX = ".graph"
 STAGED = ".staged-"
 STALE = 3600.0  # seconds after which what a process began to write is left over from one that was killed
-BYTES = 16 * 2**30  # of all entries
 
 
 class GraphCache(Protocol):
@@ -45,7 +45,7 @@ class FolderCache:
     them. read_only: nothing is written, as in a bundle. Raises UsageError for a folder that others can write to.
     """
 
-    def __init__(self, root: Path, limit: int = BYTES, read_only: bool = False):
+    def __init__(self, root: Path, limit: int = sys.maxsize, read_only: bool = False):
         self.root, self.limit, self.read_only = root, limit, read_only
         if not read_only:
             try:

@@ -33,13 +33,11 @@ class WeightIndex:
     def add_model(self, store: str, content: Content) -> None:
         """The weights inside a model file."""
         for offset, length, _ in _large(content):
-            self.places.setdefault(_digest(content.view(offset, length)), (store, offset))
+            self.add(store, offset, content.view(offset, length))
 
-    def add_tensors(self, prefix: str, tensors: Iterable[ir.ExternalTensor]) -> None:
-        """Weights in other files, each of which is a store named by its location."""
-        for tensor in tensors:
-            place = (f"{prefix}{tensor.location}", tensor.offset or 0)
-            self.places.setdefault(_digest(memoryview(tensor.tobytes())), place)
+    def add(self, store: str, offset: int, weight: Buffer) -> None:
+        """A weight in a store."""
+        self.places.setdefault(_digest(weight), (store, offset))
 
     def place(self, weight: Buffer) -> tuple[str, int]:
         """Store and offset of a weight, which goes to our own store if it lies nowhere."""

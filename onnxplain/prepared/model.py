@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import onnx_ir as ir
-
 from onnxplain.compile import Compiled, Request
 from onnxplain.composites import Bounds
 from onnxplain.explanation_graph import ExplanationGraph
@@ -19,7 +17,7 @@ from onnxplain.prepared.entry import CacheEntry, DamagedEntry, entry_name
 from onnxplain.prepared.folder import GraphCache
 from onnxplain.prepared.graph_parts import WeightIndex, put_together, take_apart
 from onnxplain.prepared.key import graph_key, subject_key
-from onnxplain.prepared.model_files import BESIDE, MODEL, ModelFile, external_files
+from onnxplain.prepared.model_files import BESIDE, MODEL, ModelFile, OtherFiles
 from onnxplain.prepared.restored_graph import RestoredGraph
 from onnxplain.prepared.subject_entry import FORWARD, SOURCE, subject_about, subject_of
 from onnxplain.recipes import Recipe
@@ -27,6 +25,7 @@ from onnxplain.runtime.session import Array, providers
 from onnxplain.subject import Opener, Subject
 
 T = TypeVar("T")
+Problem = Callable[[Subject, Mapping[str, Any]], str | None]
 LOG = logging.getLogger("onnxplain.graphs")
 NORMAL, OWN = "normal", "own"  # stores: weights of the normal form that the model's file has not; of one graph
 GRAPH, CHECKS, WEIGHTS = "graph", "checks", "weights"
@@ -61,7 +60,7 @@ class PreparedModel:
         request: Request,
         threads: int = 0,
         opener: Opener | None = None,
-        problem: Callable[[Subject, Mapping[str, Any]], str | None] = lambda subject, more: None,
+        problem: Problem | None = None,
     ) -> Subject | None:
         """The model made ready for a choice of tensors; None where it was not before.
 
@@ -79,7 +78,7 @@ class PreparedModel:
             stores = {MODEL: file.content, NORMAL: Content(entry.view(WEIGHTS)), **file.beside(entry.about["beside"])}
             graphs = {name: put_together(name, entry.about[name], entry, stores) for name in (SOURCE, FORWARD)}
             subject = subject_of(entry, graphs, self.path, request, self._provider, threads, opener)
-            if (why := problem(subject, entry.about["more"])) is not None:
+            if problem is not None and (why := problem(subject, entry.about["more"])) is not None:
                 raise DamagedEntry(f"it is not so on this machine: {why}")
             self._kept[entry_name(key)] = _Kept(stores, entry.about["weights"], entry.about["more"])
             return subject
@@ -99,18 +98,17 @@ class PreparedModel:
         try:
             arrays = named_arrays.to_bytes(_flat(subject))
             file = self._read()
-            tensors = [v.const_value for v in source.model.graph.initializers.values()]
-            outside = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
-            beside = external_files(path, outside)
+            if file.sha256 != source.sha256:
+                raise ValueError("another file lies there by now")
+            others = OtherFiles.of(file, source.model)
         except (OSError, TypeError, ValueError) as error:
             LOG.info("graph cache: %s is not kept: %s", path.name, error)
             return False
-        if file.sha256 != source.sha256:  # another file lies there by now
-            return False
         index = WeightIndex(NORMAL)
         index.add_model(MODEL, file.content)
-        index.add_tensors(BESIDE, outside)
-        about: dict[str, Any] = {**subject_about(subject), "beside": beside, "more": dict(more)}
+        for location, offset, weight in others.weights.values():
+            index.add(BESIDE + location, offset, weight)
+        about: dict[str, Any] = {**subject_about(subject), "beside": others.listed, "more": dict(more)}
         sections: dict[str, Any] = {"reference": [arrays], "outline": [source.outline]}
         forward = subject.forward_graph or subject.with_protected()
         for name, graph in ((SOURCE, source.held), (FORWARD, forward)):
@@ -135,9 +133,9 @@ class PreparedModel:
             about, stored = entry.about, put_together(GRAPH, entry.about[GRAPH], entry, stores)
             held: Any = stored  # a Compiled reads it when somebody looks at its model
             compiled = Compiled(held, seconds=0.0, **about["compiled"])
-            feeds, answers = (named_arrays.from_bytes(entry.section(f"{CHECKS}.{side}")) for side in ("in", "out"))
+            seeds, answers = (named_arrays.from_bytes(entry.section(f"{CHECKS}.{side}")) for side in ("in", "out"))
             graph = ExplanationGraph(subject, recipe, bounds, compiled)
-            return RestoredGraph(graph, about["more"], feeds, answers)
+            return RestoredGraph(graph, about["more"], seeds, answers)
 
         return self._restored(key, restore)
 
@@ -146,7 +144,7 @@ class PreparedModel:
         graph: ExplanationGraph,
         bounds: Bounds,
         more: Mapping[str, Any],
-        feeds: Mapping[str, Array],
+        seeds: Mapping[str, Array],
         answers: Mapping[str, Array],
     ) -> bool:
         """Keep a graph that was compiled and verified; whether it could be. See `RestoredGraph`."""
@@ -160,7 +158,7 @@ class PreparedModel:
         about = {
             GRAPH: about_graph, "more": dict(more), "compiled": {name: getattr(compiled, name) for name in known},
         }  # fmt: skip
-        checks = {f"{CHECKS}.in": feeds, f"{CHECKS}.out": answers}
+        checks = {f"{CHECKS}.in": seeds, f"{CHECKS}.out": answers}
         sections |= {name: [named_arrays.to_bytes(arrays)] for name, arrays in checks.items()}
         key = self._graph_key(subject, graph.recipe, bounds)
         return self._put(CacheEntry(key, about, {**sections, WEIGHTS: index.parts}))

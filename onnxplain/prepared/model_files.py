@@ -6,16 +6,19 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
-from onnxplain.frontend.load import MAX_BYTES
+from onnxplain.frontend.load import MAX_BYTES, external_tensors
 from onnxplain.graph.weight_files import Content
+from onnxplain.graph.weightless import weightless
 from onnxplain.prepared.entry import DamagedEntry
 
+INSIDE = "onnxplain.inside"  # where large weights of a parsed model lie: in its own file
 MODEL, BESIDE = "model", "beside:"  # stores: the model's file; files of weights by their location from there
 
 
@@ -47,13 +50,41 @@ class ModelFile:
         return found
 
 
-def external_files(path: Path, tensors: Iterable[ir.ExternalTensor]) -> dict[str, tuple[int, str]]:
-    """Size and sha256 of every file that holds some of these weights, by location from the model's folder."""
-    found = {}
-    for location in dict.fromkeys(str(tensor.location) for tensor in tensors):
-        content = _content(path.parent / location)
-        found[location] = (len(content), hashlib.sha256(content).hexdigest())
-    return found
+@dataclass(frozen=True)
+class OtherFiles:
+    """The files beside a model that its weights lie in. listed: size and sha256 by location, for `ModelFile.beside`.
+
+    weights: where each lies, by its name: location, offset, bytes.
+    """
+
+    listed: dict[str, tuple[int, str]]
+    weights: dict[str, tuple[str, int, memoryview]]
+
+    @classmethod
+    def of(cls, file: ModelFile, model: ir.Model) -> OtherFiles:
+        """Of a model that was loaded from this file. Raises ValueError where its weights are not theirs any more."""
+        proto = onnx.ModelProto()
+        proto.ParseFromString(weightless(file.content, INSIDE))
+        listed, weights, contents = dict[str, tuple[int, str]](), dict[str, tuple[str, int, memoryview]](), {}
+        for tensor in external_tensors(proto):
+            entry = {item.key: item.value for item in tensor.external_data}
+            location = entry["location"]
+            if location == INSIDE:
+                continue
+            if location not in contents:
+                contents[location] = Content(content := _content(file.path.parent / location))
+                listed[location] = (len(content), hashlib.sha256(content).hexdigest())
+            held = (
+                model.graph.initializers[tensor.name].const_value if tensor.name in model.graph.initializers else None
+            )
+            if held is None:
+                raise ValueError(f"{tensor.name} lies in {location} and inside a node")
+            offset = int(entry.get("offset", 0))
+            found = contents[location].view(offset, held.nbytes)
+            if found != held.tobytes():
+                raise ValueError(f"the weights in {location} were changed meanwhile")
+            weights[tensor.name] = (location, offset, found)
+        return cls(listed, weights)
 
 
 def _content(path: Path, size: int | None = None, most: int = sys.maxsize) -> bytes:

@@ -19,12 +19,12 @@ ROUNDING = 1e-2  # of the largest value, of a relevance's length: other kernels 
 class RestoredGraph:
     """An explanation graph as it was compiled and verified. more: JSON that was kept with it.
 
-    feeds, answers: one question and what the verified graph answered.
+    seeds, answers: of one question, and what the verified graph answered.
     """
 
     graph: ExplanationGraph
     more: Mapping[str, Any]
-    feeds: Mapping[str, Array]
+    seeds: Mapping[str, Array]
     answers: Mapping[str, Array]
 
     def difference(self, answers: Mapping[str, Array]) -> str | None:

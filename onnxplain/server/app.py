@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
+from onnxplain.prepared import FolderCache
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.isolation.pool import WorkerPool
@@ -60,8 +61,9 @@ class Server:
         self.port = 0
         self.scheduler = Scheduler(options.slots)
         self.context = ServerContext(
-            options, self.scheduler, SessionCache(options.session_bytes, self.metrics.sessions), self.metrics
-        )
+            options, self.scheduler, SessionCache(options.session_bytes, self.metrics.sessions), self.metrics,
+            FolderCache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
+        )  # fmt: skip
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="onnxplain-load")

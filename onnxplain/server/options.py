@@ -10,6 +10,7 @@ from onnxplain.cpu_session import available_cpus
 from onnxplain.errors import UsageError
 
 MESSAGE_BYTES = 64 * 2**20
+GRAPH_CACHE_BYTES = 16 * 2**30
 MEMORY_SHARE = 0.4  # of the machine's memory, for sessions
 
 
@@ -19,6 +20,7 @@ class ServerOptions:
 
     port 0 takes a free one. metrics_port 0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs
     among the slots. queue_rows, queue_bytes: of one model, waiting and running. memory_budget: bytes of open sessions.
+    graph_cache: folder of models made ready and compiled graphs, None: they are not kept; graph_cache_bytes: of it.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
     """
 
@@ -50,6 +52,8 @@ class ServerOptions:
     isolate_memory: int = 4 * 2**30
     load: tuple[str, ...] = ()
     cache: Path = field(default_factory=lambda: default_cache())
+    graph_cache: Path | None = None
+    graph_cache_bytes: int = GRAPH_CACHE_BYTES
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):

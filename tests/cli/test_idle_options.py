@@ -170,7 +170,9 @@ IDLE: dict[
     "serve": [
         ("--load-model", [MODELS, "--load-model", "m"], "explicit"),
         ("--webhook-port", [MODELS, "--webhook-port", "9"], "--registry"),
-        ("--cache", [MODELS, "--cache", "c"], "--registry"),
+        ("--cache", [MODELS, "--cache", "c", "--graph-cache-bytes", "0"], "--registry"),
+        ("--graph-cache", [MODELS, "--graph-cache", "g", "--isolate"], "write no files"),
+        ("--graph-cache-bytes", [MODELS, "--graph-cache-bytes", "9", "--isolate"], "write no files"),
         ("--isolate-memory", [MODELS, "--isolate-memory", "1000000000"], "--isolate"),
         ("--insecure", [MODELS, "--insecure"], "leave it out"),
         ("--tls-cert", [MODELS, "--tls-cert", "c.pem"], "go together"),

@@ -48,11 +48,10 @@ def whole() -> onnx.ModelProto:
 
 def weighty(folder: Path, scale: float = 1.0) -> Path:
     """x (N, 128) -> (N, 64) with its weights in another file, in a repository's form."""
-    model = net(
-        "g (float[N, 128] x) => (float[N, 64] y) { h = MatMul (x, w) y = Relu (h) }", w=scale * normal(128, 64)
-    )
+    model = net("g (float[N, 128] x) => (float[N, 64] y) { h = MatMul (x, w) y = Relu (h) }", w=scale * normal(128, 64))
     path = folder / "1" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / "w.bin").unlink(missing_ok=True)
     onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
     return path
 

@@ -14,18 +14,18 @@ from weakref import WeakSet
 
 from onnxplain.compile import Request
 from onnxplain.coverage import Coverage, coverage
-from onnxplain.errors import ConversionChanged, OnnxplainError, UnsupportedModel
+from onnxplain.errors import OnnxplainError, UnsupportedModel
 from onnxplain.explainer import Ask, Explainer
 from onnxplain.explanation import Explanation
-from onnxplain.exports.batching import counted
 from onnxplain.graph.stored_graph import ports_of
 from onnxplain.inputs import Preprocessing
+from onnxplain.prepared.model import Problem
 from onnxplain.recipes import Recipe, named
 from onnxplain.runtime.open import Graph, bytes_per_stream, nbytes_of_weights, open_session
 from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.keyed_lock import KeyedLock
-from onnxplain.server.models.probe import probe_rows, probe_seeds, rows_are_independent
+from onnxplain.server.models.probe import probe_rows, share_runs
 from onnxplain.server.models.served import Progress
 from onnxplain.server.models.variant import Variant
 from onnxplain.server.models.warm_start import (
@@ -189,7 +189,7 @@ class LoadedModel:
         else:
             feeds = self.subject.normalised.reference.feeds
             self.forward_queue.session().run(feeds)
-            self._share_runs(self.forward_queue, self.subject.row_axes(), probe_rows(feeds), self.notes)
+            share_runs(self.forward_queue, self.subject, self.subject.row_axes(), probe_rows(feeds), self.notes)
             keep_subject(self._prepared, self.subject, self.forward_queue, self.notes)
         try:
             self.variant(self.recipe.one_pass)
@@ -216,7 +216,11 @@ class LoadedModel:
         if restored is not None:
             adopt_variant(variant, restored, lambda why: self._distrust(variant, why))
         else:
-            self._verify(variant)
+            try:
+                variant.verify(self.name)
+            except BaseException:
+                self.context.session_cache.drop(queue)
+                raise
             keep_variant(self._prepared, variant, self.bounds)
         variant.seconds = time.perf_counter() - begun
         return variant
@@ -225,50 +229,16 @@ class LoadedModel:
         """A recipe out of the cache answers otherwise here: whoever asks next has it compiled."""
         self._prepared.drop_graph(variant.explainer.subject, variant.explainer.recipe, self.bounds, why)
         with self._lock:
-            for key in [key for key, held in self._variants.items() if held is variant]:
-                del self._variants[key]
-
-    def _share_runs(
-        self, queue: ModelQueue, axes: Mapping[str, int] | None, rows: Mapping[str, Array], notes: list[str]
-    ) -> None:
-        """Let a queue put requests into one run, if that is proven on the graph and holds for a probe."""
-        if self.max_rows < 2 or axes is None or counted(self.subject.normalised.model.graph):
-            return
-        queue.axes = axes
-        if not rows_are_independent(queue, rows):
-            queue.axes = None
-            notes.append("rows answer differently in a batch than alone: requests are not put together")
-
-    def _verify(self, variant: Variant) -> None:
-        """The graph in its queue must answer as the model did when it was normalised, and as without optimisation.
-
-        Then whether its rows go apart.
-        """
-        explainer, queue = variant.explainer, variant.queue
-        try:
-            variant.notes += explainer.verify(users=queue.session)
-            if self.max_rows > 1 and (axes := explainer.row_axes()) is not None:
-                rows = probe_rows(self.subject.normalised.reference.feeds)
-                self._share_runs(variant.forward_queue, explainer.subject.row_axes(), rows, variant.notes)
-                seeds = probe_seeds(explainer, variant.forward_queue, rows)
-                self._share_runs(queue, axes, {**rows, **seeds}, variant.notes)
-        except BaseException as error:
-            self.context.session_cache.drop(queue)
-            if isinstance(error, ConversionChanged):
-                raise ConversionChanged(f"{self.name}: {error}") from error
-            raise
+            self._variants = OrderedDict((key, held) for key, held in self._variants.items() if held is not variant)
 
     def _adopt(self, subject: Subject, known: Mapping[str, Any]) -> str | None:
         """Serve a model as it was prepared; why that is not right on this machine."""
         self.forward_queue = self._open_forward_queue(subject)
-        why = adopt_forward(self.forward_queue, subject, known)
-        if why is not None:
+        if (why := adopt_forward(self.forward_queue, subject, known)) is not None:
             self.context.session_cache.drop(self.forward_queue)
         return why
 
-    def _load_subject(
-        self, request: Request, adopt: Callable[[Subject, Mapping[str, Any]], str | None] = lambda subject, known: None
-    ) -> Subject:
+    def _load_subject(self, request: Request, adopt: Problem | None = None) -> Subject:
         options = self.context.options
         subject = self._prepared.subject(request, options.threads_per_run, self._open, adopt)
         if subject is None:
@@ -289,6 +259,8 @@ class LoadedModel:
                     self._subjects.move_to_end(key)
                     return cached
             subject = self._load_subject(request)
+            if self._prepared.known(subject) is None:
+                keep_subject(self._prepared, subject, self.forward_queue, self.notes)
             with self._lock:
                 while len(self._subjects) > SUBJECTS:
                     oldest = next(iter(self._subjects))

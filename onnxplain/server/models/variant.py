@@ -6,10 +6,12 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from onnxplain.errors import ConversionChanged
 from onnxplain.explainer import Explainer
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.open import serialised
 from onnxplain.server.models.inference_metadata import TensorMetadata, tensor_metadata
+from onnxplain.server.models.probe import probe_rows, probe_seeds, share_runs
 from onnxplain.server.scheduling.queue import ModelQueue
 
 
@@ -22,6 +24,23 @@ class Variant:
     forward_queue: ModelQueue
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    def verify(self, name: str) -> None:
+        """The graph must answer as the model did when it was normalised, and as without optimisation; raises else.
+
+        Then it is tried whether its rows go apart. name: of the model, for the error.
+        """
+        explainer = self.explainer
+        try:
+            self.notes += explainer.verify(users=self.queue.session)
+        except ConversionChanged as error:
+            raise ConversionChanged(f"{name}: {error}") from error
+        if self.queue.max_rows > 1 and (axes := explainer.row_axes()) is not None:
+            subject = explainer.subject
+            rows = probe_rows(subject.normalised.reference.feeds)
+            share_runs(self.forward_queue, subject, subject.row_axes(), rows, self.notes)
+            seeds = probe_seeds(explainer, self.forward_queue, rows)
+            share_runs(self.queue, subject, axes, {**rows, **seeds}, self.notes)
 
     def over(self, recipe: Recipe) -> Explainer:
         """The explainer of a recipe whose graph this is: of the graph's own, or of a method that runs it many times."""

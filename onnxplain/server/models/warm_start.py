@@ -25,13 +25,14 @@ LOG = logging.getLogger("onnxplain.server")
 
 def prepared_model(source: ResolvedModel, context: ServerContext, max_rows: int) -> PreparedModel:
     """What is known of a model: in the server's own cache, and in the one that came with its repository."""
+    told_apart = {"shares_runs": max_rows > 1, "explain": list(source.settings.output.explain)}
     caches: list[GraphCache] = [] if context.graph_cache is None else [context.graph_cache]
     if source.graphs is not None:
         try:
             caches.append(FolderCache(source.graphs, read_only=True))
         except OnnxplainError as error:
             event(LOG, logging.WARNING, "graphs beside the models are left out", reason=str(error))
-    return PreparedModel(source.path, caches, context.options.provider, {"shares_runs": max_rows > 1})
+    return PreparedModel(source.path, caches, context.options.provider, told_apart)
 
 
 def keep_subject(prepared: PreparedModel, subject: Subject, queue: ModelQueue, notes: list[str]) -> None:
@@ -61,8 +62,8 @@ def keep_variant(prepared: PreparedModel, variant: Variant, bounds: Bounds) -> N
     forward_axes = variant.forward_queue.axes
     more = {"axes": queue.axes, "forward_axes": forward_axes, "notes": variant.notes, "cpu": cpu_kind()}
     feeds = _question(queue, explainer.subject.normalised.reference.feeds)
-    feeds |= probe_seeds(explainer, variant.forward_queue, feeds)
-    prepared.keep_graph(explainer.graph, bounds, more, feeds, queue.session().run(feeds))
+    seeds = probe_seeds(explainer, variant.forward_queue, feeds)
+    prepared.keep_graph(explainer.graph, bounds, more, seeds, queue.session().run({**feeds, **seeds}))
 
 
 def adopt_variant(variant: Variant, restored: RestoredGraph, distrust: Callable[[str], None]) -> None:
@@ -76,7 +77,8 @@ def adopt_variant(variant: Variant, restored: RestoredGraph, distrust: Callable[
     def check(session: Session) -> None:
         if _alike(session, restored.more["cpu"]):
             return
-        if (why := restored.difference(session.run(restored.feeds))) is not None:
+        feeds = _question(variant.queue, variant.explainer.subject.normalised.reference.feeds)
+        if (why := restored.difference(session.run({**feeds, **restored.seeds}))) is not None:
             distrust(why)
             raise Unavailable(f"the explanation graph answers otherwise on this machine ({why}); it is made anew.")
 
