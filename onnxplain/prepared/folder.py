@@ -104,7 +104,7 @@ class FolderCache:
                 for part in parts:
                     file.write(part)
                 file.flush()
-                os.fchmod(file.fileno(), 0o640)
+                os.fchmod(file.fileno(), 0o644)
                 os.fsync(file.fileno())
             os.replace(staged, self._path(name))
             _flush(self.root)

@@ -87,6 +87,14 @@ class OtherFiles:
         return cls(listed, weights)
 
 
+def locations(file: ModelFile) -> list[str]:
+    """The other files that a model's weights lie in, from its folder."""
+    proto = onnx.ModelProto()
+    proto.ParseFromString(weightless(file.content, INSIDE))
+    found = {item.value for t in external_tensors(proto) for item in t.external_data if item.key == "location"}
+    return sorted(found - {INSIDE})
+
+
 def _content(path: Path, size: int | None = None, most: int = sys.maxsize) -> bytes:
     """A file's bytes, so many of them. Raises OSError for anything else."""
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb", buffering=0) as file:
