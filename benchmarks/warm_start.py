@@ -82,7 +82,9 @@ def main() -> None:
         cache = FolderCache(Path(folder) / "graphs")
 
         def opened() -> LoadedModel:
-            return LoadedModel(resolved, ServerContext(options, scheduler, SessionCache(2**40), metrics, cache))
+            return LoadedModel(
+                resolved, ServerContext(options, scheduler, SessionCache(2**40), metrics, graph_cache=cache)
+            )
 
         begun = time.perf_counter()
         cold = opened()

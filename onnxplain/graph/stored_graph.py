@@ -31,12 +31,17 @@ class Ports:
 
 
 class DeferredModel:
-    """A model that `read` makes when it is first asked for; once, however many ask."""
+    """A model that `read` makes when it is first asked for; once, however many ask. nodes: how many it has."""
 
-    def __init__(self, ports: Ports, read: Callable[[], ir.Model]):
-        self.ports = ports
+    def __init__(self, ports: Ports, nodes: int, read: Callable[[], ir.Model]):
+        self.ports, self.nodes = ports, nodes
         self._read, self._lock = read, threading.Lock()
         self._model: ir.Model | None = None
+
+    @property
+    def read(self) -> ir.Model | None:
+        """The model, if it was asked for before."""
+        return self._model
 
     @property
     def model(self) -> ir.Model:
@@ -79,13 +84,20 @@ class StoredGraph(DeferredModel):
         beside: Mapping[str, Beside],
         stores: Mapping[str, Content],
         ports: Ports,
+        nodes: int,
         nbytes: int,
         stream_bytes: int,
     ):
-        super().__init__(ports, self.parse)
+        super().__init__(ports, nodes, self.parse)
         self.nbytes, self.stream_bytes = nbytes, stream_bytes
         self.beside = beside
         self._skeleton, self._pieces, self._stores = skeleton, pieces, stores
+
+    @property
+    def stores(self) -> list[Content]:
+        """Those that its weights lie in."""
+        used = {piece.store for piece in self._pieces} | {weight.store for weight in self.beside.values()}
+        return [self._stores[name] for name in sorted(used)]
 
     def content(self) -> bytes:
         """The model's bytes, the very ones it was stored from."""
@@ -145,6 +157,11 @@ class HoldsModel:
     def ports(self) -> Ports:
         """What goes in and out, without reading the model."""
         return ports_of(self.held)
+
+
+def nodes_of(model: ir.Model | DeferredModel) -> int:
+    """How many nodes a model has, without reading it."""
+    return model.nodes if isinstance(model, DeferredModel) else len(model.graph)
 
 
 def ports_of(model: ir.Model | DeferredModel) -> Ports:

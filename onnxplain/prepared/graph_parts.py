@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxplain.graph.stored_graph import Beside, DeferredModel, Piece, Ports, StoredGraph
+from onnxplain.graph.stored_graph import Beside, DeferredModel, Piece, Ports, StoredGraph, nodes_of
 from onnxplain.graph.weight_files import Content
 from onnxplain.graph.weightless import weightless
 from onnxplain.prepared.entry import ALIGNED, Buffer, CacheEntry
@@ -78,8 +78,12 @@ def take_apart(name: str, graph: Graph, index: WeightIndex) -> tuple[dict[str, A
         numbers = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         beside[weight] = [*index.place(numbers), array.dtype.str, list(array.shape)]
     about = {
-        "pieces": pieces, "beside": beside, "nbytes": nbytes_of_weights(graph), "stream_bytes": bytes_per_stream(graph),
-    }  # fmt: skip
+        "pieces": pieces,
+        "beside": beside,
+        "nodes": nodes_of(graph),
+        "nbytes": nbytes_of_weights(graph),
+        "stream_bytes": bytes_per_stream(graph),
+    }
     given = {tensor.name for tensor in proto.graph.initializer}
     ports = onnx.GraphProto(input=[v for v in proto.graph.input if v.name not in given], output=proto.graph.output)
     return about, {f"{name}.skeleton": skeleton, f"{name}.ports": [ports.SerializeToString()]}
@@ -99,6 +103,7 @@ def put_together(name: str, about: Mapping[str, Any], entry: CacheEntry, stores:
         {key: Beside(store, at, dtype, tuple(shape)) for key, (store, at, dtype, shape) in about["beside"].items()},
         stores,
         Ports(inputs, outputs),
+        about["nodes"],
         about["nbytes"],
         about["stream_bytes"],
     )

@@ -35,6 +35,7 @@ def subject_about(subject: Subject) -> dict[str, Any]:
         "resolved": {
             "explained": list(resolved.explained), "heads": dict(resolved.heads),
             "protected": list(resolved.protected), "notes": list(resolved.notes),
+            "problem": resolved.problem,
         },
         "row_axes": subject.row_axes(),
     }  # fmt: skip
@@ -65,7 +66,9 @@ def subject_of(
     held = _without_protected(forward, about["outputs"])
     normalised = Normalised(held, source, reference, about["normalised"]["changes"], about["normalised"]["notes"])
     known = about["resolved"]
-    resolved = Resolved(tuple(known["explained"]), known["heads"], tuple(known["protected"]), tuple(known["notes"]))
+    resolved = Resolved(
+        tuple(known["explained"]), known["heads"], tuple(known["protected"]), tuple(known["notes"]), known["problem"],
+    )  # fmt: skip
     return Subject.restored(normalised, request, resolved, forward, about["row_axes"], provider, threads, opener)
 
 
@@ -79,7 +82,7 @@ def _without_protected(forward: StoredGraph, outputs: int) -> DeferredModel:
         model.graph.outputs.extend(kept)
         return model
 
-    return DeferredModel(Ports(forward.ports.inputs, forward.ports.outputs[:outputs]), read)
+    return DeferredModel(Ports(forward.ports.inputs, forward.ports.outputs[:outputs]), forward.nodes, read)
 
 
 def _part(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from onnxplain.compile import provenance
 from onnxplain.compile.save import INLINE_LIMIT
 from onnxplain.graph.outline import in_parts
 from onnxplain.graph.stored_graph import DeferredModel, StoredGraph
+from onnxplain.graph.weight_files import on_disk
 from onnxplain.runtime import chunking
 from onnxplain.runtime.session import Array, Session
 
 Graph = ir.Model | DeferredModel
+
+NODE_BYTES = 20_000  # of a node with its values and what is known of them: 16 to 19 kB in small nets
 
 
 def bytes_per_stream(graph: Graph) -> int:
@@ -52,6 +57,23 @@ def nbytes_of_weights(graph: Graph) -> int:
     if isinstance(graph, StoredGraph):
         return graph.nbytes
     return sum(v.const_value.nbytes for v in _read(graph).graph.initializers.values() if v.const_value is not None)
+
+
+def nbytes_of_graphs(graphs: Iterable[Graph]) -> int:
+    """Bytes that models hold, about: their nodes, and each weight once, however many of them share it."""
+    weights: dict[int, int] = {}
+    nodes = 0
+    for graph in {id(graph): graph for graph in graphs}.values():
+        if isinstance(graph, StoredGraph):  # weights of its model are read from its stores each time
+            weights |= {id(store): store.size for store in graph.stores}
+        model = graph.read if isinstance(graph, DeferredModel) else graph
+        if model is None:
+            continue
+        nodes += len(model.graph)
+        for value in model.graph.initializers.values():
+            if value.const_value is not None and not on_disk(value.const_value):
+                weights[id(value.const_value)] = value.const_value.nbytes
+    return sum(weights.values()) + NODE_BYTES * nodes
 
 
 def serialised(graph: Graph) -> bytes:

@@ -68,7 +68,7 @@ def resolved(model: str | Path) -> ResolvedModel:
 def opened(model: str | Path | ResolvedModel, cache: FolderCache | None, **options: object) -> Iterator[LoadedModel]:
     """A model as the service opens it."""
     scheduler, own = Scheduler(), ServerOptions(provider="cpu", **options)
-    context = ServerContext(own, scheduler, SessionCache(own.session_bytes), Metrics(), cache)
+    context = ServerContext(own, scheduler, SessionCache(own.session_bytes), Metrics(), graph_cache=cache)
     loaded = LoadedModel(model if isinstance(model, ResolvedModel) else resolved(model), context)
     try:
         yield loaded

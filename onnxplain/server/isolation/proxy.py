@@ -13,7 +13,9 @@ import grpc
 
 from onnxplain.client.streams import OneReply
 from onnxplain.errors import Expired, OnnxplainError, Unavailable
+from onnxplain.machine import resident_bytes
 from onnxplain.server.call import CALL, Call, log_fields
+from onnxplain.server.isolation import call_fields
 from onnxplain.server.isolation.errors import exit_description, worker_error
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.process import WorkerProcess
@@ -29,6 +31,7 @@ LOG = logging.getLogger("onnxplain.server")
 BACKOFF = (0.1, 10.0)  # seconds before a worker that ended young is followed by the next: first, longest
 LIVED_LONG = 10.0  # seconds: a worker that ended later than this is followed at once
 OUTSIDE_CALL = 10.0  # seconds for a request that belongs to no call
+WORKER_BYTES = 190 * 2**20  # of a process with a small model, where the system does not say
 NOTICE = 1.0  # seconds after a broken connection in which the system says how the process ended
 
 T = TypeVar("T")
@@ -56,6 +59,11 @@ class IsolatedModel:
     def pid(self) -> int | None:
         """Of the worker that answers now, None while there is none."""
         return None if self._worker is None else self._worker.pid
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its process holds now."""
+        return 0 if self.pid is None else resident_bytes(self.pid) or WORKER_BYTES
 
     # The Open Inference Protocol
 
@@ -104,11 +112,7 @@ class IsolatedModel:
         self._set_version(request.model)
         if progress is not None:
             return await self._streamed(request, progress)
-        reply: v1.ExplainResponse = await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
-        if reply.timing.batch_size:
-            queue_ms = round(reply.timing.queue.ToNanoseconds() / 1e6, 3)
-            log_fields(queue_ms=queue_ms, batch_rows=reply.timing.batch_size)
-        return reply
+        return await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
 
     async def _streamed(self, request: v1.ExplainRequest, progress: Progress) -> v1.ExplainResponse:
         answer = OneReply(lambda stage, done, total: progress(done, total) if stage == "compute" else None)
@@ -176,7 +180,10 @@ class IsolatedModel:
         try:
             with _ending(call, current):
                 yield call
+            if call.done():
+                log_fields(**call_fields.decoded(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
+            log_fields(**call_fields.decoded(error.trailing_metadata()))
             raise await self._error(worker, error) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()

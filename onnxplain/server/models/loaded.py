@@ -7,27 +7,28 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakSet
 
 from onnxplain.compile import Request
 from onnxplain.coverage import Coverage, coverage
 from onnxplain.errors import OnnxplainError, UnsupportedModel
-from onnxplain.explainer import Ask, Explainer
-from onnxplain.explanation import Explanation
+from onnxplain.explainer import Explainer
 from onnxplain.graph.stored_graph import ports_of
 from onnxplain.inputs import Preprocessing
 from onnxplain.prepared.model import Problem
 from onnxplain.recipes import Recipe, named
-from onnxplain.runtime.open import Graph, bytes_per_stream, nbytes_of_weights, open_session
+from onnxplain.runtime.open import Graph, bytes_per_stream, nbytes_of_graphs, nbytes_of_weights, open_session
 from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
+from onnxplain.server.models.explain_query import ExplainQuery, ExplainResult
 from onnxplain.server.models.keyed_lock import KeyedLock
 from onnxplain.server.models.probe import probe_rows, share_runs
 from onnxplain.server.models.served import Progress
 from onnxplain.server.models.variant import Variant
+from onnxplain.server.models.variant_cache import VariantCache
 from onnxplain.server.models.warm_start import (
     adopt_forward,
     adopt_variant,
@@ -41,26 +42,7 @@ from onnxplain.server.scheduling.ticket import RunReport, RunResult
 from onnxplain.sources import ResolvedModel
 from onnxplain.subject import Subject
 
-VARIANTS = 24  # compiled recipes kept per model
 SUBJECTS = 4  # normal forms kept per model: one for each choice of explained and attributed tensors
-
-
-@dataclass(frozen=True)
-class ExplainQuery:
-    """What a client wants explained. asks: the targets. recipe None: the model's default."""
-
-    feeds: Mapping[str, Array]
-    asks: Sequence[Ask]
-    recipe: Recipe | None = None
-    request: Request | None = None
-
-
-class ExplainResult(NamedTuple):
-    """What `LoadedModel.explain` returns. report: of all runs it took."""
-
-    explanation: Explanation
-    variant: Variant
-    report: RunReport
 
 
 class LoadedModel:
@@ -81,7 +63,7 @@ class LoadedModel:
         pictures = Preprocessing.of(self.settings)
         self.labels = tuple(pictures.labels())
         self._lock = threading.RLock()
-        self._variants: OrderedDict[tuple[object, ...], Variant] = OrderedDict()
+        self.variants = VariantCache(options.session_bytes // 2, self._free)
         self._subjects: OrderedDict[tuple[object, ...], Subject] = OrderedDict()
         self._making = KeyedLock()
         self._opened: WeakSet[ModelQueue] = WeakSet()  # those of recipes that failed as well
@@ -108,6 +90,15 @@ class LoadedModel:
         """name/version."""
         return f"{self.name}/{self.version}"
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds now, about: weights that graphs share once, the graphs, open sessions."""
+        with self._lock:
+            graphs = [graph for s in self._subjects.values() for graph in (s.source.held, s.normalised.held)]
+            graphs += [variant.explainer.compiled.held for variant in self.variants.variants()]
+            queues = list(self._opened)
+        return nbytes_of_graphs(graphs) + self.context.session_cache.nbytes_of(queues)
+
     def coverage(self) -> Coverage:
         """What every method would do with this model; found once."""
         with self._making.holding("coverage"):
@@ -122,53 +113,49 @@ class LoadedModel:
         """The model's own outputs."""
         return self.forward_queue.submit(feeds, outputs)
 
-    def explain(self, query: ExplainQuery, progress: Progress | None = None) -> ExplainResult:
-        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline."""
-        recipe = query.recipe or self.default_recipe()
-        variant = self.variant(recipe.one_pass, query.request)
+    def explain(
+        self, query: ExplainQuery, progress: Progress | None = None, variant: Variant | None = None
+    ) -> ExplainResult:
+        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` offline. variant: the query's."""
+        recipe = query.recipe or self.default_recipe(query.request)
+        variant = variant or self.variant(recipe.one_pass, query.request)
         with collected_reports() as reports:
             explanation = variant.over(recipe).explain(query.feeds, query.asks, progress)
         return ExplainResult(explanation, variant, reduce(RunReport.then, reports, RunReport()))
 
-    def default_recipe(self) -> Recipe:
-        """The default recipe. Raises UnsupportedModel where the model cannot be explained by it."""
-        if self.default_recipe_problem:
+    def default_recipe(self, request: Request | None = None) -> Recipe:
+        """The default recipe. Raises UnsupportedModel where it cannot explain what the model's settings explain.
+
+        request: of a client; where it explains or attributes to other tensors, compiling says what is possible.
+        """
+        if self.default_recipe_problem and self._with_defaults(request) == self.request:
             raise UnsupportedModel(
                 f"{self.name}: the default recipe {self.recipe.title} is not possible: {self.default_recipe_problem}"
             )
         return self.recipe
 
-    def cached_variant(self, recipe: Recipe, request: Request | None = None) -> Variant | None:
-        """A compiled recipe that is there already."""
-        with self._lock:
-            return self._variants.get((recipe, self._with_defaults(request)))
-
-    def variant(self, recipe: Recipe, request: Request | None = None) -> Variant:
-        """A compiled recipe; compiled once however many ask, the ones not used for longest are forgotten.
-
-        Raises UsageError for a looped recipe, which has no graph of its own.
-        """
+    def variant_key(self, recipe: Recipe, request: Request | None = None) -> tuple[Recipe, Request]:
+        """A client's recipe and request over the model's own settings. UsageError for one without graph."""
         recipe.require_graph()
-        request = self._with_defaults(request)
-        key = (recipe, request)
+        return recipe, self._with_defaults(request)
+
+    def variant(self, recipe: Recipe, request: Request | None = None, keep: bool = False) -> Variant:
+        """A compiled recipe, compiled here and now, as loading does. keep: it stays as long as the model does.
+
+        Raises UsageError as `variant_key` does. Calls ask by `requested_variant`.
+        """
+        key = self.variant_key(recipe, request)
         with self._making.holding(key):
-            with self._lock:
-                cached = self._variants.get(key)
-                if cached is not None:
-                    self._variants.move_to_end(key)
-                    return cached
-            variant = self._compile(recipe, request)
-            with self._lock:
-                self._variants[key] = variant
-                old = self._variants.popitem(last=False)[1] if len(self._variants) > VARIANTS else None
-            if old is not None:
-                self.context.session_cache.drop(old.queue)
+            variant = self.variants.get(key)
+            if variant is None:
+                variant = self._compile(*key)
+                self.variants.put(key, variant, keep)
         return variant
 
     def close(self) -> None:
         """Put every session away."""
+        self.variants.close()
         with self._lock:
-            self._variants.clear()
             self._subjects.clear()
             queues = list(self._opened)
         for queue in queues:
@@ -176,8 +163,7 @@ class LoadedModel:
 
     def queues(self) -> dict[str, ModelQueue]:
         """Every queue by what it answers: "" the model itself, else the recipe's title."""
-        with self._lock:
-            by_title = {v.explainer.recipe.title: v.queue for v in self._variants.values()}
+        by_title = {v.explainer.recipe.title: v.queue for v in self.variants.variants()}
         return {"": self.forward_queue, **by_title}
 
     # Inside
@@ -192,13 +178,13 @@ class LoadedModel:
             share_runs(self.forward_queue, self.subject, self.subject.row_axes(), probe_rows(feeds), self.notes)
             keep_subject(self._prepared, self.subject, self.forward_queue, self.notes)
         try:
-            self.variant(self.recipe.one_pass)
+            self.variant(self.recipe.one_pass, keep=True)
         except OnnxplainError as error:
             self.default_recipe_problem = str(error)
             if self.settings.defaults:
                 raise
         for name in self.settings.serving.recipes:
-            self.variant(named(name).one_pass)
+            self.variant(named(name).one_pass, keep=True)
 
     def _compile(self, recipe: Recipe, request: Request) -> Variant:
         begun = time.perf_counter()
@@ -228,8 +214,16 @@ class LoadedModel:
     def _distrust(self, variant: Variant, why: str) -> None:
         """A recipe out of the cache answers otherwise here: whoever asks next has it compiled."""
         self._prepared.drop_graph(variant.explainer.subject, variant.explainer.recipe, self.bounds, why)
+        self.variants.discard(variant)
+
+    def _free(self, variant: Variant) -> None:
+        """A variant was dropped and nobody uses it: its session goes, and its subject's where no other has that."""
+        self.context.session_cache.drop(variant.queue)
         with self._lock:
-            self._variants = OrderedDict((key, held) for key, held in self._variants.items() if held is not variant)
+            subjects = [subject.session for subject in self._subjects.values()]
+        others = [other.forward_queue for other in self.variants.variants()]
+        if variant.forward_queue not in (*subjects, *others):
+            self.context.session_cache.drop(variant.forward_queue)
 
     def _adopt(self, subject: Subject, known: Mapping[str, Any]) -> str | None:
         """Serve a model as it was prepared; why that is not right on this machine."""
@@ -242,7 +236,10 @@ class LoadedModel:
         options = self.context.options
         subject = self._prepared.subject(request, options.threads_per_run, self._open, adopt)
         if subject is None:
-            subject = Subject.of(self._path, request, options.provider, options.threads_per_run, self._open)
+            subject = Subject.of(
+                self._path, request, options.provider, options.threads_per_run, self._open,
+                unexplained=request == self.request,
+            )  # fmt: skip
             subject.pin()
         _ = subject.session  # made here, where nobody else can be making it
         with self._lock:
@@ -293,7 +290,8 @@ class LoadedModel:
     def _open_queue(self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int) -> ModelQueue:
         scheduler, cache = self.context.scheduler, self.context.session_cache
         queue = ModelQueue(scheduler, cache, open_graph, outputs, nbytes, self.max_rows, self._observed)
-        self._opened.add(queue)
+        with self._lock:
+            self._opened.add(queue)
         return queue
 
     def _observed(self, waited: float, computed: float, rows: int) -> None:

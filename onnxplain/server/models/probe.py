@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxplain.bfloat16 import is_floating, widened
 from onnxplain.explainer import Explainer
 from onnxplain.exports.batching import counted
 from onnxplain.runtime.session import Array
@@ -26,7 +27,7 @@ def probe_rows(feeds: Mapping[str, Array]) -> dict[str, Array]:
             rows[name] = array
             continue
         many = np.concatenate([array[:1]] * ROWS)
-        if many.dtype.kind == "f":
+        if is_floating(many):
             many = many + (0.1 * rng.standard_normal(many.shape)).astype(many.dtype)
         rows[name] = many
     return rows
@@ -72,6 +73,8 @@ def share_runs(
     """Let a queue put requests into one run, if that is proven on the graph (axes) and holds for some rows."""
     if queue.max_rows < 2 or axes is None or counted(subject.normalised.model.graph):
         return
+    if not any(name in axes for name in queue.outputs):  # outputs without rows, such as a Shape
+        return
     queue.axes = axes
     if not rows_are_independent(queue, rows):
         queue.axes = None
@@ -81,6 +84,7 @@ def share_runs(
 def _alike(one: Array, other: Array) -> bool:
     if one.shape != other.shape:
         return False
+    one, other = widened(one), widened(other)
     if one.dtype.kind != "f":
         return np.array_equal(one, other)
     scale = float(np.max(np.abs(other), initial=0.0, where=np.isfinite(other)))
