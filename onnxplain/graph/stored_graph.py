@@ -52,7 +52,7 @@ class DeferredModel:
             return self._model
 
 
-class Piece(NamedTuple):
+class WeightPiece(NamedTuple):
     """Bytes of a weight: which store has them, where in it, and where in the skeleton they are missing."""
 
     store: str
@@ -61,7 +61,7 @@ class Piece(NamedTuple):
     position: int
 
 
-class Beside(NamedTuple):
+class WeightBeside(NamedTuple):
     """A weight that the model only declares, for onnxruntime to be given: where its numbers are, and of what kind."""
 
     store: str
@@ -80,8 +80,8 @@ class StoredGraph(DeferredModel):
     def __init__(
         self,
         skeleton: bytes,
-        pieces: Sequence[Piece],
-        beside: Mapping[str, Beside],
+        pieces: Sequence[WeightPiece],
+        beside: Mapping[str, WeightBeside],
         stores: Mapping[str, Content],
         ports: Ports,
         nodes: int,
@@ -112,7 +112,7 @@ class StoredGraph(DeferredModel):
         """The model, and the weights that it only declares."""
         return self.content(), {name: self._array(weight) for name, weight in self.beside.items()}
 
-    def _array(self, weight: Beside) -> np.ndarray:
+    def _array(self, weight: WeightBeside) -> np.ndarray:
         dtype = np.dtype(weight.dtype)
         nbytes = dtype.itemsize * int(np.prod(weight.shape, dtype=np.int64))
         return np.frombuffer(self._stores[weight.store].view(weight.offset, nbytes), dtype).reshape(weight.shape)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxplain.graph.stored_graph import Beside, DeferredModel, Piece, Ports, StoredGraph, nodes_of
+from onnxplain.graph.stored_graph import WeightBeside, DeferredModel, WeightPiece, Ports, StoredGraph, nodes_of
 from onnxplain.graph.weight_files import Content
 from onnxplain.graph.weightless import weightless
 from onnxplain.prepared.entry import ALIGNED, Buffer, CacheEntry
@@ -99,8 +99,11 @@ def put_together(name: str, about: Mapping[str, Any], entry: CacheEntry, stores:
     )
     return StoredGraph(
         entry.section(f"{name}.skeleton"),
-        [Piece(*piece) for piece in about["pieces"]],
-        {key: Beside(store, at, dtype, tuple(shape)) for key, (store, at, dtype, shape) in about["beside"].items()},
+        [WeightPiece(*piece) for piece in about["pieces"]],
+        {
+            key: WeightBeside(store, at, dtype, tuple(shape))
+            for key, (store, at, dtype, shape) in about["beside"].items()
+        },
         stores,
         Ports(inputs, outputs),
         about["nodes"],
