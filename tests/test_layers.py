@@ -31,6 +31,7 @@ LAYERS = [
     {"explanation"},
     {"subject"},
     {"explanation_graph"},  # one compiled graph
+    {"prepared"},  # the same and its subject, kept for other processes
     {"loops"},  # the same graph, many times
     {"explainer"},
     {"evaluate"},

@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
+from onnxplain.prepared import FolderCache
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.isolation.callers import ForwardedCallers
@@ -75,6 +76,7 @@ class Server:
             self.metrics,
             self.memory,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
+            FolderCache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
