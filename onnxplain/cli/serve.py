@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.errors import InputError
 from onnxplain.server.app import Server
+from onnxplain.server.going_down import run
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.telemetry.logs import set_up
 from onnxplain.sources import DirectorySource, FileSource, ModelSource, default_repositories, from_address
@@ -59,8 +59,9 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--max-message-bytes", type=click.IntRange(1024), default=64 * 2**20, help="Of one request.")
 @_flag("--memory-budget", type=click.IntRange(0), default=0, help="Bytes of open sessions; 0: 40 % of the memory.")
 @_flag("--max-request-seconds", type=click.FloatRange(0.01), default=60.0, help="The longest a call may take.")
+@_flag("--idle-seconds", type=click.FloatRange(0.01), default=300.0, help="Of a stream or connection without calls.")
 @_flag("--drain-delay", type=click.FloatRange(0), default=0.0, help="Seconds from SIGTERM to refusing new calls.")
-@_flag("--drain-timeout", type=click.FloatRange(0), default=30.0, help="Seconds for calls that are being answered.")
+@_flag("--drain-timeout", type=click.FloatRange(0), default=20.0, help="Seconds for calls that are being answered.")
 @_flag("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM; read again when it changes.")
 @_flag("--tls-key", type=click.Path(path_type=Path), help="Its key, PEM.")
 @_flag("--tls-ca", type=click.Path(path_type=Path), help="Clients need a certificate of this authority.")
@@ -94,7 +95,7 @@ def serve(
     if options.loopback or options.tls_cert is not None:
         refuse_idle(["insecure"], "nothing goes to other machines in plain text here; leave it out.")
     sources = sources_of((*repositories, *more), registry, options)
-    asyncio.run(_serve(options, sources, webhook_port))
+    run(_serve(options, sources, webhook_port))
 
 
 def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerOptions) -> list[ModelSource]:

@@ -8,13 +8,15 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
+from onnxplain.server.going_down import CLOSE, REST, drain, force_end, within
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.isolation.pool import WorkerPool
@@ -25,6 +27,7 @@ from onnxplain.server.models.repository import Loader, ModelRepository
 from onnxplain.server.models.served import Served
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.rpc.explainer_service import ExplainerService
+from onnxplain.server.rpc.health_service import NOT_SERVING, SERVING, Health
 from onnxplain.server.rpc.inference_service import InferenceService
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.rpc.tls import server_credentials
@@ -43,7 +46,7 @@ LOG = logging.getLogger("onnxplain.server")
 EXPLAINER = v1.DESCRIPTOR.services_by_name["ExplainerService"].full_name
 THREADS = 128  # explanations that compute or wait at a time; those beyond wait for a thread
 LOADERS = 1  # models loading at a time: loading is heavy, and nobody waits for the second but for the first
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+HEALTH = "grpc.health.v1.Health"
 
 
 class Server:
@@ -67,10 +70,11 @@ class Server:
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="onnxplain-load")
         self.repository = ModelRepository(sources, loader or self._load, options.control, options.load, self._changed)
         self._sources = sources
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._known: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_metrics: Callable[[], None] = lambda: None
+        self._hurry = asyncio.Event()  # a second signal
         self._stopping: asyncio.Task[None] | None = None
         self._guard = Guard(
             self.metrics,
@@ -80,19 +84,19 @@ class Server:
             options.tls_ca is not None,
         )
         roots = [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))]
-        self._server = grpc.aio.server(interceptors=[Interceptor(self._guard, roots)], options=channel_options(options))
+        interceptor = Interceptor(self._guard, roots, options.idle_seconds)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
 
     async def start(self) -> None:
         """Bind, answer, and begin to load. Raises InputError where the port is taken."""
         options, server = self.options, self._server
         register: Any = explainer_pb2_grpc.add_ExplainerServiceServicer_to_server  # generated, without types
         register(ExplainerService(self.repository, options), server)
-        server.add_generic_rpc_handlers((InferenceService(self.repository).handler(),))
+        server.add_generic_rpc_handlers((InferenceService(self.repository, options.max_request_seconds).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if options.reflection:
-            names = [EXPLAINER, INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            names = [EXPLAINER, INFERENCE, HEALTH, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, server, pool=POOL)
-        await self._set_health("", NOT_SERVING)
         address = f"unix:{options.socket}" if options.socket else f"{_bracketed(options.host)}:{options.port}"
         try:
             if options.tls_cert is not None and options.tls_key is not None:
@@ -125,27 +129,35 @@ class Server:
 
     async def stop(self, grace: float | None = None) -> None:
         """Refuse new calls, let those being answered end, close everything. grace: seconds, None: --drain-timeout."""
-        await self._health.enter_graceful_shutdown()
+        self._health.shut_down()
         if grace is None and self.options.drain_delay:
-            await asyncio.sleep(self.options.drain_delay)
-        self._guard.draining = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self.options.drain_delay)
+        self._health.end_watches()
         for task in self._tasks:
             task.cancel()
-        await self._server.stop(self.options.drain_timeout if grace is None else grace)
-        await self.repository.close()
-        if self._worker_pool is not None:
-            await self._worker_pool.close()
-        self.scheduler.close()
+        seconds = self.options.drain_timeout if grace is None else grace
+        await drain(self._server, self._guard.calls, 0.0 if self._hurry.is_set() else seconds)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loaders.shutdown(wait=False, cancel_futures=True)
-        self._stop_metrics()
+        closing = [
+            self.repository.close(),
+            asyncio.to_thread(self.scheduler.close),
+            asyncio.to_thread(self._stop_metrics),
+        ]
+        if self._worker_pool is not None:
+            closing.append(self._worker_pool.close())
+        await within(CLOSE, "models and threads", *closing)
         event(LOG, logging.INFO, "stopped")
 
     def _signalled(self) -> None:
         if self._stopping is None:
             event(LOG, logging.INFO, "draining")
+            force_end(self.options.drain_delay + self.options.drain_timeout + REST)
             self._stopping = asyncio.get_running_loop().create_task(self.stop())
         else:
+            self._hurry.set()
+            self._guard.calls.cut()
             self._spawn(self._server.stop(0))
 
     async def _follow(self) -> None:
@@ -199,7 +211,7 @@ class Server:
             await self._set_health(service, state)
 
     async def _set_health(self, service: str, state: Any) -> None:
-        await self._health.set(service, state)
+        self._health.set(service, state)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -20,6 +20,7 @@ class ServerOptions:
     port 0 takes a free one. metrics_port 0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs
     among the slots. queue_rows, queue_bytes: of one model, waiting and running. memory_budget: bytes of open sessions.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
+    idle_seconds: of a stream or connection that asks for nothing.
     """
 
     host: str = "127.0.0.1"
@@ -37,8 +38,9 @@ class ServerOptions:
     max_message_bytes: int = MESSAGE_BYTES
     memory_budget: int = 0
     max_request_seconds: float = 60.0
+    idle_seconds: float = 300.0
     drain_delay: float = 0.0
-    drain_timeout: float = 30.0
+    drain_timeout: float = 20.0  # with five seconds of delay and what comes after it less than a pod's grace of 30
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None

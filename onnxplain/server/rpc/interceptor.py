@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import grpc
 
@@ -14,20 +16,31 @@ from onnxplain.server import grpc_status
 from onnxplain.server.call import Call
 from onnxplain.server.guard import Guard, Metadata
 from onnxplain.server.rpc.handler_shape import KINDS, Context, Handler, answering, parsing
+from onnxplain.server.rpc.hang_up import LAST_WORD, hang_up
+from onnxplain.server.rpc.request_stream import RequestStream
 from onnxplain.server.rpc.tls import peer_names
 from onnxplain.server.telemetry.logs import event
 
 LOG = logging.getLogger("onnxplain.server.access")
-WATCHED = "/grpc.health.v1."  # whoever watches stays as long as he likes
+IDLE_SECONDS = 300.0  # of a stream without a request, unless told
+# Calls without a limit of time, and why. All others have one, as a whole or for each of their requests.
+WATCHES = {"/grpc.health.v1.Health/Watch": "who watches stays as long as he likes; it holds no work and no drain"}
 METADATA: ContextVar[Metadata] = ContextVar("metadata")  # of the call that begins, as gRPC parsed it
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    """The only interceptor. roots: folders that no error may name."""
+def limited(name: str, inner: Handler) -> str:
+    """What has a limit of time in a method: the "call", each "request" of its stream, or "nothing": see WATCHES."""
+    if name in WATCHES:
+        return "nothing"
+    return "request" if inner.request_streaming else "call"
 
-    def __init__(self, guard: Guard, roots: Iterable[str | Path] = ()):
-        self.guard, self._roots = guard, tuple(roots)
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """The only interceptor. roots: folders that no error may name. idle_seconds: of a stream without a request."""
+
+    def __init__(self, guard: Guard, roots: Iterable[str | Path] = (), idle_seconds: float = IDLE_SECONDS):
+        self.guard, self._roots, self._idle_seconds = guard, tuple(roots), idle_seconds
         self._handlers: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -54,21 +67,52 @@ class Interceptor(grpc.aio.ServerInterceptor):
         before the message is read, and a message that comes slowly has a time limit too.
         """
         kind = KINDS[inner.request_streaming, inner.response_streaming]
-        capped = not inner.request_streaming and not name.startswith(WATCHED)
-        method, answer = self.guard.method(name, kind, capped), answering(name, inner)
+        limit = limited(name, inner)
+        method = self.guard.method(name, kind, limit == "call")
+        seconds = self.guard.max_request_seconds if limit == "nothing" else None
+        answer = answering(name, inner, self._requests, seconds)
 
         async def handle(messages: Any, context: Context) -> Any:
+            begun = time.monotonic()
             try:
-                return await self.guard.answer(method, GrpcArrival(context), lambda: answer(messages, context))
+                reply = await self.guard.answer(method, GrpcArrival(context), lambda: answer(messages, context))
             except grpc.aio.BaseError:
                 raise
             except Exception as error:
-                await grpc_status.abort(context, error, self._roots)
+                await self._abort(context, error)
+            if reply is not None:
+                self._see_it_taken(context, begun, method.open)
+            return reply
 
         parse = parsing(inner.request_deserializer)
         if inner.response_streaming:
             return grpc.stream_stream_rpc_method_handler(handle, parse, inner.response_serializer)
         return grpc.stream_unary_rpc_method_handler(handle, parse, None)
+
+    def _requests(self, messages: Any) -> RequestStream:
+        return RequestStream(messages, self.guard.max_request_seconds, self._idle_seconds, self.guard.calls)
+
+    async def _abort(self, context: Context, error: Exception) -> Never:
+        """Say how a call ended. It stands in line behind a message that was written, perhaps for ever."""
+        timer = asyncio.get_running_loop().call_later(LAST_WORD, lambda: hang_up(context.peer()))
+        try:
+            await grpc_status.abort(context, error, self._roots)
+        finally:
+            timer.cancel()
+
+    def _see_it_taken(self, context: Context, begun: float, open_to_all: bool) -> None:
+        """The one reply of a call is given to gRPC, which writes it when we have returned. That too has a limit."""
+        loop, calls, key = asyncio.get_running_loop(), self.guard.calls, object()
+        left = max(LAST_WORD, begun + self.guard.max_request_seconds - time.monotonic())
+        timer = loop.call_later(left, lambda: hang_up(context.peer()))
+        if not open_to_all:
+            calls.hold(key)
+
+        def ended(*_: Any) -> None:
+            timer.cancel()
+            calls.release(key)
+
+        context.add_done_callback(ended)  # type: ignore[arg-type]  # by its stubs of a client's call
 
 
 class GrpcArrival:
