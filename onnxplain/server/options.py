@@ -6,10 +6,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnxplain.cpu_session import available_cpus
 from onnxplain.errors import UsageError
+from onnxplain.machine import cpus, memory_bytes
 
 MESSAGE_BYTES = 64 * 2**20
+LOADS = 4  # models loading at a time: each takes several times its size while it does
 MEMORY_SHARE = 0.4  # of the machine's memory, for sessions
 
 
@@ -19,7 +20,9 @@ class ServerOptions:
 
     port 0 takes a free one. metrics_port 0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs
     among the slots. queue_rows, queue_bytes: of one model, waiting and running. memory_budget: bytes of open sessions.
-    poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
+    compile_queue: recipes that wait to be compiled; max_compile_seconds: of one. load_slots: models loading at a time,
+    0: by the CPUs; max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first
+    asked for. poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
     idle_seconds: of a stream or connection that asks for nothing.
     """
 
@@ -35,6 +38,8 @@ class ServerOptions:
     max_batch_rows: int = 0
     queue_rows: int = 64
     queue_bytes: int = 256 * 2**20
+    compile_queue: int = 32
+    max_compile_seconds: float = 60.0
     max_message_bytes: int = MESSAGE_BYTES
     memory_budget: int = 0
     max_request_seconds: float = 60.0
@@ -50,6 +55,10 @@ class ServerOptions:
     allow_export: bool = False
     isolate: bool = False
     isolate_memory: int = 4 * 2**30
+    load_slots: int = 0
+    max_load_seconds: float = 120.0
+    readiness: str = "serving"
+    lazy: bool = False
     load: tuple[str, ...] = ()
     cache: Path = field(default_factory=lambda: default_cache())
 
@@ -72,7 +81,12 @@ class ServerOptions:
     @property
     def threads_per_run(self) -> int:
         """Threads inside one run; 0 leaves it to onnxruntime, which takes all CPUs."""
-        return self.threads or (0 if self.slots == 1 else max(1, available_cpus() // self.slots))
+        return self.threads or (0 if self.slots == 1 else max(1, cpus() // self.slots))
+
+    @property
+    def loads(self) -> int:
+        """Models loading at a time: by default half the CPUs, at least two, so that a small one passes a large one."""
+        return self.load_slots or min(LOADS, max(2, cpus() // 2))
 
     @property
     def rows_per_batch(self) -> int:
@@ -88,8 +102,7 @@ class ServerOptions:
         """Bytes of open sessions at most."""
         if self.memory_budget:
             return self.memory_budget
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 * 2**30
-        return int(MEMORY_SHARE * pages)
+        return int(MEMORY_SHARE * memory_bytes())
 
 
 def default_cache() -> Path:

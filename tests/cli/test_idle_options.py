@@ -56,16 +56,9 @@ ALWAYS = {  # options that can act whatever else is given
     "serve": {
         *("model-repository", "registry", "model-control-mode", "poll-seconds", "host", "port", "metrics-port"),
         *("provider", "slots", "threads", "max-batch-rows", "queue-rows", "queue-bytes", "max-message-bytes"),
-        *(
-            "memory-budget",
-            "max-request-seconds",
-            "idle-seconds",
-            "drain-delay",
-            "drain-timeout",
-            "token-file",
-            "reflection",
-        ),
-        *("allow-export", "isolate", "log-format", "log-level"),
+        *("memory-budget", "max-request-seconds", "drain-delay", "drain-timeout", "token-file", "reflection"),
+        *("allow-export", "isolate", "log-format", "log-level", "compile-queue", "max-compile-seconds"),
+        *("load-slots", "max-load-seconds", "readiness", "lazy", "idle-seconds"),
     },
     "bench HOST:PORT": {"model", "duration", "processes", "json", "rows"},
 }

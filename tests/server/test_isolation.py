@@ -567,7 +567,8 @@ def eventually(true: Any, seconds: float = 5.0) -> bool:
 
 @contextlib.asynccontextmanager
 async def pool(seconds: float = 60.0, **more: Any):
-    found = WorkerPool(ServerOptions(isolate=True, port=0, metrics_port=0, **more), Metrics(), seconds)
+    options = ServerOptions(isolate=True, port=0, metrics_port=0, max_load_seconds=seconds, **more)
+    found = WorkerPool(options, Metrics())
     try:
         yield found
     finally:
@@ -731,6 +732,41 @@ def test_what_nobody_expected_is_named_without_its_text():
 )
 def test_what_a_worker_makes_up_is_not_counted(report):
     assert observation(report) is None
+
+
+LOGGED = {
+    "ModelInfer": lambda: infer("digits_cnn", **{inputs("digits_cnn"): DIGIT}),
+    "of an explanation": lambda: infer("digits_cnn.explain", **{inputs("digits_cnn"): DIGIT}),
+    "refused": lambda: infer("digits_cnn", wrong=DIGIT),
+    "Explain": lambda: explain("digits_cnn", DIGIT, "3", recipe=v1.Recipe(name="gradient")),
+    "bad target": lambda: explain("digits_cnn", DIGIT, "300"),
+}
+
+
+@pytest.mark.parametrize("kind", LOGGED)
+def test_the_access_log_shows_the_same_of_a_call_to_a_worker(both, kind, caplog):
+    logger = logging.getLogger("onnxplain")
+    before, logger.propagate = logger.propagate, True
+    lines = []
+    try:
+        with caplog.at_level(logging.INFO, "onnxplain.server.access"):
+            for server in (both.plain, both.isolated):
+                caplog.clear()
+                with contextlib.suppress(grpc.RpcError):
+                    if kind in ("Explain", "bad target"):
+                        both.explainer("Explain", LOGGED[kind](), v1.ExplainResponse, server)
+                    else:
+                        both.ask("ModelInfer", LOGGED[kind](), server)
+                until = time.monotonic() + 5  # a line is written when the answer is on its way
+                while not caplog.records and time.monotonic() < until:
+                    time.sleep(0.01)
+                lines.append(next(record.fields for record in caplog.records if record.name.endswith("access")))
+    finally:
+        logger.propagate = before
+    times = {"request_id", "peer", "ms", "queue_ms", "error"}
+    plain, isolated = ({key: line[key] for key in line.keys() - times} for line in lines)
+    assert plain == isolated and lines[0].keys() == lines[1].keys()
+    assert {"model", "version", "rows"} <= plain.keys()
 
 
 def test_a_worker_cannot_fill_the_log(caplog):

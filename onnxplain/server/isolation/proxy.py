@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -14,6 +16,7 @@ import grpc
 from onnxplain.client.streams import OneReply
 from onnxplain.errors import Expired, OnnxplainError, Unavailable
 from onnxplain.server.call import CALL, Call, log_fields
+from onnxplain.server.isolation import call_fields
 from onnxplain.server.isolation.errors import exit_description, worker_error
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.process import WorkerProcess
@@ -29,6 +32,7 @@ LOG = logging.getLogger("onnxplain.server")
 BACKOFF = (0.1, 10.0)  # seconds before a worker that ended young is followed by the next: first, longest
 LIVED_LONG = 10.0  # seconds: a worker that ended later than this is followed at once
 OUTSIDE_CALL = 10.0  # seconds for a request that belongs to no call
+WORKER_BYTES = 190 * 2**20
 NOTICE = 1.0  # seconds after a broken connection in which the system says how the process ended
 
 T = TypeVar("T")
@@ -56,6 +60,11 @@ class IsolatedModel:
     def pid(self) -> int | None:
         """Of the worker that answers now, None while there is none."""
         return None if self._worker is None else self._worker.pid
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its process holds now."""
+        return resident(self.pid) if self.pid is not None else 0
 
     # The Open Inference Protocol
 
@@ -104,11 +113,7 @@ class IsolatedModel:
         self._set_version(request.model)
         if progress is not None:
             return await self._streamed(request, progress)
-        reply: v1.ExplainResponse = await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
-        if reply.timing.batch_size:
-            queue_ms = round(reply.timing.queue.ToNanoseconds() / 1e6, 3)
-            log_fields(queue_ms=queue_ms, batch_rows=reply.timing.batch_size)
-        return reply
+        return await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
 
     async def _streamed(self, request: v1.ExplainRequest, progress: Progress) -> v1.ExplainResponse:
         answer = OneReply(lambda stage, done, total: progress(done, total) if stage == "compute" else None)
@@ -176,7 +181,10 @@ class IsolatedModel:
         try:
             with _ending(call, current):
                 yield call
+            if call.done():
+                log_fields(**call_fields.decoded(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
+            log_fields(**call_fields.decoded(error.trailing_metadata()))
             raise await self._error(worker, error) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -241,6 +249,14 @@ class IsolatedModel:
                 self._worker_pool.metrics.restarted()
                 seconds = round(born - begun, 3)
                 event(LOG, logging.INFO, "model process started again", model=self.name, seconds=seconds)
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory of a process; where the system does not tell, those of a worker with a small model."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return WORKER_BYTES
 
 
 def _stub(channel: grpc.aio.Channel) -> Any:

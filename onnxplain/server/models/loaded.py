@@ -22,20 +22,21 @@ from onnxplain.explanation import Explanation
 from onnxplain.exports.batching import counted
 from onnxplain.inputs import Preprocessing
 from onnxplain.recipes import Recipe, named
-from onnxplain.runtime.open import bytes_per_stream, nbytes_of_weights, open_session
+from onnxplain.runtime.open import bytes_per_stream, nbytes_of_graphs, nbytes_of_weights, open_session
 from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.keyed_lock import KeyedLock
 from onnxplain.server.models.probe import probe_rows, probe_seeds, rows_are_independent
 from onnxplain.server.models.served import Progress
 from onnxplain.server.models.variant import Variant
+from onnxplain.server.models.variant_cache import VariantCache
 from onnxplain.server.scheduling.admission import AdmissionControl
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
+from onnxplain.server.scheduling.session_cache import free_memory
 from onnxplain.server.scheduling.ticket import RunReport, RunResult
 from onnxplain.sources import ResolvedModel
 from onnxplain.subject import Subject
 
-VARIANTS = 24  # compiled recipes kept per model
 SUBJECTS = 4  # normal forms kept per model: one for each choice of explained and attributed tensors
 
 
@@ -75,7 +76,7 @@ class LoadedModel:
         pictures = Preprocessing.of(self.settings)
         self.labels = tuple(pictures.labels())
         self._lock = threading.RLock()
-        self._variants: OrderedDict[tuple[object, ...], Variant] = OrderedDict()
+        self.variants = VariantCache(options.session_bytes // 2, self._free)
         self._subjects: OrderedDict[tuple[object, ...], Subject] = OrderedDict()
         self._making = KeyedLock()
         self._opened: WeakSet[ModelQueue] = WeakSet()  # those of recipes that failed as well
@@ -100,6 +101,15 @@ class LoadedModel:
         """name/version."""
         return f"{self.name}/{self.version}"
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds now, about: weights that graphs share once, the graphs, open sessions."""
+        with self._lock:
+            graphs = [graph for s in self._subjects.values() for graph in (s.source.model, s.normalised.model)]
+            graphs += [variant.explainer.compiled.model for variant in self.variants.variants()]
+            queues = list(self._opened)
+        return nbytes_of_graphs(graphs) + self.context.session_cache.nbytes_of(queues)
+
     def coverage(self) -> Coverage:
         """What every method would do with this model; found once."""
         with self._making.holding("coverage"):
@@ -114,53 +124,63 @@ class LoadedModel:
         """The model's own outputs."""
         return self.forward_queue.submit(feeds, outputs)
 
-    def explain(self, query: ExplainQuery, progress: Progress | None = None) -> ExplainResult:
-        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline."""
-        recipe = query.recipe or self.default_recipe()
-        variant = self.variant(recipe.one_pass, query.request)
+    def explain(
+        self, query: ExplainQuery, progress: Progress | None = None, variant: Variant | None = None
+    ) -> ExplainResult:
+        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline.
+
+        variant: of the query's recipe and request; None: compiled here where it is not there.
+        """
+        recipe = query.recipe or self.default_recipe(query.request)
+        variant = variant or self.variant(recipe.one_pass, query.request)
         with collected_reports() as reports:
             explanation = variant.over(recipe).explain(query.feeds, query.asks, progress)
         return ExplainResult(explanation, variant, reduce(RunReport.then, reports, RunReport()))
 
-    def default_recipe(self) -> Recipe:
-        """The default recipe. Raises UnsupportedModel where the model cannot be explained by it."""
-        if self.default_recipe_problem:
+    def default_recipe(self, request: Request | None = None) -> Recipe:
+        """The default recipe. Raises UnsupportedModel where it cannot explain what the model's settings explain.
+
+        request: of a client; where it explains or attributes to other tensors, compiling says what is possible.
+        """
+        if self.default_recipe_problem and self.with_defaults(request) == self.request:
             raise UnsupportedModel(
                 f"{self.name}: the default recipe {self.recipe.title} is not possible: {self.default_recipe_problem}"
             )
         return self.recipe
 
     def cached_variant(self, recipe: Recipe, request: Request | None = None) -> Variant | None:
-        """A compiled recipe that is there already."""
-        with self._lock:
-            return self._variants.get((recipe, self._with_defaults(request)))
+        """A compiled recipe that is there already. Raises why it cannot be compiled, where that is remembered."""
+        return self.variants.get(self.variant_key(recipe, request))
 
-    def variant(self, recipe: Recipe, request: Request | None = None) -> Variant:
-        """A compiled recipe; compiled once however many ask, the ones not used for longest are forgotten.
-
-        Raises UsageError for a looped recipe, which has no graph of its own.
-        """
+    def variant_key(self, recipe: Recipe, request: Request | None = None) -> tuple[Recipe, Request]:
+        """A client's recipe and request over the model's own settings. UsageError for one without graph."""
         recipe.require_graph()
-        request = self._with_defaults(request)
-        key = (recipe, request)
+        return recipe, self.with_defaults(request)
+
+    def with_defaults(self, request: Request | None) -> Request:
+        """A client's request over the model's own settings."""
+        if request is None:
+            return self.request
+        return request if request.explain else replace(request, explain=self.request.explain)
+
+    def variant(self, recipe: Recipe, request: Request | None = None, keep: bool = False) -> Variant:
+        """A compiled recipe, compiled here and now, as loading does. keep: it stays as long as the model does.
+
+        Raises UsageError as `variant_key` does. Calls ask by `requested_variant`.
+        """
+        key = self.variant_key(recipe, request)
         with self._making.holding(key):
-            with self._lock:
-                cached = self._variants.get(key)
-                if cached is not None:
-                    self._variants.move_to_end(key)
-                    return cached
-            variant = self._compile(recipe, request)
-            with self._lock:
-                self._variants[key] = variant
-                old = self._variants.popitem(last=False)[1] if len(self._variants) > VARIANTS else None
-            if old is not None:
-                self.context.session_cache.drop(old.queue)
+            variant = self.variants.get(key)
+            if variant is None:
+                variant = self._compile(*key)
+                if self.variants.put(key, variant, keep):
+                    free_memory()
         return variant
 
     def close(self) -> None:
         """Put every session away."""
+        self.variants.close()
         with self._lock:
-            self._variants.clear()
             self._subjects.clear()
             queues = list(self._opened)
         for queue in queues:
@@ -168,8 +188,7 @@ class LoadedModel:
 
     def queues(self) -> dict[str, ModelQueue]:
         """Every queue by what it answers: "" the model itself, else the recipe's title."""
-        with self._lock:
-            by_title = {v.explainer.recipe.title: v.queue for v in self._variants.values()}
+        by_title = {v.explainer.recipe.title: v.queue for v in self.variants.variants()}
         return {"": self.forward_queue, **by_title}
 
     # Inside
@@ -181,13 +200,13 @@ class LoadedModel:
         rows = probe_rows(feeds)
         self._share_runs(self.forward_queue, self.subject.row_axes(), rows, self.notes)
         try:
-            self.variant(self.recipe.one_pass)
+            self.variant(self.recipe.one_pass, keep=True)
         except OnnxplainError as error:
             self.default_recipe_problem = str(error)
             if self.settings.defaults:
                 raise
         for name in self.settings.serving.recipes:
-            self.variant(named(name).one_pass)
+            self.variant(named(name).one_pass, keep=True)
 
     def _compile(self, recipe: Recipe, request: Request) -> Variant:
         begun = time.perf_counter()
@@ -213,11 +232,22 @@ class LoadedModel:
         variant.seconds = time.perf_counter() - begun
         return variant
 
+    def _free(self, variant: Variant) -> None:
+        """A variant was dropped and nobody uses it: its session goes, and its subject's where no other has that."""
+        self.context.session_cache.drop(variant.queue)
+        with self._lock:
+            subjects = [subject.session for subject in self._subjects.values()]
+        others = [other.forward_queue for other in self.variants.variants()]
+        if variant.forward_queue not in (*subjects, *others):
+            self.context.session_cache.drop(variant.forward_queue)
+
     def _share_runs(
         self, queue: ModelQueue, axes: Mapping[str, int] | None, rows: Mapping[str, Array], notes: list[str]
     ) -> None:
         """Let a queue put requests into one run, if that is proven on the graph and holds for a probe."""
         if self.max_rows < 2 or axes is None or counted(self.subject.normalised.model.graph):
+            return
+        if not any(name in axes for name in queue.outputs):  # outputs without rows, such as a Shape
             return
         queue.axes = axes
         if not rows_are_independent(queue, rows):
@@ -233,7 +263,10 @@ class LoadedModel:
 
     def _load_subject(self, request: Request) -> Subject:
         options = self.context.options
-        subject = Subject.of(self._path, request, options.provider, options.threads_per_run, self._open)
+        subject = Subject.of(
+            self._path, request, options.provider, options.threads_per_run, self._open,
+            unexplained=request == self.request,
+        )  # fmt: skip
         subject.pin()
         _ = subject.session  # made here, where nobody else can be making it
         with self._lock:
@@ -259,12 +292,6 @@ class LoadedModel:
                     del self._subjects[oldest]
         return subject
 
-    def _with_defaults(self, request: Request | None) -> Request:
-        """A client's request over the model's own settings."""
-        if request is None:
-            return self.request
-        return request if request.explain else replace(request, explain=self.request.explain)
-
     def _open(self, model: ir.Model, role: str) -> ModelQueue:
         names = [str(value.name) for value in model.graph.outputs]
         options = self.context.options
@@ -282,7 +309,8 @@ class LoadedModel:
     def _open_queue(self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int) -> ModelQueue:
         scheduler, cache = self.context.scheduler, self.context.session_cache
         queue = ModelQueue(scheduler, cache, open_graph, outputs, nbytes, self.max_rows, self._observed)
-        self._opened.add(queue)
+        with self._lock:
+            self._opened.add(queue)
         return queue
 
     def _observed(self, waited: float, computed: float, rows: int) -> None:

@@ -13,9 +13,10 @@ from typing import Any, Never
 import grpc
 
 from onnxplain.server import grpc_status
-from onnxplain.server.call import Call
+from onnxplain.server.call import CALL, Call
 from onnxplain.server.guard import Guard, Metadata
-from onnxplain.server.rpc.handler_shape import KINDS, Context, Handler, answering, parsing
+from onnxplain.server.isolation import call_fields
+from onnxplain.server.rpc.handler_shape import KINDS, Answer, Context, Handler, answering, parsing
 from onnxplain.server.rpc.hang_up import LAST_WORD, hang_up
 from onnxplain.server.rpc.request_stream import RequestStream
 from onnxplain.server.rpc.tls import peer_names
@@ -37,10 +38,15 @@ def limited(name: str, inner: Handler) -> str:
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """The only interceptor. roots: folders that no error may name. idle_seconds: of a stream without a request."""
+    """The only interceptor. roots: folders that no error may name. idle_seconds: of a stream without a request.
 
-    def __init__(self, guard: Guard, roots: Iterable[str | Path] = (), idle_seconds: float = IDLE_SECONDS):
-        self.guard, self._roots, self._idle_seconds = guard, tuple(roots), idle_seconds
+    worker: its caller is the parent, which logs.
+    """
+
+    def __init__(
+        self, guard: Guard, roots: Iterable[str | Path] = (), idle_seconds: float = IDLE_SECONDS, worker: bool = False
+    ):
+        self.guard, self._roots, self._idle_seconds, self._worker = guard, tuple(roots), idle_seconds, worker
         self._handlers: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -74,8 +80,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         async def handle(messages: Any, context: Context) -> Any:
             begun = time.monotonic()
+            work = self._telling(answer) if self._worker else answer
             try:
-                reply = await self.guard.answer(method, GrpcArrival(context), lambda: answer(messages, context))
+                reply = await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))
             except grpc.aio.BaseError:
                 raise
             except Exception as error:
@@ -113,6 +120,19 @@ class Interceptor(grpc.aio.ServerInterceptor):
             calls.release(key)
 
         context.add_done_callback(ended)  # type: ignore[arg-type]  # by its stubs of a client's call
+
+    @staticmethod
+    def _telling(answer: Answer) -> Answer:
+        """The same, with what the access log shows of the call sent behind its answer or error."""
+
+        async def work(messages: Any, context: Context) -> Any:
+            try:
+                return await answer(messages, context)
+            finally:
+                fields = (call_fields.KEY, call_fields.encoded(CALL.get()))
+                context.set_trailing_metadata((*context.trailing_metadata(), fields))
+
+        return work
 
 
 class GrpcArrival:
