@@ -39,7 +39,7 @@ from onnxplain.server.rpc.tls import server_credentials
 from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
-from onnxplain.server.telemetry.logs import event
+from onnxplain.server.telemetry.logs import dropped_lines, event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
 from onnxplain.server.tokens import Tokens
@@ -64,6 +64,7 @@ class Server:
     def __init__(self, options: ServerOptions, sources: Sequence[ModelSource], loader: Loader | None = None):
         self.options = options
         self.metrics = Metrics()
+        self.metrics.count_dropped_lines(dropped_lines)
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
         self.scheduler = Scheduler(options.slots)
@@ -98,11 +99,12 @@ class Server:
         self._stop_metrics: Callable[[], None] = lambda: None
         self._hurry = asyncio.Event()  # a second signal
         self._stopping: asyncio.Task[None] | None = None
+        self._tracing = tracing()
         self._guard = Guard(
             self.metrics,
             Tokens(options.token_file) if options.token_file else None,
             options.max_request_seconds,
-            tracing(),
+            self._tracing,
             options.tls_ca is not None,
         )
         interceptor = Interceptor(self._guard, roots, options.idle_seconds, worker=options.socket is not None)
@@ -167,6 +169,8 @@ class Server:
             partial(self.context.compile_queue.join, CLOSE),
             self._stop_metrics,
         ]
+        if self._tracing is not None:
+            threads.append(self._tracing.close)
         await within(CLOSE, "models and threads", self._close_models(), *map(asyncio.to_thread, threads))
         event(LOG, logging.INFO, "stopped")
 
