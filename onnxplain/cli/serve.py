@@ -72,6 +72,7 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--memory-budget", type=click.IntRange(0), default=0, help="Bytes of open sessions; 0: 40 % of the memory.")
 @_flag("--max-request-seconds", type=click.FloatRange(0.01), default=60.0, help="The longest a call may take.")
 @_flag("--idle-seconds", type=click.FloatRange(0.01), default=300.0, help="Of a stream or connection without calls.")
+@_flag("--max-connections", type=click.IntRange(1), default=2048, help="Open at a time; those beyond are closed.")
 @_flag("--drain-delay", type=click.FloatRange(0), default=0.0, help="Seconds from SIGTERM to refusing new calls.")
 @_flag("--drain-timeout", type=click.FloatRange(0), default=20.0, help="Seconds for calls that are being answered.")
 @_flag("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM; read again when it changes.")

@@ -30,12 +30,15 @@ from onnxplain.server.models.loading import ModelLoading, Opener
 from onnxplain.server.models.repository import ModelRepository
 from onnxplain.server.models.residency import ModelResidency
 from onnxplain.server.models.served import Served
+from onnxplain.server.open_files import raise_limit
 from onnxplain.server.options import ServerOptions
+from onnxplain.server.rpc.channel_options import channel_options
 from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.health_service import NOT_SERVING, SERVING, Health
 from onnxplain.server.rpc.inference_service import InferenceService
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.rpc.tls import server_credentials
+from onnxplain.server.runtime_folder import sweep_runtime_folders
 from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
@@ -141,6 +144,9 @@ class Server:
 
     async def serve(self) -> None:
         """Until SIGTERM or SIGINT, then drain; a second signal ends it at once."""
+        if self.options.socket is None:
+            raise_limit(self.options.max_connections)
+            sweep_runtime_folders()
         gc.collect()
         gc.freeze()  # what was imported stays: no collection, such as after each unload, looks through it again
         loop = asyncio.get_running_loop()
@@ -249,24 +255,6 @@ class Server:
 def close_model(model: LocalModel) -> None:
     """Free a model that nobody was given."""
     model.model.close()
-
-
-def channel_options(options: ServerOptions) -> list[tuple[str, int]]:
-    """gRPC's own limits: of a message, of a connection's age and streams, of pings."""
-    return [
-        ("grpc.max_receive_message_length", options.max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),  # else a second server would take half of the calls in silence
-        # gRPC refuses streams while so many are not cleared away, answered ones too: clients see UNAVAILABLE. Far above
-        # what one connection needs, so that our own admission control is what says no.
-        ("grpc.max_concurrent_streams", 1024),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
-        ("grpc.max_connection_age_ms", 1_800_000),  # so that balancers in front see new connections
-        ("grpc.max_connection_age_grace_ms", 60_000),
-    ]
 
 
 def _bracketed(host: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Coroutine
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import grpc
 
 from onnxplain.server.open_calls import OpenCalls
+from onnxplain.server.runtime_folder import remove_runtime_folder
 from onnxplain.server.telemetry.logs import event, flush
 
 T = TypeVar("T")
@@ -82,10 +82,6 @@ def _leave() -> None:
 
 def _exit() -> None:
     """End the process without waiting for anything but what was logged."""
+    remove_runtime_folder()
     flush()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            continue
     os._exit(0)

@@ -44,6 +44,7 @@ class ServerOptions:
     memory_budget: int = 0
     max_request_seconds: float = 60.0
     idle_seconds: float = 300.0
+    max_connections: int = 2048
     drain_delay: float = 0.0
     drain_timeout: float = 20.0  # with five seconds of delay and what comes after it less than a pod's grace of 30
     tls_cert: Path | None = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
+from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -16,16 +18,16 @@ from running import in_process_server, running_server
 from onnxplain.server.app import EXPLAINER
 from onnxplain.server.going_down import REST
 from onnxplain.server.options import ServerOptions
-from onnxplain.server.rpc import interceptor, request_stream
+from onnxplain.server.rpc import channel_options, interceptor, request_stream
 from onnxplain.server.rpc.interceptor import WATCHES, limited
 from onnxplain.sources import DirectorySource
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
 from onnxplain.wire.inference import INFERENCE, RPCS
 
-from .http2 import Connection
+from .http2 import PREFACE, SETTINGS, Connection, frame
 from .nets import SIDE, any_length, store, times, work
-from .rpc import INFER, explain, explain_request, infer, infer_request
+from .rpc import INFER, explain, explain_request, infer, infer_request, outcome
 
 WATCH = "/grpc.health.v1.Health/Watch"
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -160,6 +162,43 @@ def test_a_request_of_a_stream_ends_in_its_time_and_the_stream_goes_on(tmp_path)
 def job(steps: int):
     x = np.ones((1, 1, SIDE), np.float32)
     return infer_request("work", {"x": x, "steps": np.array(steps, np.int64)})
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE, PREFACE + frame(SETTINGS, 0, 0, b"")], ids=["none", "half", "hello"])
+def test_connections_that_say_nothing_are_closed_and_bounded_and_others_are_served(said, tmp_path, monkeypatch):
+    monkeypatch.setattr(channel_options, "HANDSHAKE_SECONDS", 1.0)
+    store(times(1), tmp_path, "times")
+
+    def open_and_wait(port: int) -> float:
+        """Seconds until all of 200 were closed."""
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=15) for _ in range(200)]
+        begun = time.monotonic()
+        for connection in silent:
+            with suppress(OSError):
+                connection.sendall(said)
+        for connection in silent:
+            with connection, suppress(ConnectionResetError):
+                while connection.recv(1 << 12):
+                    pass
+        return time.monotonic() - begun
+
+    async def main():
+        options = ServerOptions(port=0, metrics_port=0, idle_seconds=1.0, max_connections=100)
+        async with in_process_server(options, [DirectorySource(tmp_path)]) as server:
+            with grpc.insecure_channel(f"127.0.0.1:{server.port}") as before:
+                assert await asyncio.to_thread(outcome, infer(before), REQUEST, 10) == "OK"
+                waiting = asyncio.create_task(asyncio.to_thread(open_and_wait, server.port))
+                while not waiting.done():
+                    assert await asyncio.to_thread(outcome, infer(before), REQUEST, 10) == "OK"
+                    await asyncio.sleep(0.02)
+            assert await waiting < 10
+            with grpc.insecure_channel(f"127.0.0.1:{server.port}") as after:
+                assert await asyncio.to_thread(outcome, infer(after), REQUEST, 10) == "OK"
+
+    asyncio.run(main())
+
+
+REQUEST = infer_request("times", {"x": np.ones((1, 4), np.float32)})
 
 
 def test_a_drain_ends_in_its_time_whatever_is_open(tmp_path):
