@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.errors import InputError, OnnxplainError
 from onnxplain.prepared import FolderCache
 from onnxplain.server.app import Server
+from onnxplain.server.going_down import run
 from onnxplain.server.models.readiness import POLICIES
 from onnxplain.server.options import GRAPH_CACHE_BYTES, ServerOptions
 from onnxplain.server.telemetry.logs import event, set_up
@@ -74,8 +74,10 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--max-message-bytes", type=click.IntRange(1024), default=64 * 2**20, help="Of one request.")
 @_flag("--memory-budget", type=click.IntRange(0), default=0, help="Bytes of the process; 0: 70 % of what there is.")
 @_flag("--max-request-seconds", type=click.FloatRange(0.01), default=60.0, help="The longest a call may take.")
+@_flag("--idle-seconds", type=click.FloatRange(0.01), default=300.0, help="Of a stream or connection without calls.")
+@_flag("--max-connections", type=click.IntRange(1), default=2048, help="Open at a time; those beyond are closed.")
 @_flag("--drain-delay", type=click.FloatRange(0), default=0.0, help="Seconds from SIGTERM to refusing new calls.")
-@_flag("--drain-timeout", type=click.FloatRange(0), default=30.0, help="Seconds for calls that are being answered.")
+@_flag("--drain-timeout", type=click.FloatRange(0), default=20.0, help="Seconds for calls that are being answered.")
 @_flag("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM; read again when it changes.")
 @_flag("--tls-key", type=click.Path(path_type=Path), help="Its key, PEM.")
 @_flag("--tls-ca", type=click.Path(path_type=Path), help="Clients need a certificate of this authority.")
@@ -127,7 +129,7 @@ def serve(
     if options.loopback or options.tls_cert is not None:
         refuse_idle(["insecure"], "nothing goes to other machines in plain text here; leave it out.")
     sources = sources_of((*repositories, *more), registry, options)
-    asyncio.run(_serve(options, sources, webhook_port))
+    run(_serve(options, sources, webhook_port))
 
 
 def default_graphs(cache: Path) -> Path | None:

@@ -29,6 +29,7 @@ class ServerOptions:
     max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first asked for.
     graph_cache: folder of models made ready and compiled graphs, None: they are not kept; graph_cache_bytes: of it.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
+    idle_seconds: of a stream or connection that asks for nothing.
     """
 
     host: str = "127.0.0.1"
@@ -49,8 +50,10 @@ class ServerOptions:
     memory_budget: int = 0
     model_bytes: int = 0
     max_request_seconds: float = 60.0
+    idle_seconds: float = 300.0
+    max_connections: int = 2048
     drain_delay: float = 0.0
-    drain_timeout: float = 30.0
+    drain_timeout: float = 20.0  # with five seconds of delay and what comes after it less than a pod's grace of 30
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
