@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from onnxplain.errors import InputError
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.http.server import HttpServer
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
 from onnxplain.server.models.context import ServerContext
@@ -80,6 +81,7 @@ class Server:
             options.tls_ca is not None,
         )
         roots = [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))]
+        self.http = HttpServer(options, self._guard, self.repository, roots)
         self._server = grpc.aio.server(interceptors=[Interceptor(self._guard, roots)], options=channel_options(options))
 
     async def start(self) -> None:
@@ -106,6 +108,7 @@ class Server:
             ) from error
         if options.metrics_port:
             self._stop_metrics = self.metrics.serve(options.host, options.metrics_port)
+        await self.http.start()
         await server.start()
         for service in (EXPLAINER, INFERENCE):
             await self._set_health(service, SERVING)
@@ -131,7 +134,8 @@ class Server:
         self._guard.draining = True
         for task in self._tasks:
             task.cancel()
-        await self._server.stop(self.options.drain_timeout if grace is None else grace)
+        grace = self.options.drain_timeout if grace is None else grace
+        await asyncio.gather(self._server.stop(grace), self.http.stop(grace))
         await self.repository.close()
         if self._worker_pool is not None:
             await self._worker_pool.close()
@@ -147,6 +151,7 @@ class Server:
             self._stopping = asyncio.get_running_loop().create_task(self.stop())
         else:
             self._spawn(self._server.stop(0))
+            self._spawn(self.http.stop(0))
 
     async def _follow(self) -> None:
         """Load what there is; look again for ever where the sources may change."""

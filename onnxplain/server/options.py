@@ -17,8 +17,9 @@ MEMORY_SHARE = 0.4  # of the machine's memory, for sessions
 class ServerOptions:
     """Flags of the server, with their defaults.
 
-    port 0 takes a free one. metrics_port 0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs
-    among the slots. queue_rows, queue_bytes: of one model, waiting and running. memory_budget: bytes of open sessions.
+    port 0 takes a free one; http_port likewise, None: no REST. http_cors: origins of pages that may ask. metrics_port
+    0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs among the slots. queue_rows, queue_bytes:
+    of one model, waiting and running. memory_budget: bytes of open sessions.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
     """
 
@@ -26,6 +27,8 @@ class ServerOptions:
     port: int = 8001
     socket: Path | None = None
     metrics_port: int = 8002
+    http_port: int | None = None
+    http_cors: tuple[str, ...] = ()
     control: str = "none"
     poll_seconds: float = 5.0
     provider: str = "auto"
