@@ -6,7 +6,6 @@ With `runtime/session.py` the only importer of onnxruntime.
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import sys
 import threading
@@ -19,8 +18,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from onnxplain import bfloat16
 from onnxplain.errors import Expired, UnsupportedModel
 from onnxplain.interrupt import check_interrupt
+from onnxplain.machine import cpus
 
 SECONDS = 60.0  # of one run, on two rows of small input; a loop that never ends must not hold its caller for ever
 MANY = 1000  # nodes, above which planning buffers takes longer than the run: 0.1 s for 1000, 8 s for 8000
@@ -57,7 +58,7 @@ class CpuSession:
         check_interrupt()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = SILENT
-        options.intra_op_num_threads = threads or available_cpus()
+        options.intra_op_num_threads = threads or cpus()
         options.inter_op_num_threads = 1
         options.enable_mem_reuse = nodes < MANY  # onnxruntime looks for a buffer to reuse through all that are free
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a run or two: idle threads may sleep
@@ -80,6 +81,7 @@ class CpuSession:
             raise UnsupportedModel(
                 f"onnxruntime {onnxruntime.__version__} refuses the model: {one_line(error)}"
             ) from error
+        self._bfloat16 = bfloat16.mentioned(self._session)
         self.inputs = [_port(node) for node in self._session.get_inputs()]
         self.outputs = [_port(node) for node in self._session.get_outputs()]
 
@@ -99,7 +101,10 @@ class CpuSession:
         timer.daemon = True
         timer.start()
         try:
-            values = self._session.run(names, dict(feeds), options)
+            if self._bfloat16:
+                values = bfloat16.run(self._session, names, feeds, options)
+            else:
+                values = self._session.run(names, dict(feeds), options)
         except Exception as error:
             if options.terminate:
                 raise Expired(f"a run of the model took longer than {limit:g} s and was stopped") from error
@@ -135,11 +140,6 @@ def give_back() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library, which has its own ways
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def available_cpus() -> int:
-    """The CPUs this process may use, which in a container are fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:

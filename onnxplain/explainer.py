@@ -87,6 +87,7 @@ class Explainer:
             model = Subject.of(model, Request(**asked), provider or "auto", threads or 0, sample=sample, shapes=shapes)
         if kind is not None and kind not in KINDS:
             raise UnknownName("kind", kind, KINDS)
+        model.resolved.require_explained()
         self.subject = model
         if self.recipe.looped and model.request.ledger:
             raise UsageError(
@@ -96,8 +97,7 @@ class Explainer:
         self._graph = graph  # None: a forward-only method, which has none
         if graph is None and self.method.family != "forward-only":
             self._graph = ExplanationGraph(model, self.recipe.one_pass, bounds)
-        self.bounds = bounds
-        self.columns = columns_by_input(columns, model.inputs)
+        self.bounds, self.columns = bounds, columns_by_input(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         self._moved, self._notes = list[str](), list[str]()
         if self.recipe.looped:

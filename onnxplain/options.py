@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnxplain.errors import UnknownName, UsageError
 
+LARGEST = sys.float_info.max  # Python's whole numbers go beyond, and raise where they become floats
+LITERAL = 10_000  # characters of a value; thousands of bounds, one per channel, are shorter
 STABILISERS = ("epsilon",)  # of whatever name is a number that keeps a sum from 0: it has no sign
 Choices = Mapping[str, Sequence[str]]
 """The words of those options that take words."""
@@ -70,11 +72,16 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"{kind} {name}: cannot read {part.strip()!r}; options are written option=value.")
         if option in options:
             raise UsageError(f"{kind} {name}: {option} is given twice.")
-        try:
-            options[option] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[option] = value
+        options[option] = value_of(value)
     return name, options
+
+
+def value_of(text: str) -> Any:
+    """The number, list or other literal that a text says; the text itself where it says none, or far too much."""
+    try:
+        return ast.literal_eval(text) if len(text) <= LITERAL else text
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def call_text(name: str, options: Mapping[str, Any]) -> str:
@@ -105,4 +112,4 @@ def _numeric(value: Any) -> bool:
     """A finite number, or a list of such."""
     if isinstance(value, (list, tuple)):
         return bool(value) and all(_numeric(v) for v in value)
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST

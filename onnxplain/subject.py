@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.compile import Request, batch_axes, resolve
-from onnxplain.errors import InputError, UsageError
+from onnxplain.compile import Request, Resolved, batch_axes, resolve
+from onnxplain.errors import InputError, UnsupportedModel, UsageError
 from onnxplain.frontend.load import Source, load
 from onnxplain.frontend.normalise import Normalised, normalise
 from onnxplain.graph import weight_files
@@ -47,16 +47,23 @@ class Subject:
         opener: Opener | None = None,
         sample: Array | Mapping[str, Array] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        unexplained: bool = False,
     ) -> Subject:
         """Load, normalise and verify a model file. opener: (model, role) -> what runs it; None: a Session.
 
-        sample: input to verify on, where random input cannot run; shapes: sizes of random input.
+        sample: input to verify on, where random input cannot run; shapes: sizes of random input. unexplained: a model
+        that has nothing to explain is made ready for its answers alone; `resolved.problem` says why.
         """
         request = request or Request()
         begun = time.perf_counter()
         source = load(Path(path))
         loaded = time.perf_counter()
-        resolved = resolve(source.model, request)
+        try:
+            resolved = resolve(source.model, request)
+        except (UnsupportedModel, UsageError) as error:
+            if not unexplained:
+                raise
+            resolved = Resolved((), problem=str(error))
         if isinstance(sample, np.ndarray):
             names = [str(value.name) for value in source.model.graph.inputs]
             if len(names) != 1:

@@ -67,6 +67,6 @@ def test_nothing_is_imported_under_two_names():
 def test_log_fields_are_read_by_the_access_log_and_the_trace_only():
     """What a call returns comes back by `return`: no handler, queue or service reads what another one logged."""
     for module, tree in TREES.items():
-        if module not in ("onnxplain.server.call", "onnxplain.server.guard"):
+        if module not in ("onnxplain.server.call", "onnxplain.server.guard", "onnxplain.server.isolation.call_fields"):
             touched = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "log_fields"]
             assert not touched, f"{module}:{touched[0]}: fields of the log are for the log; write by call.log_fields()"

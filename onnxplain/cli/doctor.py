@@ -14,7 +14,7 @@ import onnx
 
 from onnxplain import __version__
 from onnxplain.cli.command import Command
-from onnxplain.runtime.chunking import free_memory
+from onnxplain.machine import cpus, free_memory_bytes, memory_bytes
 from onnxplain.runtime.session import Session, describe_providers
 
 PACKAGES = (
@@ -59,10 +59,19 @@ def facts() -> dict[str, Any]:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "packages": versions,
         "providers": describe_providers(),
-        "threads": os.cpu_count() or 1,
-        "memory": f"{free_memory() / 2**30:.1f} GB free",
+        "cpus": _of_machine(str(cpus()), str(os.cpu_count() or 1)),
+        "memory": f"{_gigabytes(free_memory_bytes())} free of {_gigabytes(memory_bytes())}",
         "self-test": _self_test(),
     }
+
+
+def _of_machine(usable: str, all_of_them: str) -> str:
+    """What may be used, and what the machine has where that is more: a container, or an affinity, allows less."""
+    return usable if usable == all_of_them else f"{usable} of the machine's {all_of_them}"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GB"
 
 
 def _self_test() -> str:

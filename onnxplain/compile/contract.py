@@ -51,12 +51,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Explained tensors by name, how the head of each was cut (`""`: not), names that normalisation must keep."""
+    """Explained tensors by name, how the head of each was cut (`""`: not), names that normalisation must keep.
+
+    problem: why nothing can be explained, of a model that was made ready to answer all the same.
+    """
 
     explained: tuple[str, ...]
     heads: Mapping[str, str] = field(default_factory=dict)
     protected: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    problem: str = ""
+
+    def require_explained(self) -> None:
+        """Raise UnsupportedModel where there is nothing to explain."""
+        if self.problem:
+            raise UnsupportedModel(self.problem)
 
 
 def resolve(model: ir.Model, request: Request) -> Resolved:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxplain.bfloat16 import is_floating
 from onnxplain.cpu_session import CpuSession, Port
 from onnxplain.errors import UnsupportedModel
 from onnxplain.explainer import Explainer
@@ -119,7 +120,7 @@ def _seeds(name: str, y: Array) -> Array:
 
 
 def _close(expected: Array, actual: Array) -> bool:
-    if expected.dtype.kind != "f":
+    if not is_floating(expected):
         return bool(np.array_equal(expected, actual))
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)
     finite = np.isfinite(expected)

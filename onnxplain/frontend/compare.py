@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxplain.bfloat16 import BFLOAT16, is_floating
+
 TOLERANCE = 1e-5  # of the largest value
 HALF_TOLERANCE = 1e-2  # the same where anything is computed in 16 bits
 HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -74,12 +76,12 @@ def arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _mismatch(y: np.ndarray, other: np.ndarray, scale: float, tolerance: float) -> str | None:
     if y.shape != other.shape or y.dtype != other.dtype:
         return f"was {y.dtype}{list(y.shape)}, is {other.dtype}{list(other.shape)}"
-    if y.dtype.kind != "f":
+    if not is_floating(y):
         wrong = int((y != other).sum())
         return f"{wrong} of {y.size} values differ" if wrong else None
     if y.size == 0:
         return None
-    if y.dtype == np.float16:
+    if y.dtype in (np.float16, BFLOAT16):
         tolerance = max(tolerance, HALF_TOLERANCE)
     with np.errstate(all="ignore"):
         finite = np.isfinite(y)

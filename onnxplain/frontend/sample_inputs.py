@@ -8,6 +8,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -24,6 +25,7 @@ DTYPES = {
     "float": np.float32,
     "double": np.float64,
     "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
     "int64": np.int64,
     "int32": np.int32,
     "int16": np.int16,
@@ -242,8 +244,8 @@ def _length(port: Port, axis: int, dim: int | str | None, known: Mapping[str, in
 def _array(port: Port, shape: tuple[int, ...], rows: int) -> Array:
     rng = np.random.default_rng(0)
     dtype: np.dtype[Any] = np.dtype(DTYPES.get(port.type.removeprefix("tensor(").removesuffix(")"), np.float32))
-    if dtype.kind == "f":
-        return np.asarray(0.5 * rng.standard_normal(shape), dtype)  # of shape () too, where numpy draws a plain number
+    if dtype.kind == "f" or dtype == ml_dtypes.bfloat16:
+        return np.asarray(0.5 * rng.standard_normal(shape)).astype(dtype)  # of shape () too, where it is a plain number
     if dtype.kind == "U":
         return np.full(shape, "a", dtype=object)
     if dtype.kind == "b":

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxplain.bfloat16 import is_floating
 from onnxplain.cpu_session import SECONDS, CpuSession, one_line
 from onnxplain.errors import Expired, UnsupportedModel
 from onnxplain.frontend import compare
@@ -72,7 +73,7 @@ def reference(
             failure = failure or error
             continue
         answer = Reference(feeds, outputs, bounded, tolerance)
-        if all(np.isfinite(array).all() for array in arrays(outputs).values() if array.dtype.kind == "f"):
+        if all(np.isfinite(array).all() for array in arrays(outputs).values() if is_floating(array)):
             return answer
         fallback = fallback or answer
         if attempt >= 4:

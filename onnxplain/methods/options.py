@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import types
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxplain.errors import UnknownName, UsageError
+from onnxplain.options import LARGEST, value_of
 
 NUMBERS = "a list of numbers"
 
@@ -85,7 +85,7 @@ def _inside(value: Any, limits: Range) -> bool:
 
 def _fits(value: Any, kind: str) -> Any:
     """The value as one of a kind, None where it is none."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
     if kind == "int":
         return int(value) if number and float(value).is_integer() else None
     if kind == "float":
@@ -104,10 +104,7 @@ def _read(text: str, types: tuple[str, ...]) -> Any:
     """The value that a text says, where anything but text is taken."""
     if text.lower() in ("true", "false") and "bool" in types:
         return text.lower() == "true"
-    try:
-        return ast.literal_eval(text) if set(types) - {"str", "texts"} else text
-    except (ValueError, SyntaxError):
-        return text
+    return value_of(text) if set(types) - {"str", "texts"} else text
 
 
 class Options(Mapping[str, Any]):

@@ -7,26 +7,15 @@ from math import prod
 
 import numpy as np
 
+from onnxplain.machine import free_memory_bytes
 from onnxplain.runtime.session import Array
 
 SHARE_OF_MEMORY = 0.4  # of what is free, for the activations of one run
 
 
-def free_memory() -> int:
-    """Bytes of memory free for use, 4 GB where the system does not say."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 * 2**30
-
-
 def rows_per_run(bytes_per_row: int, rows: int) -> int:
     """How many rows one run may take without using more than its share of the free memory."""
-    return max(1, min(rows, int(SHARE_OF_MEMORY * free_memory() / max(1, bytes_per_row))))
+    return max(1, min(rows, int(SHARE_OF_MEMORY * free_memory_bytes() / max(1, bytes_per_row))))
 
 
 def chunks(rows: int, size: int) -> list[slice]:

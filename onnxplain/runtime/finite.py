@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
+from onnxplain.bfloat16 import widened
 from onnxplain.cpu_session import CpuSession
 from onnxplain.graph.node import is_float
 from onnxplain.graph.outline import apart
@@ -30,7 +31,7 @@ class Holes:
     @classmethod
     def of(cls, array: Any) -> Holes | None:
         """None where every value is finite, and for what are no floats."""
-        array = np.asarray(array)
+        array = widened(np.asarray(array))
         if array.dtype.kind != "f" or np.isfinite(array).all():
             return None
         nans, at = int(np.isnan(array).sum()), ~np.isfinite(array)

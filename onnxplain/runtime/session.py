@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import onnxruntime
 from numpy.typing import NDArray
 
+from onnxplain import bfloat16
 from onnxplain.errors import InputError, OutOfMemory, UnsupportedModel, UsageError
+from onnxplain.machine import cpus, restricted
 
 Array = NDArray[Any]
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -70,7 +72,7 @@ class Session:
     ):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = SILENT
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or (cpus() if restricted() else 0)  # 0: a thread for each core
         wanted = providers(provider)
         self._weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(w) for name, w in (weights or {}).items()}
         if self._weights:
@@ -86,6 +88,7 @@ class Session:
             raise UsageError(
                 "provider cuda: onnxruntime could not start CUDA (driver, CUDA or cuDNN libraries missing)."
             )
+        self._bfloat16 = bfloat16.mentioned(self._session)
         self.inputs = {value.name: value for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
 
@@ -95,7 +98,11 @@ class Session:
         """Outputs by name. Raises InputError or OutOfMemory with onnxruntime's reason in one line."""
         names = list(self.outputs if outputs is None else outputs)
         try:
-            found = self._session.run(names, dict(feeds), (stop or Stop()).options)
+            options = (stop or Stop()).options
+            if self._bfloat16:
+                found = bfloat16.run(self._session, names, feeds, options)
+            else:
+                found = self._session.run(names, dict(feeds), options)
         except Exception as error:
             reason = one_line(error)
             if OUT_OF_MEMORY.search(reason):

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from onnxplain.bfloat16 import is_floating
 from onnxplain.compile.assemble import Compiled
 from onnxplain.cpu_session import give_back
 from onnxplain.errors import ConversionChanged, InputError, OutOfMemory, UnsupportedModel
@@ -61,7 +62,7 @@ def questions(compiled: Compiled, references: Sequence[Reference]) -> list[Quest
 def _other_inputs(compiled: Compiled, reference: Reference) -> dict[str, np.ndarray]:
     """Reference inputs: half of what is fed, so that no difference is zero; indices and the like as they are."""
     found = {name: reference.feeds[source] for name, source in compiled.references.items()}
-    return {name: np.asarray(x / 2, x.dtype) if x.dtype.kind == "f" else x for name, x in found.items()}
+    return {name: np.asarray(x / 2, x.dtype) if is_floating(x) else x for name, x in found.items()}
 
 
 def _seeds(compiled: Compiled, reference: Reference, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -141,14 +142,14 @@ class Comparison:
     def _rounding(self, name: str) -> bool:
         """Whether an output differs by no more than noise on the inputs makes it."""
         expected = self.expected[name]
-        if not isinstance(expected, np.ndarray) or expected.dtype.kind != "f":
+        if not isinstance(expected, np.ndarray) or not is_floating(expected):
             return False
         error, rng = distance(self.answer[name], expected), np.random.default_rng(1)
         for _ in range(DRAWS):
             noisy = {
                 key: np.asarray(x * (1 + self.noise * rng.standard_normal(x.shape)), x.dtype)
                 for key, x in self.question.feeds.items()
-                if x.dtype.kind == "f"
+                if is_floating(x)
             }
             if error <= TIMES * distance(self.plain.run({**self.question.feeds, **noisy})[name], expected):
                 return True
@@ -177,7 +178,7 @@ def distance(found: Any, expected: Any) -> float:
 
 
 def _same(users: np.ndarray, plain: np.ndarray) -> bool:
-    return distance(users, plain) <= TOLERANCE if plain.dtype.kind == "f" else bool(np.array_equal(users, plain))
+    return distance(users, plain) <= TOLERANCE if is_floating(plain) else bool(np.array_equal(users, plain))
 
 
 def _holes(compiled: Compiled, feeds: Arrays, answer: Mapping[str, Any], outputs: Sequence[str]) -> list[str]:

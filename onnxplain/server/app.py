@@ -82,7 +82,8 @@ class Server:
         )
         roots = [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))]
         self.http = HttpServer(options, self._guard, self.repository, roots)
-        self._server = grpc.aio.server(interceptors=[Interceptor(self._guard, roots)], options=channel_options(options))
+        interceptor = Interceptor(self._guard, roots, worker=options.socket is not None)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
 
     async def start(self) -> None:
         """Bind, answer, and begin to load. Raises InputError where the port is taken."""

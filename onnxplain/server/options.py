@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnxplain.cpu_session import available_cpus
 from onnxplain.errors import UsageError
+from onnxplain.machine import cpus, memory_bytes
 
 MESSAGE_BYTES = 64 * 2**20
 MEMORY_SHARE = 0.4  # of the machine's memory, for sessions
@@ -73,7 +73,7 @@ class ServerOptions:
     @property
     def threads_per_run(self) -> int:
         """Threads inside one run; 0 leaves it to onnxruntime, which takes all CPUs."""
-        return self.threads or (0 if self.slots == 1 else max(1, available_cpus() // self.slots))
+        return self.threads or (0 if self.slots == 1 else max(1, cpus() // self.slots))
 
     @property
     def rows_per_batch(self) -> int:
@@ -89,8 +89,7 @@ class ServerOptions:
         """Bytes of open sessions at most."""
         if self.memory_budget:
             return self.memory_budget
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 * 2**30
-        return int(MEMORY_SHARE * pages)
+        return int(MEMORY_SHARE * memory_bytes())
 
 
 def default_cache() -> Path:

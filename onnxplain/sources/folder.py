@@ -79,7 +79,7 @@ class DirectorySource:
     def fetch(self, release: Release) -> ResolvedModel:
         """The files of a release: they are here already, so they are only checked. Raises InputError, NotFound."""
         name, version = release.name, release.version
-        if reason := _unservable(name):
+        if reason := unservable(name):
             raise NotFound(f"no model {name[:200]!r}: {reason}.")
         if not VERSION.fullmatch(version):
             raise NotFound(f"no version {version[:100]!r} of model {name!r}: versions are 1, 2, ….")
@@ -104,7 +104,7 @@ class DirectorySource:
     def _offered(self, folder: Path, seen: dict[tuple[str, str], str]) -> list[Release]:
         """The releases of one model; `seen` gets the fingerprints of this look."""
         name = folder.name
-        if reason := _unservable(name):
+        if reason := unservable(name):
             raise InputError(f"not served: {reason}.")
         self._inside(folder, self.root)
         versions = [v.name for v in folder.iterdir() if VERSION.fullmatch(v.name) and holds_model(v)]
@@ -123,7 +123,7 @@ class DirectorySource:
                 self._settled[key] = mark
             if key in self._settled:
                 settled.append(version)
-        served = _chosen(settled, settings_of(folder).serving.versions)
+        served = chosen_versions(settled, settings_of(folder).serving.versions)
         return [Release(name, version, self._settled[name, version]) for version in served]
 
     def _inside(self, path: Path, base: Path) -> Path:
@@ -151,7 +151,7 @@ class FileSource:
         self.name = self.path.name
         self.problems: dict[str, str] = {}  # what is wrong with the one file is raised
         folder = self.path.absolute().parent
-        stored = self.path.name == MODEL and VERSION.fullmatch(folder.name) and not _unservable(folder.parent.name)
+        stored = self.path.name == MODEL and VERSION.fullmatch(folder.name) and not unservable(folder.parent.name)
         self._as = (folder.parent.name, folder.name) if stored else (_servable(self.path.stem), "1")
 
     def releases(self) -> list[Release]:
@@ -222,7 +222,7 @@ def _complete(version: Path) -> bool:
         return False
 
 
-def _chosen(versions: Sequence[str], policy: str | int | Iterable[str]) -> list[str]:
+def chosen_versions(versions: Sequence[str], policy: str | int | Iterable[str]) -> list[str]:
     """The versions that a policy serves; `versions` are sorted."""
     if policy == "all":
         return list(versions)
@@ -232,7 +232,7 @@ def _chosen(versions: Sequence[str], policy: str | int | Iterable[str]) -> list[
     return [version for version in versions if version in wanted]
 
 
-def _unservable(name: str) -> str:
+def unservable(name: str) -> str:
     """Why clients could not ask for a model of this name; "" where they can."""
     if not SERVED.fullmatch(name):
         return "a name has letters, digits, '.', '_' and '-', begins with a letter or digit, and has 128 at most"

@@ -154,7 +154,7 @@ def test_rows_that_do_not_fit_in_memory_are_run_in_chunks(tmp_path, monkeypatch)
     x, seeds = normal(5, 2, 6, 6), normal(5, 4, seed=1)
     whole = explainer.run(x, seeds)
     many = explainer.run(x[:1], seeds)
-    monkeypatch.setattr("onnxplain.runtime.chunking.free_memory", lambda: 1)
+    monkeypatch.setattr("onnxplain.runtime.chunking.free_memory_bytes", lambda: 1)
     for expected, found in ((whole, explainer.run(x, seeds)), (many, explainer.run(x[:1], seeds))):
         for name in ("x.relevance", "onnxplain.ledger"):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5)

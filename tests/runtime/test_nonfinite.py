@@ -59,7 +59,7 @@ def test_a_relevance_that_is_not_finite_names_the_first_tensor_of_the_backward_p
 
 
 def test_only_the_row_at_fault_is_searched_whatever_the_chunks(root_net, monkeypatch):
-    monkeypatch.setattr("onnxplain.runtime.chunking.free_memory", lambda: 1)
+    monkeypatch.setattr("onnxplain.runtime.chunking.free_memory_bytes", lambda: 1)
     with pytest.raises(NotFinite, match="appears first in backward/Sqrt_1/"):
         Explainer(root_net, "gradient").run(with_value(0), normal(3, 3))
 

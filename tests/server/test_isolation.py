@@ -733,6 +733,41 @@ def test_what_a_worker_makes_up_is_not_counted(report):
     assert observation(report) is None
 
 
+LOGGED = {
+    "ModelInfer": lambda: infer("digits_cnn", **{inputs("digits_cnn"): DIGIT}),
+    "of an explanation": lambda: infer("digits_cnn.explain", **{inputs("digits_cnn"): DIGIT}),
+    "refused": lambda: infer("digits_cnn", wrong=DIGIT),
+    "Explain": lambda: explain("digits_cnn", DIGIT, "3", recipe=v1.Recipe(name="gradient")),
+    "bad target": lambda: explain("digits_cnn", DIGIT, "300"),
+}
+
+
+@pytest.mark.parametrize("kind", LOGGED)
+def test_the_access_log_shows_the_same_of_a_call_to_a_worker(both, kind, caplog):
+    logger = logging.getLogger("onnxplain")
+    before, logger.propagate = logger.propagate, True
+    lines = []
+    try:
+        with caplog.at_level(logging.INFO, "onnxplain.server.access"):
+            for server in (both.plain, both.isolated):
+                caplog.clear()
+                with contextlib.suppress(grpc.RpcError):
+                    if kind in ("Explain", "bad target"):
+                        both.explainer("Explain", LOGGED[kind](), v1.ExplainResponse, server)
+                    else:
+                        both.ask("ModelInfer", LOGGED[kind](), server)
+                until = time.monotonic() + 5  # a line is written when the answer is on its way
+                while not caplog.records and time.monotonic() < until:
+                    time.sleep(0.01)
+                lines.append(next(record.fields for record in caplog.records if record.name.endswith("access")))
+    finally:
+        logger.propagate = before
+    times = {"request_id", "peer", "ms", "queue_ms", "error"}
+    plain, isolated = ({key: line[key] for key in line.keys() - times} for line in lines)
+    assert plain == isolated and lines[0].keys() == lines[1].keys()
+    assert {"model", "version", "rows"} <= plain.keys()
+
+
 def test_a_worker_cannot_fill_the_log(caplog):
     logger = logging.getLogger("onnxplain.server.worker")
     logger.propagate, parent = True, logging.getLogger("onnxplain")

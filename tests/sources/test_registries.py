@@ -17,7 +17,15 @@ def test_a_scheme_opens_what_its_kind_gives_as_example(scheme, tmp_path):
     assert source.name and source.problems == {}
 
 
-@pytest.mark.parametrize("address", ["http://h?model=a", "s3://b", "mlflow://h", "nothing", ""])
+@pytest.mark.parametrize("scheme", REGISTRIES)
+def test_an_address_with_credentials_is_refused_without_repeating_them(scheme, tmp_path):
+    example = REGISTRIES[scheme].example.replace("HOST:PORT", "127.0.0.1:1").partition("://")[2].lstrip("/")
+    with pytest.raises(UsageError) as error:
+        from_address(f"{scheme}://me:secret@{example}", tmp_path)
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["http://h?model=a", "ftp://b/c", "mlflow://h", "nothing", ""])
 def test_an_address_of_no_known_scheme_is_one_line_with_examples(address, tmp_path):
     with pytest.raises(UsageError, match="is no registry") as error:
         from_address(address, tmp_path)

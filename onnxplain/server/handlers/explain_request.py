@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, OnnxplainError, UsageError
@@ -16,13 +17,23 @@ from onnxplain.recipes import Recipe, named
 from onnxplain.runtime.session import Array
 from onnxplain.server.models.loaded import ExplainQuery, LoadedModel
 from onnxplain.v1 import explainer_pb2 as v1
-from onnxplain.wire.tensors import v1_array, v1_arrays
+from onnxplain.wire.tensors import quoted, v1_array, v1_arrays
 
+REQUEST_ID = 128  # characters
+WORDS = 1000  # characters of a target
+RECIPE_NAME = 200  # characters; names of recipes are read piece by piece
+RECIPE_BYTES = 64 * 1024  # of the overrides of a recipe: rules by node, bounds by channel
+RELEVANCE = ("FP32", "FP16", "BF16", "FP64")  # what relevance can be sent as
 MAX_TARGETS = 1024  # of one request; admission bounds rows times targets as well
 
 
 def explain_query(request: v1.ExplainRequest, model: LoadedModel) -> ExplainQuery:
     """Arrays, targets, recipe and tensors of an ExplainRequest. Raises errors with the field they are about."""
+    if len(request.request_id) > REQUEST_ID:
+        raise UsageError(f"request_id: {len(request.request_id)} characters, at most {REQUEST_ID} are taken.").at(
+            "request_id"
+        )
+    require_float(request.output_format.datatype)
     feeds = bound_inputs(request, model)
     recipe, head = recipe_and_head(request.recipe, model)
     asks = [_target_finder(target, f"targets[{n}]") for n, target in enumerate(request.targets)] or ["predicted"]
@@ -51,16 +62,18 @@ def bound_inputs(request: v1.ExplainRequest, model: LoadedModel) -> dict[str, Ar
 def recipe_and_head(message: v1.Recipe, model: LoadedModel) -> tuple[Recipe | None, str]:
     """The recipe (None: the model's own) and how the head is treated ("": as by default)."""
     try:
+        if len(message.name) > RECIPE_NAME:
+            raise UsageError(f"the recipe's name has {len(message.name)} characters; `ListRecipes` has the names.")
         base = named(message.name) if message.name else None
-        overrides = json_format.MessageToDict(message.overrides) if message.HasField("overrides") else {}
+        overrides = recipe_overrides(message)
         head = overrides.pop("head", "")
         if head not in ("", "cut", "keep"):
             raise UsageError(f"head is cut or keep, not {head!r}.")
         if overrides:
-            below = (base or model.default_recipe()).content()
+            below = (base or model.recipe).content()
             if overrides.get("method", below["method"]) != below["method"]:
                 below = {}  # another method, with options of its own
-            if "rules" in overrides and "rules" in below:
+            if isinstance(overrides.get("rules"), list) and "rules" in below:
                 overrides["rules"] = [*overrides["rules"], *below["rules"]]
             base = Recipe.of({**below, **overrides}, "recipe.overrides")
         if base is not None:
@@ -68,6 +81,41 @@ def recipe_and_head(message: v1.Recipe, model: LoadedModel) -> tuple[Recipe | No
     except OnnxplainError as error:
         raise error.at(error.field or "recipe") from None
     return base, str(head)
+
+
+def recipe_overrides(message: v1.Recipe) -> dict[str, Any]:
+    """The keys of a recipe that a client gives. Raises UsageError for numbers that are none."""
+    if not message.HasField("overrides"):
+        return {}
+    size = message.overrides.ByteSize()
+    if size > RECIPE_BYTES:
+        raise UsageError(f"{size} bytes of overrides; at most {RECIPE_BYTES} are taken.").at("recipe.overrides")
+    where = _not_finite(message.overrides.fields.items())
+    if where:
+        raise UsageError(f"{where} is NaN or infinite; give a number.").at(f"recipe.overrides.{where}"[:200])
+    overrides: dict[str, Any] = json_format.MessageToDict(message.overrides)
+    return overrides
+
+
+def _not_finite(fields: Iterable[tuple[str, struct_pb2.Value]]) -> str:
+    """Where in a Struct a number is NaN or infinite, "" if nowhere."""
+    for name, value in fields:
+        if not math.isfinite(value.number_value):
+            return name
+        inner = [(f"{name}.{key}", entry) for key, entry in value.struct_value.fields.items()]
+        inner += [(f"{name}[{n}]", entry) for n, entry in enumerate(value.list_value.values)]
+        if inner and (where := _not_finite(inner)):
+            return where
+    return ""
+
+
+def require_float(datatype: str) -> None:
+    """Refuse types that relevance cannot be sent as: whole numbers would make nearly all of it zero."""
+    if datatype and datatype not in RELEVANCE:
+        raise InputError(
+            f"relevance cannot be sent as {quoted(datatype)}; give {', '.join(RELEVANCE)}, or nothing for what was "
+            "computed."
+        ).at("output_format.datatype")
 
 
 def compile_request(
@@ -100,6 +148,10 @@ def _target_finder(target: v1.Target, where: str) -> Ask:
         return "predicted"
     if kind == "expression":
         words = target.expression or "predicted"
+        if len(words) > WORDS:
+            raise UsageError(f"a target of {len(words)} characters; at most {WORDS} are taken.").at(
+                f"{where}.expression"
+            )
         return _with_field(f"{where}.expression", lambda s, labels, k: resolve_targets(words, s, labels, k))
     if kind == "arg_max":
         if target.arg_max.k < 0:

@@ -14,8 +14,6 @@ from onnxplain.server.models.inference_metadata import TensorMetadata
 from onnxplain.server.models.variant import Variant
 from onnxplain.wire.tensors import datatype_of
 
-PREFIX = "onnxplain_"  # of our request parameters
-
 
 def bound_feeds(arrays: Mapping[str, Array], expected: Sequence[TensorMetadata]) -> dict[str, Array]:
     """The arrays, if their names, types and shapes are the graph's. Raises InputError with the field."""
@@ -64,16 +62,6 @@ def target_seed(variant: Variant, feeds: Mapping[str, Array], word: str) -> dict
         )
     dtype = np.float64 if scores.dtype == np.float64 else np.float32
     return {name: np.array(np.broadcast_to(targets[0].seed, scores.shape), dtype)}
-
-
-def own_parameters(request: Any) -> dict[str, Any]:
-    """Our own request parameters, without their prefix."""
-    parameters = {}
-    for name, value in request.parameters.items():
-        if name.startswith(PREFIX):
-            kind = value.WhichOneof("parameter_choice")
-            parameters[name.removeprefix(PREFIX)] = getattr(value, kind) if kind else None
-    return parameters
 
 
 def requested_outputs(request: Any, known: list[str]) -> list[str]:

@@ -19,15 +19,9 @@ from onnxplain.runtime.session import Array
 from onnxplain.server.call import log_fields
 from onnxplain.server.handlers.explain_request import compile_request, explain_query, recipe_and_head, target_count
 from onnxplain.server.handlers.explain_response import explain_response
-from onnxplain.server.handlers.infer_request import (
-    PREFIX,
-    bound_feeds,
-    own_parameters,
-    requested_outputs,
-    row_count,
-    target_seed,
-)
+from onnxplain.server.handlers.infer_request import bound_feeds, requested_outputs, row_count, target_seed
 from onnxplain.server.handlers.model_description import ModelDescription
+from onnxplain.server.handlers.request_parameters import OWN, PREFIX, own_parameters
 from onnxplain.server.models.inference_metadata import (
     TensorMetadata,
     model_config,
@@ -91,10 +85,8 @@ class LocalModel:
     ) -> RunResult:
         """The compiled graph as it is; seeds that are not given are made from a target, by default the prediction."""
         for name in parameters:
-            if name not in ("target", "target_index"):
-                raise UnknownName("parameter", PREFIX + name, [PREFIX + "target", PREFIX + "target_index"]).at(
-                    "parameters"
-                )
+            if name not in OWN:
+                raise UnknownName("parameter", PREFIX + name, [PREFIX + own for own in OWN]).at("parameters")
         inputs, outputs = variant.signature
         seeds = [tensor for tensor in inputs if tensor.name in variant.explainer.compiled.seeds]
         names = requested_outputs(request, [tensor.name for tensor in outputs])
@@ -132,7 +124,9 @@ class LocalModel:
     async def config(self, name: str) -> Any:
         """Batching and data types, as Triton's tools ask for them."""
         inputs, outputs, queue = await self._graph(name)
-        return model_config(name, inputs, outputs, queue)
+        file = self.model.subject.source.path if split(name)[1] is None else None
+        versions = self.model.settings.serving.versions
+        return model_config(name, inputs, outputs, queue, versions, file.name if file is not None else "")
 
     async def statistics(self) -> list[Any]:
         """Of the model, and of each recipe that was asked for."""
@@ -181,7 +175,7 @@ class LocalModel:
         self, request: v1.ExplainRequest, progress: Progress | None = None
     ) -> tuple[v1.ExplainResponse, RunReport]:
         query, report = explain_query(request, self.model), RunReport()
-        recipe = query.recipe or self.model.default_recipe()
+        recipe = query.recipe or self.model.default_recipe(query.request)
         hit = self.model.cached_variant(recipe.one_pass, query.request) is not None
         if request.output_format.validate_only:
             variant = self.model.variant(recipe.one_pass, query.request)
@@ -223,7 +217,7 @@ class LocalModel:
             tensors = compile_request(self.model, targets, request.attribute_to, head)
             if request.target.HasField("indices"):
                 tensors = replace(tensors, seed="index")
-            wanted = recipe or self.model.default_recipe()
+            wanted = recipe or self.model.default_recipe(tensors)
             _require_graph(wanted, "recipe")
             variant = self.model.variant(wanted, tensors)
             content, first = serialised(variant.explainer.compiled.model), v1.CompileGraphResponse()

@@ -14,6 +14,7 @@ import grpc
 from onnxplain.client.streams import OneReply
 from onnxplain.errors import Expired, OnnxplainError, Unavailable
 from onnxplain.server.call import CALL, Call, log_fields
+from onnxplain.server.isolation import call_fields
 from onnxplain.server.isolation.errors import exit_description, worker_error
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.process import WorkerProcess
@@ -104,11 +105,7 @@ class IsolatedModel:
         self._set_version(request.model)
         if progress is not None:
             return await self._streamed(request, progress)
-        reply: v1.ExplainResponse = await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
-        if reply.timing.batch_size:
-            queue_ms = round(reply.timing.queue.ToNanoseconds() / 1e6, 3)
-            log_fields(queue_ms=queue_ms, batch_rows=reply.timing.batch_size)
-        return reply
+        return await self._forward(lambda channel, **more: _stub(channel).Explain(request, **more))
 
     async def _streamed(self, request: v1.ExplainRequest, progress: Progress) -> v1.ExplainResponse:
         answer = OneReply(lambda stage, done, total: progress(done, total) if stage == "compute" else None)
@@ -176,7 +173,10 @@ class IsolatedModel:
         try:
             with _ending(call, current):
                 yield call
+            if call.done():
+                log_fields(**call_fields.decoded(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
+            log_fields(**call_fields.decoded(error.trailing_metadata()))
             raise await self._error(worker, error) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()

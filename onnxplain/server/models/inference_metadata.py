@@ -69,14 +69,30 @@ def model_metadata(name: str, versions: list[str], inputs: list[TensorMetadata],
     return reply
 
 
-def model_config(name: str, inputs: list[TensorMetadata], outputs: list[TensorMetadata], queue: ModelQueue) -> Any:
-    """ModelConfigResponse: with a batch size where requests are put together."""
+def model_config(
+    name: str,
+    inputs: list[TensorMetadata],
+    outputs: list[TensorMetadata],
+    queue: ModelQueue,
+    versions: str | int | tuple[str, ...] = "latest",
+    file: str = "",
+) -> Any:
+    """ModelConfigResponse: with a batch size where requests are put together.
+
+    versions: as in the model's settings. file: the name of the model's, "" where the graph is in none.
+    """
     reply = oip.ModelConfigResponse()
     config = reply.config
     config.name, config.platform, config.backend = name, PLATFORM, BACKEND
     batched = queue.axes is not None and all(queue.axes.get(p.name) == 0 for p in (*inputs, *outputs))
     config.max_batch_size = queue.max_rows if batched else 0
-    config.version_policy.latest.num_versions = 1
+    config.default_model_filename = file
+    if versions == "all":
+        config.version_policy.all.SetInParent()
+    elif isinstance(versions, tuple):
+        config.version_policy.specific.versions.extend(int(version) for version in versions)
+    else:
+        config.version_policy.latest.num_versions = versions if isinstance(versions, int) else 1
     for target, tensors in ((config.input, inputs), (config.output, outputs)):
         for tensor in tensors:
             dims = tensor.shape or ()

@@ -116,15 +116,18 @@ class LoadedModel:
 
     def explain(self, query: ExplainQuery, progress: Progress | None = None) -> ExplainResult:
         """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline."""
-        recipe = query.recipe or self.default_recipe()
+        recipe = query.recipe or self.default_recipe(query.request)
         variant = self.variant(recipe.one_pass, query.request)
         with collected_reports() as reports:
             explanation = variant.over(recipe).explain(query.feeds, query.asks, progress)
         return ExplainResult(explanation, variant, reduce(RunReport.then, reports, RunReport()))
 
-    def default_recipe(self) -> Recipe:
-        """The default recipe. Raises UnsupportedModel where the model cannot be explained by it."""
-        if self.default_recipe_problem:
+    def default_recipe(self, request: Request | None = None) -> Recipe:
+        """The default recipe. Raises UnsupportedModel where it cannot explain what the model's settings explain.
+
+        request: of a client; where it explains or attributes to other tensors, compiling says what is possible.
+        """
+        if self.default_recipe_problem and self._with_defaults(request) == self.request:
             raise UnsupportedModel(
                 f"{self.name}: the default recipe {self.recipe.title} is not possible: {self.default_recipe_problem}"
             )
@@ -219,6 +222,8 @@ class LoadedModel:
         """Let a queue put requests into one run, if that is proven on the graph and holds for a probe."""
         if self.max_rows < 2 or axes is None or counted(self.subject.normalised.model.graph):
             return
+        if not any(name in axes for name in queue.outputs):  # outputs without rows, such as a Shape
+            return
         queue.axes = axes
         if not rows_are_independent(queue, rows):
             queue.axes = None
@@ -233,7 +238,10 @@ class LoadedModel:
 
     def _load_subject(self, request: Request) -> Subject:
         options = self.context.options
-        subject = Subject.of(self._path, request, options.provider, options.threads_per_run, self._open)
+        subject = Subject.of(
+            self._path, request, options.provider, options.threads_per_run, self._open,
+            unexplained=request == self.request,
+        )  # fmt: skip
         subject.pin()
         _ = subject.session  # made here, where nobody else can be making it
         with self._lock:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxplain.bfloat16 import is_floating, widened
 from onnxplain.explainer import Explainer
 from onnxplain.runtime.session import Array
 from onnxplain.server.scheduling.queue import ModelQueue
@@ -24,7 +25,7 @@ def probe_rows(feeds: Mapping[str, Array]) -> dict[str, Array]:
             rows[name] = array
             continue
         many = np.concatenate([array[:1]] * ROWS)
-        if many.dtype.kind == "f":
+        if is_floating(many):
             many = many + (0.1 * rng.standard_normal(many.shape)).astype(many.dtype)
         rows[name] = many
     return rows
@@ -67,6 +68,7 @@ def rows_are_independent(queue: ModelQueue, feeds: Mapping[str, Array]) -> bool:
 def _alike(one: Array, other: Array) -> bool:
     if one.shape != other.shape:
         return False
+    one, other = widened(one), widened(other)
     if one.dtype.kind != "f":
         return np.array_equal(one, other)
     scale = float(np.max(np.abs(other), initial=0.0, where=np.isfinite(other)))

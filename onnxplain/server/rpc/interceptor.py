@@ -11,9 +11,10 @@ from typing import Any
 import grpc
 
 from onnxplain.server import grpc_status
-from onnxplain.server.call import Call
+from onnxplain.server.call import CALL, Call
 from onnxplain.server.guard import Guard, Metadata
-from onnxplain.server.rpc.handler_shape import KINDS, Context, Handler, answering, parsing
+from onnxplain.server.isolation import call_fields
+from onnxplain.server.rpc.handler_shape import KINDS, Answer, Context, Handler, answering, parsing
 from onnxplain.server.rpc.tls import peer_names
 from onnxplain.server.telemetry.logs import event
 
@@ -24,10 +25,10 @@ CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """The only interceptor. roots: folders that no error may name."""
+    """The only interceptor. roots: folders that no error may name. worker: its caller is the parent, which logs."""
 
-    def __init__(self, guard: Guard, roots: Iterable[str | Path] = ()):
-        self.guard, self._roots = guard, tuple(roots)
+    def __init__(self, guard: Guard, roots: Iterable[str | Path] = (), worker: bool = False):
+        self.guard, self._roots, self._worker = guard, tuple(roots), worker
         self._handlers: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -58,8 +59,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         method, answer = self.guard.method(name, kind, capped), answering(name, inner)
 
         async def handle(messages: Any, context: Context) -> Any:
+            work = self._telling(answer) if self._worker else answer
             try:
-                return await self.guard.answer(method, GrpcArrival(context), lambda: answer(messages, context))
+                return await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))
             except grpc.aio.BaseError:
                 raise
             except Exception as error:
@@ -69,6 +71,19 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if inner.response_streaming:
             return grpc.stream_stream_rpc_method_handler(handle, parse, inner.response_serializer)
         return grpc.stream_unary_rpc_method_handler(handle, parse, None)
+
+    @staticmethod
+    def _telling(answer: Answer) -> Answer:
+        """The same, with what the access log shows of the call sent behind its answer or error."""
+
+        async def work(messages: Any, context: Context) -> Any:
+            try:
+                return await answer(messages, context)
+            finally:
+                fields = (call_fields.KEY, call_fields.encoded(CALL.get()))
+                context.set_trailing_metadata((*context.trailing_metadata(), fields))
+
+        return work
 
 
 class GrpcArrival:
