@@ -75,7 +75,10 @@ def served(sources: Sequence[ModelSource], **options: Any) -> Iterator[Served]:
     began, end = threading.Event(), asyncio.Event()
 
     async def main() -> None:
-        async with in_process_server(replace(OPTIONS, **options), sources) as server:
+        async with in_process_server(replace(OPTIONS, **options), sources, wait=False) as server:
+            wanted = {release.name for source in sources for release in source.releases()}
+            while not wanted <= set(server.repository.names()):
+                await asyncio.sleep(0.01)
             ready.append(Served(server, asyncio.get_running_loop()))
             began.set()
             await end.wait()

@@ -43,9 +43,14 @@ class HttpServer:
         self._options = options
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-http")
         services = Services(InferenceService(repository), ExplainerService(repository, options), self._threads)
-        budget = BodyBudget(max(options.queue_bytes, options.max_message_bytes))
+        self.budget = BodyBudget(max(options.queue_bytes, options.max_message_bytes))
         doors = Doors(
-            guard, budget, options.max_message_bytes, options.max_request_seconds, roots, frozenset(options.http_cors)
+            guard,
+            self.budget,
+            options.max_message_bytes,
+            options.max_request_seconds,
+            roots,
+            frozenset(options.http_cors),
         )
         self._application = partial(application, services, doors)
         self._server: _Uvicorn | None = None
@@ -75,6 +80,11 @@ class HttpServer:
         if self._serving.done():
             self._serving.result()  # raises why it did not begin
         event(LOG, logging.INFO, "http", address=f"{options.host}:{self.port}", tls=secure is not None)
+
+    @property
+    def connections(self) -> int:
+        """Open now."""
+        return 0 if self._server is None else len(self._server.server_state.connections)
 
     async def stop(self, grace: float) -> None:
         """Take no more connections, give requests so many seconds to end, cut the rest off. 0 ends a stop at once."""
