@@ -26,6 +26,12 @@ class OnnxplainError(Exception):
         self.field = field
         return self
 
+    def again(self) -> Self:
+        """A copy to be raised for somebody else: one that is raised twice grows, and `at` writes into it."""
+        copy = type(self).__new__(type(self), *self.args)
+        copy.__dict__.update(self.__dict__)
+        return copy
+
 
 class UsageError(OnnxplainError):
     """An option, a name or a target that makes no sense: exit code 2."""

@@ -58,6 +58,8 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--max-batch-rows", type=click.IntRange(0), default=0, help="Rows of one run; 0: 8 on the CPU, 32 on CUDA.")
 @_flag("--queue-rows", type=click.IntRange(1), default=64, help="Rows of one model that wait or run at most.")
 @_flag("--queue-bytes", type=click.IntRange(1), default=256 * 2**20, help="Bytes likewise.")
+@_flag("--compile-queue", type=click.IntRange(1), default=32, help="Recipes that wait to be compiled at most.")
+@_flag("--max-compile-seconds", type=click.FloatRange(0.01), default=60.0, help="The longest one may take to compile.")
 @_flag("--max-message-bytes", type=click.IntRange(1024), default=64 * 2**20, help="Of one request.")
 @_flag("--memory-budget", type=click.IntRange(0), default=0, help="Bytes of open sessions; 0: 40 % of the memory.")
 @_flag("--max-request-seconds", type=click.FloatRange(0.01), default=60.0, help="The longest a call may take.")

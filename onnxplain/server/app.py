@@ -29,6 +29,7 @@ from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.inference_service import InferenceService
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.rpc.tls import server_credentials
+from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.logs import event
@@ -61,7 +62,11 @@ class Server:
         self.port = 0
         self.scheduler = Scheduler(options.slots)
         self.context = ServerContext(
-            options, self.scheduler, SessionCache(options.session_bytes, self.metrics.sessions), self.metrics
+            options,
+            self.scheduler,
+            SessionCache(options.session_bytes, self.metrics.sessions),
+            self.metrics,
+            CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
@@ -136,11 +141,13 @@ class Server:
         for task in self._tasks:
             task.cancel()
         grace = self.options.drain_timeout if grace is None else grace
+        self.context.compile_queue.close(grace)
         await asyncio.gather(self._server.stop(grace), self.http.stop(grace))
         await self.repository.close()
         if self._worker_pool is not None:
             await self._worker_pool.close()
         self.scheduler.close()
+        self.context.compile_queue.join(1.0)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loaders.shutdown(wait=False, cancel_futures=True)
         self._stop_metrics()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from typing import TypeVar
 
 from onnxplain.errors import Cancelled, Expired, OnnxplainError
 from onnxplain.server.tokens import ANYONE, Caller
+
+T = TypeVar("T")
 
 
 class Call:
@@ -89,3 +95,9 @@ def log_fields(**fields: object) -> None:
     call = CALL.get(None)
     if call is not None:
         call.log_fields.update(fields)
+
+
+async def in_thread(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    """Do blocking work in a thread that knows the current call."""
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(threads, context.run, work)

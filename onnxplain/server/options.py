@@ -19,8 +19,9 @@ class ServerOptions:
 
     port 0 takes a free one; http_port likewise, None: no REST. http_cors: origins of pages that may ask. metrics_port
     0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs among the slots. queue_rows, queue_bytes:
-    of one model, waiting and running. memory_budget: bytes of open sessions.
-    poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
+    of one model, waiting and running. memory_budget: bytes of open sessions. compile_queue: recipes that wait to be
+    compiled; max_compile_seconds: of one. poll_seconds: between looks at a source. drain_delay: seconds between the
+    signal and refusing new work.
     """
 
     host: str = "127.0.0.1"
@@ -37,6 +38,8 @@ class ServerOptions:
     max_batch_rows: int = 0
     queue_rows: int = 64
     queue_bytes: int = 256 * 2**20
+    compile_queue: int = 32
+    max_compile_seconds: float = 60.0
     max_message_bytes: int = MESSAGE_BYTES
     memory_budget: int = 0
     max_request_seconds: float = 60.0

@@ -18,7 +18,7 @@ from typing import Any
 from onnxplain.errors import Denied, InputError, OnnxplainError, Unauthenticated
 
 LOG = logging.getLogger(__name__)
-SCOPES = ("infer", "explain", "admin", "export")
+SCOPES = ("infer", "explain", "compile", "admin", "export")
 LOOK_SECONDS = 1.0  # between looks at the file: the longest that a withdrawn token still works
 SHORTEST = 16  # characters of a token; shorter ones can be guessed
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -65,11 +65,12 @@ class Caller:
     name: str
     scopes: frozenset[str]
 
-    def require(self, scope: str) -> None:
-        """Raise Denied unless the caller has `scope`."""
+    def require(self, scope: str, what: str = "") -> None:
+        """Raise Denied unless the caller has `scope`. what: it lets one do, where the method does not say it."""
         if scope not in self.scopes:
             held = ", ".join(name for name in SCOPES if name in self.scopes) or "none"
-            raise Denied(f"token {self.name!r} lacks the scope {scope!r}; it has: {held}. Ask for one that has it.")
+            scope = f"{scope!r}, {what}" if what else repr(scope)
+            raise Denied(f"token {self.name!r} lacks the scope {scope}; it has: {held}. Ask for one that has it.")
 
 
 # Without a token file. Compiled graphs and loading stay behind flags of their own, whatever the caller's scopes.

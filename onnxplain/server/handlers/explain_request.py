@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf import json_format, struct_pb2
@@ -42,6 +43,26 @@ def explain_query(request: v1.ExplainRequest, model: LoadedModel) -> ExplainQuer
     ledger = request.diagnostics == v1.DIAGNOSTICS_LAYERS
     tensors = compile_request(model, request.targets, request.attribute_to, head, tuple(request.outputs), ledger)
     return ExplainQuery(feeds, asks, recipe, tensors)
+
+
+def graph_query(request: v1.CompileGraphRequest, model: LoadedModel) -> tuple[Recipe, Request]:
+    """Recipe and tensors of a CompileGraphRequest. Raises errors with the field they are about."""
+    recipe, head = recipe_and_head(request.recipe, model)
+    targets = [request.target] if request.HasField("target") else []
+    tensors = compile_request(model, targets, request.attribute_to, head)
+    if request.target.HasField("indices"):
+        tensors = replace(tensors, seed="index")
+    wanted = recipe or model.default_recipe(tensors)
+    require_graph(wanted, "recipe")
+    return wanted, tensors
+
+
+def require_graph(recipe: Recipe, field: str) -> None:
+    """Refuse a looped recipe, of which no one graph answers; field: where the request names it."""
+    try:
+        recipe.require_graph()
+    except OnnxplainError as error:
+        raise error.at(field) from None
 
 
 def bound_inputs(request: v1.ExplainRequest, model: LoadedModel) -> dict[str, Array]:

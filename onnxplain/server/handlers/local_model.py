@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import reduce
 from typing import Any, TypeVar
 
+from onnxplain.compile import Request
 from onnxplain.errors import InputError, NotFound, OnnxplainError, UnknownName
 from onnxplain.recipes import Recipe, named, recipe_names
 from onnxplain.runtime.nonfinite import all_finite
 from onnxplain.runtime.open import serialised
 from onnxplain.runtime.session import Array
-from onnxplain.server.call import log_fields
-from onnxplain.server.handlers.explain_request import compile_request, explain_query, recipe_and_head, target_count
+from onnxplain.server.call import CALL, in_thread, log_fields
+from onnxplain.server.handlers.description_cache import DescriptionCache
+from onnxplain.server.handlers.explain_request import explain_query, graph_query, require_graph, target_count
 from onnxplain.server.handlers.explain_response import explain_response
 from onnxplain.server.handlers.infer_request import bound_feeds, requested_outputs, row_count, target_seed
 from onnxplain.server.handlers.model_description import ModelDescription
@@ -29,9 +29,10 @@ from onnxplain.server.models.inference_metadata import (
     model_statistics,
     tensor_metadata,
 )
-from onnxplain.server.models.loaded import LoadedModel
+from onnxplain.server.models.loaded import ExplainQuery, LoadedModel
 from onnxplain.server.models.served import EXPLAIN, Progress, split
 from onnxplain.server.models.variant import Variant
+from onnxplain.server.models.variant_requests import requested_variant
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
 from onnxplain.server.scheduling.ticket import Outputs, RunReport, RunResult
 from onnxplain.v1 import explainer_pb2 as v1
@@ -51,6 +52,7 @@ class LocalModel:
         graph = model.subject.source.model.graph
         self._inputs = tensor_metadata(v for v in graph.inputs if v.name not in graph.initializers)
         self._outputs = tensor_metadata(graph.outputs)
+        self._descriptions = DescriptionCache(model, threads, self._inputs, self._outputs)
 
     # The Open Inference Protocol
 
@@ -70,8 +72,8 @@ class LocalModel:
                 result = await asyncio.wrap_future(self.model.infer(feeds, names))
                 digest = ""
             else:
-                variant = await self._variant(recipe)
-                result = await self._explain_as_infer(request, arrays, parameters, variant)
+                with self.model.variants.using(await self._variant(recipe)) as variant:
+                    result = await self._explain_as_infer(request, arrays, parameters, variant)
                 digest = variant.recipe_digest
         reply = oip.ModelInferResponse(model_name=request.model_name, model_version=self.version, id=request.id)
         if digest:
@@ -165,7 +167,15 @@ class LocalModel:
         targets = sum(map(target_count, request.targets)) or 1
         log_fields(model=self.name, version=self.version, rows=rows * targets, recipe=request.recipe.name or None)
         with self.model.admission.admit(rows * targets, request.ByteSize(), self.model.forward_queue.expected(1)):
-            reply, report = await self._in_thread(lambda: self._explain(request, progress))
+            answer = await self._in_thread(lambda: self._explain(request, progress))
+            if isinstance(answer, ExplainQuery):  # no thread is held while the graph is being compiled
+                query = answer
+                compiled = (query.recipe or self.model.default_recipe(query.request)).one_pass
+                with self.model.variants.using(await self._requested(compiled, query.request)) as variant:
+                    answer = await self._in_thread(lambda: self._explain_by(variant, request, query, progress))
+                answer[0].timing.compile.FromNanoseconds(int(1e9 * variant.seconds))
+                answer[0].timing.graph_cache_hit = False
+            reply, report = answer
         reply.timing.compute.FromNanoseconds(int(1e9 * (time.perf_counter() - begun)))
         if report.batch_rows:
             _log_run(report)
@@ -173,12 +183,21 @@ class LocalModel:
 
     def _explain(
         self, request: v1.ExplainRequest, progress: Progress | None = None
-    ) -> tuple[v1.ExplainResponse, RunReport]:
-        query, report = explain_query(request, self.model), RunReport()
+    ) -> tuple[v1.ExplainResponse, RunReport] | ExplainQuery:
+        """The answer where the graph is there; else only what is asked."""
+        query = explain_query(request, self.model)
         recipe = query.recipe or self.model.default_recipe(query.request)
-        hit = self.model.cached_variant(recipe.one_pass, query.request) is not None
+        cached = self.model.cached_variant(recipe.one_pass, query.request)
+        if cached is None:
+            return query
+        with self.model.variants.using(cached) as variant:
+            return self._explain_by(variant, request, query, progress)
+
+    def _explain_by(
+        self, variant: Variant, request: v1.ExplainRequest, query: ExplainQuery, progress: Progress | None
+    ) -> tuple[v1.ExplainResponse, RunReport]:
+        recipe, report = query.recipe or self.model.default_recipe(query.request), RunReport()
         if request.output_format.validate_only:
-            variant = self.model.variant(recipe.one_pass, query.request)
             variant.over(recipe)
             reply = v1.ExplainResponse(
                 model=v1.ModelRef(name=self.name, version=self.version),
@@ -190,36 +209,25 @@ class LocalModel:
                 warnings=variant.notes,
             )
         else:
-            explanation, variant, report = self.model.explain(query, progress)
+            explanation, _, report = self.model.explain(query, progress, variant)
             reply = explain_response(request, explanation, self.model, variant)
             if reply.layers and reply.conservation:
                 worst = max(row.relative_error for row in reply.conservation)
                 self.model.context.metrics.conserved(self.name, worst)
-        if not hit:
-            reply.timing.compile.FromNanoseconds(int(1e9 * variant.seconds))
         reply.timing.queue.FromNanoseconds(int(1e9 * report.queue_seconds))
         reply.timing.batch_size = report.batch_rows
-        reply.timing.graph_cache_hit = hit
+        reply.timing.graph_cache_hit = True
         return reply, report
 
     async def explainability(self, request: v1.GetExplainabilityRequest) -> v1.GetExplainabilityResponse:
         """What can be explained of the model, and how its inputs are prepared."""
-        return await self._in_thread(
-            lambda: ModelDescription(self.model).explainability(request, self._inputs, self._outputs)
-        )
+        return await self._descriptions.reply(request)
 
     async def compile(self, request: v1.CompileGraphRequest) -> AsyncIterator[v1.CompileGraphResponse]:
         """The graph's digest and size, then its bytes."""
+        variant = await self._requested(*await self._in_thread(lambda: graph_query(request, self.model)))
 
         def make() -> tuple[bytes, v1.CompileGraphResponse]:
-            recipe, head = recipe_and_head(request.recipe, self.model)
-            targets = [request.target] if request.HasField("target") else []
-            tensors = compile_request(self.model, targets, request.attribute_to, head)
-            if request.target.HasField("indices"):
-                tensors = replace(tensors, seed="index")
-            wanted = recipe or self.model.default_recipe(tensors)
-            _require_graph(wanted, "recipe")
-            variant = self.model.variant(wanted, tensors)
             content, first = serialised(variant.explainer.compiled.model), v1.CompileGraphResponse()
             first.graph.graph_digest, first.graph.byte_size = variant.digest, len(content)
             first.graph.warnings.extend(variant.notes)
@@ -253,22 +261,20 @@ class LocalModel:
                 "model_name"
             )
         wanted = named(recipe) if recipe else self.model.default_recipe()
-        _require_graph(wanted, "model_name")
-        cached = self.model.cached_variant(wanted)
-        return cached if cached is not None else await self._in_thread(lambda: self.model.variant(wanted))
+        require_graph(wanted, "model_name")
+        if (cached := self.model.cached_variant(wanted)) is not None:
+            return cached
+        if (call := CALL.get(None)) is not None:
+            call.caller.require("explain")
+        return await self._requested(wanted)
+
+    async def _requested(self, recipe: Recipe, request: Request | None = None) -> Variant:
+        """A compiled graph, awaited where it has to be compiled; no thread waits."""
+        return await asyncio.wrap_future(requested_variant(self.model, recipe, request))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Do blocking work in a thread that knows the current call."""
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
-
-
-def _require_graph(recipe: Recipe, field: str) -> None:
-    """Refuse a looped recipe, of which no one graph answers; field: where the request names it."""
-    try:
-        recipe.require_graph()
-    except OnnxplainError as error:
-        raise error.at(field) from None
+        return await in_thread(self._threads, work)
 
 
 def _log_run(report: RunReport) -> None:

@@ -14,9 +14,8 @@ WORD = 200  # characters of one text
 
 def encoded(call: Call) -> str:
     """A call's fields as one line of ASCII; none where they are too long."""
-    plain = {
-        key: value for key, value in call.log_fields.items() if value is None or isinstance(value, str | int | float)
-    }
+    fields = call.log_fields.items()
+    plain = {key: value for key, value in fields if value is None or isinstance(value, str | int | float)}
     text = json.dumps(plain)
     return text if len(text) <= TEXT else "{}"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnxplain.server.options import ServerOptions
+from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.metrics import Metrics
@@ -12,9 +13,10 @@ from onnxplain.server.telemetry.metrics import Metrics
 
 @dataclass
 class ServerContext:
-    """Slots, open sessions, options, counters."""
+    """Slots, open sessions, options, counters, and where graphs are compiled."""
 
     options: ServerOptions
     scheduler: Scheduler
     session_cache: SessionCache
     metrics: Metrics
+    compile_queue: CompileQueue = field(default_factory=CompileQueue)

@@ -29,13 +29,14 @@ from onnxplain.server.models.keyed_lock import KeyedLock
 from onnxplain.server.models.probe import probe_rows, probe_seeds, rows_are_independent
 from onnxplain.server.models.served import Progress
 from onnxplain.server.models.variant import Variant
+from onnxplain.server.models.variant_cache import VariantCache
 from onnxplain.server.scheduling.admission import AdmissionControl
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
+from onnxplain.server.scheduling.session_cache import free_memory
 from onnxplain.server.scheduling.ticket import RunReport, RunResult
 from onnxplain.sources import ResolvedModel
 from onnxplain.subject import Subject
 
-VARIANTS = 24  # compiled recipes kept per model
 SUBJECTS = 4  # normal forms kept per model: one for each choice of explained and attributed tensors
 
 
@@ -75,7 +76,7 @@ class LoadedModel:
         pictures = Preprocessing.of(self.settings)
         self.labels = tuple(pictures.labels())
         self._lock = threading.RLock()
-        self._variants: OrderedDict[tuple[object, ...], Variant] = OrderedDict()
+        self.variants = VariantCache(options.session_bytes // 2, self._free)
         self._subjects: OrderedDict[tuple[object, ...], Subject] = OrderedDict()
         self._making = KeyedLock()
         self._opened: WeakSet[ModelQueue] = WeakSet()  # those of recipes that failed as well
@@ -114,10 +115,15 @@ class LoadedModel:
         """The model's own outputs."""
         return self.forward_queue.submit(feeds, outputs)
 
-    def explain(self, query: ExplainQuery, progress: Progress | None = None) -> ExplainResult:
-        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline."""
+    def explain(
+        self, query: ExplainQuery, progress: Progress | None = None, variant: Variant | None = None
+    ) -> ExplainResult:
+        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline.
+
+        variant: of the query's recipe and request; None: compiled here where it is not there.
+        """
         recipe = query.recipe or self.default_recipe(query.request)
-        variant = self.variant(recipe.one_pass, query.request)
+        variant = variant or self.variant(recipe.one_pass, query.request)
         with collected_reports() as reports:
             explanation = variant.over(recipe).explain(query.feeds, query.asks, progress)
         return ExplainResult(explanation, variant, reduce(RunReport.then, reports, RunReport()))
@@ -127,43 +133,45 @@ class LoadedModel:
 
         request: of a client; where it explains or attributes to other tensors, compiling says what is possible.
         """
-        if self.default_recipe_problem and self._with_defaults(request) == self.request:
+        if self.default_recipe_problem and self.with_defaults(request) == self.request:
             raise UnsupportedModel(
                 f"{self.name}: the default recipe {self.recipe.title} is not possible: {self.default_recipe_problem}"
             )
         return self.recipe
 
     def cached_variant(self, recipe: Recipe, request: Request | None = None) -> Variant | None:
-        """A compiled recipe that is there already."""
-        with self._lock:
-            return self._variants.get((recipe, self._with_defaults(request)))
+        """A compiled recipe that is there already. Raises why it cannot be compiled, where that is remembered."""
+        return self.variants.get(self.variant_key(recipe, request))
 
-    def variant(self, recipe: Recipe, request: Request | None = None) -> Variant:
-        """A compiled recipe; compiled once however many ask, the ones not used for longest are forgotten.
-
-        Raises UsageError for a looped recipe, which has no graph of its own.
-        """
+    def variant_key(self, recipe: Recipe, request: Request | None = None) -> tuple[Recipe, Request]:
+        """A client's recipe and request over the model's own settings. UsageError for one without graph."""
         recipe.require_graph()
-        request = self._with_defaults(request)
-        key = (recipe, request)
+        return recipe, self.with_defaults(request)
+
+    def with_defaults(self, request: Request | None) -> Request:
+        """A client's request over the model's own settings."""
+        if request is None:
+            return self.request
+        return request if request.explain else replace(request, explain=self.request.explain)
+
+    def variant(self, recipe: Recipe, request: Request | None = None, keep: bool = False) -> Variant:
+        """A compiled recipe, compiled here and now, as loading does. keep: it stays as long as the model does.
+
+        Raises UsageError as `variant_key` does. Calls ask by `requested_variant`.
+        """
+        key = self.variant_key(recipe, request)
         with self._making.holding(key):
-            with self._lock:
-                cached = self._variants.get(key)
-                if cached is not None:
-                    self._variants.move_to_end(key)
-                    return cached
-            variant = self._compile(recipe, request)
-            with self._lock:
-                self._variants[key] = variant
-                old = self._variants.popitem(last=False)[1] if len(self._variants) > VARIANTS else None
-            if old is not None:
-                self.context.session_cache.drop(old.queue)
+            variant = self.variants.get(key)
+            if variant is None:
+                variant = self._compile(*key)
+                if self.variants.put(key, variant, keep):
+                    free_memory()
         return variant
 
     def close(self) -> None:
         """Put every session away."""
+        self.variants.close()
         with self._lock:
-            self._variants.clear()
             self._subjects.clear()
             queues = list(self._opened)
         for queue in queues:
@@ -171,8 +179,7 @@ class LoadedModel:
 
     def queues(self) -> dict[str, ModelQueue]:
         """Every queue by what it answers: "" the model itself, else the recipe's title."""
-        with self._lock:
-            by_title = {v.explainer.recipe.title: v.queue for v in self._variants.values()}
+        by_title = {v.explainer.recipe.title: v.queue for v in self.variants.variants()}
         return {"": self.forward_queue, **by_title}
 
     # Inside
@@ -184,13 +191,13 @@ class LoadedModel:
         rows = probe_rows(feeds)
         self._share_runs(self.forward_queue, self.subject.row_axes(), rows, self.notes)
         try:
-            self.variant(self.recipe.one_pass)
+            self.variant(self.recipe.one_pass, keep=True)
         except OnnxplainError as error:
             self.default_recipe_problem = str(error)
             if self.settings.defaults:
                 raise
         for name in self.settings.serving.recipes:
-            self.variant(named(name).one_pass)
+            self.variant(named(name).one_pass, keep=True)
 
     def _compile(self, recipe: Recipe, request: Request) -> Variant:
         begun = time.perf_counter()
@@ -215,6 +222,15 @@ class LoadedModel:
             self._share_runs(queue, axes, {**rows, **seeds}, variant.notes)
         variant.seconds = time.perf_counter() - begun
         return variant
+
+    def _free(self, variant: Variant) -> None:
+        """A variant was dropped and nobody uses it: its session goes, and its subject's where no other has that."""
+        self.context.session_cache.drop(variant.queue)
+        with self._lock:
+            subjects = [subject.session for subject in self._subjects.values()]
+        others = [other.forward_queue for other in self.variants.variants()]
+        if variant.forward_queue not in (*subjects, *others):
+            self.context.session_cache.drop(variant.forward_queue)
 
     def _share_runs(
         self, queue: ModelQueue, axes: Mapping[str, int] | None, rows: Mapping[str, Array], notes: list[str]
@@ -266,12 +282,6 @@ class LoadedModel:
                         continue
                     del self._subjects[oldest]
         return subject
-
-    def _with_defaults(self, request: Request | None) -> Request:
-        """A client's request over the model's own settings."""
-        if request is None:
-            return self.request
-        return request if request.explain else replace(request, explain=self.request.explain)
 
     def _open(self, model: ir.Model, role: str) -> ModelQueue:
         names = [str(value.name) for value in model.graph.outputs]
