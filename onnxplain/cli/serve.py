@@ -13,6 +13,7 @@ import click
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.errors import InputError
 from onnxplain.server.app import Server
+from onnxplain.server.models.readiness import POLICIES
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.telemetry.logs import set_up
 from onnxplain.sources import DirectorySource, FileSource, ModelSource, default_repositories, from_address
@@ -45,6 +46,15 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
     help="none: load once; poll: follow changes (the default with --registry); explicit: load on demand.",
 )
 @_flag("--load-model", "load", multiple=True, metavar="NAME", help="Loaded at the start under explicit; '*': all.")
+@_flag("--lazy", is_flag=True, help="Load a model when it is first asked for; the longest unused make room.")
+@_flag("--load-slots", type=click.IntRange(0), default=0, help="Models loading at a time; 0: by the CPUs, 2 to 4.")
+@_flag("--max-load-seconds", type=click.FloatRange(0.1), default=120.0, help="The longest that loading one may take.")
+@_flag(
+    "--readiness",
+    type=click.Choice(POLICIES),
+    default="serving",
+    help="serving: ready while whatever was ever good here answers; strict: while everything wanted does.",
+)
 @_flag("--poll-seconds", type=click.FloatRange(0.1), default=5.0, help="Between two looks at the sources.")
 @_flag("--webhook-port", type=click.IntRange(0, 65535), default=0, help="Take MLflow's webhooks; 0: not.")
 @_flag("--host", default="127.0.0.1", help="Others than loopback need TLS or --insecure.")

@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import grpc
@@ -21,8 +22,12 @@ from onnxplain.server.http.server import HttpServer
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
 from onnxplain.server.models.context import ServerContext
+from onnxplain.server.models.lifecycle import Loader
+from onnxplain.server.models.load_turns import LoadTurns
 from onnxplain.server.models.loaded import LoadedModel
-from onnxplain.server.models.repository import Loader, ModelRepository
+from onnxplain.server.models.loading import ModelLoading, Opener
+from onnxplain.server.models.repository import ModelRepository
+from onnxplain.server.models.residency import ModelResidency
 from onnxplain.server.models.served import Served
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.rpc.explainer_service import ExplainerService
@@ -36,7 +41,7 @@ from onnxplain.server.telemetry.logs import event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
 from onnxplain.server.tokens import Tokens
-from onnxplain.sources import DirectorySource, ModelSource, Release
+from onnxplain.sources import DirectorySource, ModelSource, Release, ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
 from onnxplain.wire.inference import INFERENCE, POOL
@@ -44,7 +49,6 @@ from onnxplain.wire.inference import INFERENCE, POOL
 LOG = logging.getLogger("onnxplain.server")
 EXPLAINER = v1.DESCRIPTOR.services_by_name["ExplainerService"].full_name
 THREADS = 128  # explanations that compute or wait at a time; those beyond wait for a thread
-LOADERS = 1  # models loading at a time: loading is heavy, and nobody waits for the second but for the first
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -70,8 +74,21 @@ class Server:
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
-        self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="onnxplain-load")
-        self.repository = ModelRepository(sources, loader or self._load, options.control, options.load, self._changed)
+        turns = LoadTurns(options.loads)
+        self._loading = ModelLoading(
+            turns, options.max_load_seconds, self.metrics, Opener(self._open, close_model),
+            None if self._worker_pool is None else self._open_isolated, self._room,
+        )  # fmt: skip
+        roots = [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))]
+        self.repository = ModelRepository(
+            sources, loader or self._loading, options.control, options.load, self._changed,
+            turns=turns, readiness=options.readiness, roots=roots, lazy=options.lazy,
+        )  # fmt: skip
+        self.residency: ModelResidency | None = None
+        if options.lazy:
+            lifecycle = self.repository.lifecycle
+            self.residency = ModelResidency(options.session_bytes, lifecycle, self.metrics)
+            lifecycle.used = self.residency.soon
         self._sources = sources
         self._health = health.aio.HealthServicer()
         self._known: set[str] = set()
@@ -85,7 +102,6 @@ class Server:
             tracing(),
             options.tls_ca is not None,
         )
-        roots = [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))]
         self.http = HttpServer(options, self._guard, self.repository, roots)
         interceptor = Interceptor(self._guard, roots, worker=options.socket is not None)
         self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
@@ -144,12 +160,14 @@ class Server:
         self.context.compile_queue.close(grace)
         await asyncio.gather(self._server.stop(grace), self.http.stop(grace))
         await self.repository.close()
+        await self._loading.close()
+        if self.residency is not None:
+            self.residency.close()
         if self._worker_pool is not None:
             await self._worker_pool.close()
         self.scheduler.close()
         self.context.compile_queue.join(1.0)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._loaders.shutdown(wait=False, cancel_futures=True)
         self._stop_metrics()
         event(LOG, logging.INFO, "stopped")
 
@@ -163,35 +181,29 @@ class Server:
 
     async def _follow(self) -> None:
         """Load what there is; look again for ever where the sources may change."""
-        await self.repository.refresh()
+        await self.repository.look()
         if self.options.control == "poll":
             await self.repository.poll(self.options.poll_seconds, self.wake)
         while self.repository.health.silent:  # a source that was down at the start is asked until it answers once
             await asyncio.sleep(self.options.poll_seconds)
-            await self.repository.refresh()
+            await self.repository.look()
 
-    async def _load(self, source: ModelSource, release: Release) -> Served:
-        """A release from its source, ready to answer."""
-        try:
-            served = await self._open(source, release)
-        except BaseException:
-            self.metrics.load(False)
-            raise
-        self.metrics.load(True)
-        self.metrics.model_loaded(served.name, int(served.version))
-        return served
-
-    async def _open(self, source: ModelSource, release: Release) -> Served:
-        loop = asyncio.get_running_loop()
-        resolved = await loop.run_in_executor(self._loaders, source.fetch, release)
-        if self._worker_pool is not None:
-            return await IsolatedModel.start(resolved, self._worker_pool)
-        model = await loop.run_in_executor(self._loaders, lambda: LoadedModel(resolved, self.context))
+    def _open(self, resolved: ResolvedModel) -> LocalModel:
+        """A model in this process; blocks."""
+        model = LoadedModel(resolved, self.context)
         try:
             return LocalModel(model, self._threads)
         except BaseException:
             model.close()
             raise
+
+    def _room(self, release: Release, resolved: ResolvedModel) -> AbstractAsyncContextManager[None]:
+        """Memory for a model to load into: lazy ones make way for each other."""
+        return nullcontext() if self.residency is None else self.residency.room(release, resolved)
+
+    async def _open_isolated(self, resolved: ResolvedModel) -> Served:
+        assert self._worker_pool is not None
+        return await IsolatedModel.start(resolved, self._worker_pool)
 
     def _changed(self) -> None:
         """The repository changed: health and metrics follow."""
@@ -199,7 +211,8 @@ class Server:
 
     async def _publish(self) -> None:
         await self._set_health("", SERVING if self.repository.ready else NOT_SERVING)
-        states: dict[str, Any] = {f"model/{name}": SERVING for name in self.repository.names()}
+        answers = self.repository.states()
+        states: dict[str, Any] = {f"model/{name}": SERVING if good else NOT_SERVING for name, good in answers.items()}
         states |= {
             f"source/{s.name}": NOT_SERVING if s.name in self.repository.health.silent else SERVING
             for s in self._sources
@@ -218,6 +231,11 @@ class Server:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def close_model(model: LocalModel) -> None:
+    """Free a model that nobody was given."""
+    model.model.close()
 
 
 def channel_options(options: ServerOptions) -> list[tuple[str, int]]:

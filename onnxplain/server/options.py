@@ -10,6 +10,7 @@ from onnxplain.errors import UsageError
 from onnxplain.machine import cpus, memory_bytes
 
 MESSAGE_BYTES = 64 * 2**20
+LOADS = 4  # models loading at a time: each takes several times its size while it does
 MEMORY_SHARE = 0.4  # of the machine's memory, for sessions
 
 
@@ -17,11 +18,12 @@ MEMORY_SHARE = 0.4  # of the machine's memory, for sessions
 class ServerOptions:
     """Flags of the server, with their defaults.
 
-    port 0 takes a free one; http_port likewise, None: no REST. http_cors: origins of pages that may ask. metrics_port
-    0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs among the slots. queue_rows, queue_bytes:
-    of one model, waiting and running. memory_budget: bytes of open sessions. compile_queue: recipes that wait to be
-    compiled; max_compile_seconds: of one. poll_seconds: between looks at a source. drain_delay: seconds between the
-    signal and refusing new work.
+    port 0 takes a free one. metrics_port 0: none. slots: runs at a time; threads: inside one run, 0 shares the CPUs
+    among the slots. queue_rows, queue_bytes: of one model, waiting and running. memory_budget: bytes of open sessions.
+    compile_queue: recipes that wait to be compiled; max_compile_seconds: of one. load_slots: models loading at a time,
+    0: by the CPUs; max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first
+    asked for. poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
+    http_port: None: no REST, 0: a free one; http_cors: origins of pages that may ask.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +56,10 @@ class ServerOptions:
     allow_export: bool = False
     isolate: bool = False
     isolate_memory: int = 4 * 2**30
+    load_slots: int = 0
+    max_load_seconds: float = 120.0
+    readiness: str = "serving"
+    lazy: bool = False
     load: tuple[str, ...] = ()
     cache: Path = field(default_factory=lambda: default_cache())
 
@@ -77,6 +83,11 @@ class ServerOptions:
     def threads_per_run(self) -> int:
         """Threads inside one run; 0 leaves it to onnxruntime, which takes all CPUs."""
         return self.threads or (0 if self.slots == 1 else max(1, cpus() // self.slots))
+
+    @property
+    def loads(self) -> int:
+        """Models loading at a time: by default half the CPUs, at least two, so that a small one passes a large one."""
+        return self.load_slots or min(LOADS, max(2, available_cpus() // 2))
 
     @property
     def rows_per_batch(self) -> int:

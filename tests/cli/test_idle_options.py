@@ -59,6 +59,7 @@ ALWAYS = {  # options that can act whatever else is given
         *("provider", "slots", "threads", "max-batch-rows", "queue-rows", "queue-bytes", "max-message-bytes"),
         *("memory-budget", "max-request-seconds", "drain-delay", "drain-timeout", "token-file", "reflection"),
         *("allow-export", "isolate", "log-format", "log-level", "compile-queue", "max-compile-seconds"),
+        *("load-slots", "max-load-seconds", "readiness", "lazy"),
     },
     "bench HOST:PORT": {"model", "duration", "processes", "json", "rows"},
 }

@@ -567,7 +567,8 @@ def eventually(true: Any, seconds: float = 5.0) -> bool:
 
 @contextlib.asynccontextmanager
 async def pool(seconds: float = 60.0, **more: Any):
-    found = WorkerPool(ServerOptions(isolate=True, port=0, metrics_port=0, **more), Metrics(), seconds)
+    options = ServerOptions(isolate=True, port=0, metrics_port=0, max_load_seconds=seconds, **more)
+    found = WorkerPool(options, Metrics())
     try:
         yield found
     finally:

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from onnxplain.errors import InputError, NotFound, Unavailable, UnsupportedModel
-from onnxplain.server.models.repository import READY, UNAVAILABLE, ModelRepository, Unsupported
+from onnxplain.server.models.entry import READY, UNAVAILABLE
+from onnxplain.server.models.repository import ModelRepository, Unsupported
 from onnxplain.sources import Release
 
 

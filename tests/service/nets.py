@@ -60,6 +60,16 @@ def deep(width: int = 256, depth: int = 48) -> onnx.ModelProto:
     )
 
 
+def slow(nodes: int) -> onnx.ModelProto:
+    """x (N, 4) -> y (N, 4) by a chain of so many nodes: small, and slow to load, 1.5 s for a thousand of them."""
+    lines, last = [], "x"
+    for n in range(nodes // 2):
+        lines.append(f"a{n} = Add ({last}, w) r{n} = Relu (a{n})")
+        last = f"r{n}"
+    weight = np.ones(4, np.float32)
+    return net(f"g (float[N, 4] x) => (float[N, 4] y) {{ {' '.join(lines)} y = Mul ({last}, w) }}", w=weight)
+
+
 def large(megabytes: int) -> onnx.ModelProto:
     """x (N, 512) -> (N, 10) with about so many megabytes of weights."""
     layers = max(1, megabytes // 4)

@@ -104,7 +104,7 @@ async def swaps(folder: Path, count: int, rate: float) -> tuple[Seen, list[weakr
                 memory = resident(os.getpid())
         stop.set()
         await asking
-        await until(lambda: not server.repository._closing)
+        await until(lambda: not server.repository.lifecycle.closing)
         gc.collect()
         alive = sum(1 for each in old if each() is not None)
         queues = len(server.context.session_cache._open)

@@ -54,6 +54,11 @@ class LocalModel:
         self._outputs = tensor_metadata(graph.outputs)
         self._descriptions = DescriptionCache(model, threads, self._inputs, self._outputs)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds now, about."""
+        return self.model.nbytes
+
     # The Open Inference Protocol
 
     async def infer(self, request: Any) -> Any:

@@ -10,15 +10,12 @@ from onnxplain.server.options import ServerOptions
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.sources import ResolvedModel
 
-READY = 120.0  # seconds for a model to load; what takes longer is taken for an attack
-
 
 class WorkerPool:
     """Starts workers. A spare has imported and warmed up everything, which takes longer than loading a small model."""
 
-    def __init__(self, options: ServerOptions, metrics: Metrics, seconds: float = READY):
+    def __init__(self, options: ServerOptions, metrics: Metrics):
         self.options, self.metrics = options, metrics
-        self._seconds = seconds
         self._spare: WorkerProcess | None = None
         self._closed = False
 
@@ -31,7 +28,7 @@ class WorkerPool:
         if not restart:
             self._start_spare()
         try:
-            await worker.load(model, self.options, self.metrics, self._seconds)
+            await worker.load(model, self.options, self.metrics, self.options.max_load_seconds)
         except BaseException:
             await worker.stop(0)
             raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from onnxplain.errors import OnnxplainError
@@ -15,12 +17,18 @@ from onnxplain.sources import ModelSource, Release
 
 LOG = logging.getLogger("onnxplain.server")
 READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
+COLD = "not in memory; it loads when it is asked for"
 FIRST_RETRY, LONGEST_RETRY = 5.0, 60.0  # seconds between attempts at a release that failed or a source that is silent
 
 
-@dataclass
+@dataclass(eq=False)
 class ModelEntry:
-    """One version of one model. users: calls being answered by it; it is closed when there are none left."""
+    """One version of one model. users: calls being answered by it; it is closed when there are none left.
+
+    READY without `served` is a lazy model that is not in memory: it loads when it is asked for. good: it was loaded
+    well here. warming: it loads because it was asked for. note: what else is to be said of it. used_at: monotonic time
+    of its last call.
+    """
 
     release: Release
     source: ModelSource
@@ -32,6 +40,48 @@ class ModelEntry:
     failures: int = 0
     retry_at: float = 0.0  # monotonic time before which a failed release is not tried anew
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    good: bool = False
+    note: str = ""
+    used_at: float = 0.0
+    warming: bool = False
+
+    @property
+    def cold(self) -> bool:
+        """It is not in memory and loads when it is asked for."""
+        return self.served is None and self.state == READY
+
+    @property
+    def answers(self) -> bool:
+        """A call would be answered, perhaps after loading."""
+        return self.served is not None or self.state == READY or self.warming
+
+    @property
+    def due(self) -> bool:
+        """It could not be loaded, and may be tried again."""
+        return self.served is None and self.state == UNAVAILABLE and time.monotonic() >= self.retry_at
+
+    @property
+    def remark(self) -> str:
+        """What the index says of it while nothing is wrong."""
+        return "; ".join(filter(None, (self.note, COLD if self.cold else "")))
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While inside it is neither freed nor evicted."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+            self.used_at = time.monotonic()
+            if not self.users:
+                self.idle.set()
+
+    def succeed(self, release: Release, served: Served) -> None:
+        """It was loaded."""
+        self.release, self.served = release, served
+        self.state, self.reason, self.failures, self.good, self.warming = READY, "", 0, True, False
+        self.used_at = time.monotonic()
 
     def fail(self, release: Release, error: OnnxplainError) -> None:
         """This release could not be loaded; what answers goes on answering."""
@@ -50,8 +100,13 @@ class ModelEntry:
         while self.users:
             self.idle.clear()
             await self.idle.wait()
-        assert self.served is not None
-        await self.served.close()
-        self.served = None
-        await asyncio.to_thread(free_memory)  # a model is a web of cycles: its memory waits for the collector
-        event(LOG, logging.INFO, "freed", model=self.release.name, version=self.release.version)
+        served, self.served = self.served, None
+        if served is not None:
+            await freed(served)
+            event(LOG, logging.INFO, "freed", model=self.release.name, version=self.release.version)
+
+
+async def freed(served: Served) -> None:
+    """Close a model, and have its memory back."""
+    await served.close()
+    await asyncio.to_thread(free_memory)  # a model is a web of cycles: its memory waits for the collector

@@ -22,7 +22,7 @@ from onnxplain.explanation import Explanation
 from onnxplain.exports.batching import counted
 from onnxplain.inputs import Preprocessing
 from onnxplain.recipes import Recipe, named
-from onnxplain.runtime.open import bytes_per_stream, nbytes_of_weights, open_session
+from onnxplain.runtime.open import bytes_per_stream, nbytes_of_graphs, nbytes_of_weights, open_session
 from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.keyed_lock import KeyedLock
@@ -100,6 +100,15 @@ class LoadedModel:
     def key(self) -> str:
         """name/version."""
         return f"{self.name}/{self.version}"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds now, about: weights that graphs share once, the graphs, open sessions."""
+        with self._lock:
+            graphs = [graph for s in self._subjects.values() for graph in (s.source.model, s.normalised.model)]
+            graphs += [variant.explainer.compiled.model for variant in self._variants.values()]
+            queues = list(self._opened)
+        return nbytes_of_graphs(graphs) + self.context.session_cache.nbytes_of(queues)
 
     def coverage(self) -> Coverage:
         """What every method would do with this model; found once."""
@@ -300,7 +309,8 @@ class LoadedModel:
     def _open_queue(self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int) -> ModelQueue:
         scheduler, cache = self.context.scheduler, self.context.session_cache
         queue = ModelQueue(scheduler, cache, open_graph, outputs, nbytes, self.max_rows, self._observed)
-        self._opened.add(queue)
+        with self._lock:
+            self._opened.add(queue)
         return queue
 
     def _observed(self, waited: float, computed: float, rows: int) -> None:

@@ -1,16 +1,21 @@
-"""Which models are served now: loaded beside the old ones, swapped when they work, drained, freed."""
+"""Which models are served now: what callers ask, and how sources and operators change it."""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
+from pathlib import Path
 
-from onnxplain.errors import InputError, NotFound, OnnxplainError
-from onnxplain.server.models.entry import LOADING, READY, UNAVAILABLE, ModelEntry
+from onnxplain.errors import Busy, NotFound, OnnxplainError, Unavailable
+from onnxplain.server.grpc_status import scrub
+from onnxplain.server.models.entry import UNAVAILABLE, ModelEntry
+from onnxplain.server.models.lifecycle import Loader, ModelLifecycle
+from onnxplain.server.models.load_turns import LoadTurns
+from onnxplain.server.models.readiness import ModelStanding, is_ready
 from onnxplain.server.models.served import Served
 from onnxplain.server.models.source_health import SourceHealth
 from onnxplain.server.models.versions import ModelVersions
@@ -18,14 +23,15 @@ from onnxplain.server.telemetry.logs import event
 from onnxplain.sources import ModelSource, Release
 
 LOG = logging.getLogger("onnxplain.server")
-Loader = Callable[[ModelSource, Release], Awaitable[Served]]
 
 
 class ModelRepository:
     """Models by name and version.
 
     control: "none" loads once, "poll" follows the sources, "explicit" loads on demand and `load` names first.
-    load: (source, release) -> a model that was loaded, run and verified.
+    load: (source, release) -> a model that was loaded, run and verified. turns: whose turn it is to load, shared with
+    `load`. readiness: see `is_ready`. roots: folders that no reason may name. lazy: models load when they
+    are first asked for.
     """
 
     def __init__(
@@ -35,40 +41,56 @@ class ModelRepository:
         control: str = "none",
         first: Sequence[str] = (),
         changed: Callable[[], None] | None = None,
+        *,
+        turns: LoadTurns | None = None,
+        readiness: str = "serving",
+        roots: Iterable[str | Path] = (),
+        lazy: bool = False,
     ):
         self.sources = list(sources)
         self.control = control
         self.health = SourceHealth()
-        self._load = load
+        self._readiness, self._roots = readiness, tuple(roots)
         self._wanted = set(first)
         self._all = control != "explicit" or "*" in self._wanted
-        self._models: dict[str, ModelVersions] = {}
-        self._offers: dict[str, list[tuple[ModelSource, Release]]] = {}
-        self._changing = asyncio.Lock()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._turns = turns or LoadTurns()
         self._changed = changed or (lambda: None)
+        self.lifecycle = ModelLifecycle(load, self._turns, self._changed, lazy)
+        self._models = self.lifecycle.models
+        self._offers: dict[str, list[tuple[ModelSource, Release]]] = {}
+        self._looked = False  # at every source, once
+        self._first_loads: set[asyncio.Task[OnnxplainError | None]] = set()  # that this look began
+        self._was_ready = False
+        self._tasks: set[asyncio.Task[list[OnnxplainError]]] = set()
 
     # What callers ask
 
     @asynccontextmanager
     async def use(self, name: str, version: str = "") -> AsyncIterator[Served]:
         """A model for the time of one call: it is not freed meanwhile. Raises NotFound or Unavailable."""
-        entry = self.entry(name, version)
-        assert entry.served is not None
-        entry.users += 1
-        try:
-            yield entry.served
-        finally:
-            entry.users -= 1
-            if not entry.users:
-                entry.idle.set()
+        failure: OnnxplainError | None = None
+        while True:
+            entry = self._asked(name, version)
+            with entry.used():
+                if entry.served is None:
+                    failure = await self.lifecycle.warm(entry)
+                if entry.served is not None:
+                    try:
+                        yield entry.served
+                    finally:
+                        self.lifecycle.used()
+                    return
+            if isinstance(failure, Busy | Unavailable):
+                raise failure  # else there may be another version, or else its reason is raised above
 
     def entry(self, name: str, version: str = "") -> ModelEntry:
         """The entry that answers for `name` and `version` ("": the newest that is ready, "@alias", "7")."""
-        versions = self._models.get(name)
-        if versions is None:
-            raise NotFound(f"no model {name[:200]!r} here. {self._suggestion(name)}").at("model.name")
-        return versions.entry(version)
+        return self._versions(name).entry(version)
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of a model that answer, oldest first. Raises NotFound."""
+        entries = self._versions(name).entries
+        return [version for version in sorted(entries, key=int) if entries[version].answers]
 
     def index(self) -> list[tuple[str, str, str, str]]:
         """(name, version, state, reason) of everything here, and of everything that could be loaded."""
@@ -76,27 +98,40 @@ class ModelRepository:
         for name in sorted({*self._models, *self._offers}):
             entries = self._models[name].entries if name in self._models else {}
             for version in sorted(entries, key=int):
-                rows.append((name, version, entries[version].state, entries[version].reason))
+                entry = entries[version]
+                rows.append((name, version, entry.state, entry.reason or entry.remark))
             for _, release in self._offers.get(name, []):
                 if release.version not in entries:
                     rows.append((name, release.version, UNAVAILABLE, "not loaded"))
         for source in self.sources:
             rows += [(name, "", UNAVAILABLE, reason) for name, reason in sorted(source.problems.items())]
-        return rows
+        return [(name, version, state, scrub(reason, self._roots)) for name, version, state, reason in rows]
 
     def names(self) -> list[str]:
         """Models that answer now."""
         return [name for name, versions in sorted(self._models.items()) if versions.answers]
 
+    def states(self) -> dict[str, bool]:
+        """Whether it answers, of every model `m`, and of every version `m/1` of it."""
+        states = {}
+        for name, versions in self._models.items():
+            states[name] = versions.answers
+            states |= {f"{name}/{version}": version not in versions.problems for version in versions.entries}
+        return states
+
     def served(self) -> list[Served]:
-        """Everything that answers now."""
+        """Everything that is in memory now."""
         entries = [entry for versions in self._models.values() for entry in versions.entries.values()]
         return [entry.served for entry in entries if entry.served is not None]
 
     @property
     def ready(self) -> bool:
-        """Every wanted model answers, be it by its last good version, and every source was heard once."""
-        return self.health.all_answered_once and all(versions.answers for versions in self._models.values())
+        """Whether new calls should come here, by the policy."""
+        looked = self._looked and all(task.done() for task in self._first_loads)
+        models = [ModelStanding(v.good, v.answers, not v.problems) for v in self._models.values()]
+        ready = is_ready(self._readiness, looked, bool(self.health.silent), self._was_ready, models)
+        self._was_ready = self._was_ready or ready
+        return ready
 
     def problems(self) -> dict[str, str]:
         """What is not as it should be, by source or model/version, whether or not an older version answers."""
@@ -107,79 +142,87 @@ class ModelRepository:
 
     # What changes it
 
+    async def look(self) -> None:
+        """Ask every source and begin what follows. Failures are noted and never take a working model away."""
+        due = [source for source in self.sources if self.health.is_due(source.name)]
+        asking = [asyncio.get_running_loop().create_task(self._ask(source)) for source in due]
+        try:
+            for source, task in zip(due, asking, strict=True):  # in their order: the first that has a model serves it
+                releases = await task
+                if releases is not None:
+                    self._follow(source, releases)
+        finally:
+            for task in asking:
+                task.cancel()
+        if not self._looked:
+            self._looked = True
+            self._first_loads = {load.task for load in self.lifecycle.loads()}
+        self._changed()
+
     async def refresh(self) -> None:
-        """Ask every source and follow it. Failures are noted and never take a working model away."""
-        async with self._changing:
-            for source in self.sources:
-                if not self.health.is_due(source.name):
-                    continue
-                try:
-                    releases = await asyncio.to_thread(source.releases)
-                except OnnxplainError as error:
-                    self.health.failed(source.name, str(error))
-                    continue
-                except Exception as error:
-                    LOG.exception("source failed")
-                    self.health.failed(source.name, f"unexpected {type(error).__name__}")
-                    continue
-                self.health.answered(source.name)
-                await self._follow(source, releases)
-            self._changed()
+        """Look, and wait for what that began."""
+        await self.look()
+        while loads := self.lifecycle.loads():
+            await asyncio.wait({load.task for load in loads})
 
     async def poll(self, seconds: float, wake: asyncio.Event) -> None:
-        """Refresh for ever; `wake` makes the next look come at once."""
+        """Look for ever, whatever is still loading; `wake` makes the next look come at once."""
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(wake.wait(), seconds)
             wake.clear()
             try:
-                await self.refresh()
+                await self.look()
             except Exception:
                 LOG.exception("refresh failed")
 
     async def load(self, name: str) -> None:
-        """Load or reload a model on demand. Raises NotFound, or what loading raised."""
+        """Load or reload a model on demand. Raises NotFound, or what loading raised.
+
+        It goes on when the caller does not wait for it; who asks again joins the load of the same files.
+        """
         self._explicit("loaded")
-        async with self._changing:
-            offers = []
-            for source in self.sources:
-                for release in await asyncio.to_thread(source.releases):
-                    self._offer(source, release)
-                    if release.name == name:
-                        offers.append((source, release))
-            if not offers:
-                raise NotFound(f"no model {name[:200]!r} in {', '.join(s.name for s in self.sources)}.").at(
-                    "model_name"
-                )
-            self._wanted.add(name)
-            errors = [await self._load_release(source, release, force=True) for source, release in offers]
-            await self._retire_others(name, {release.version for _, release in offers})
-            self._changed()
-        failed = [error for error in errors if error is not None]
+        task = asyncio.get_running_loop().create_task(self._load_on_demand(name), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        failed = await asyncio.shield(task)
         if failed:
             raise failed[0]
 
     async def unload(self, name: str) -> None:
-        """Take a model away; calls being answered finish."""
+        """Take a model away, or end its load; calls being answered finish."""
         self._explicit("unloaded")
-        async with self._changing:
-            if name not in self._models:
-                raise NotFound(f"no model {name[:200]!r} is loaded.").at("model_name")
-            self._wanted.discard(name)
-            await self._retire_others(name, set())
-            self._changed()
+        if name not in self._models:
+            raise NotFound(f"no model {name[:200]!r} is loaded.").at("model_name")
+        self._wanted.discard(name)
+        self.lifecycle.aim(name, ())
+        self._changed()
 
     async def close(self) -> None:
         """Free everything, after calls being answered."""
-        for name in list(self._models):
-            await self._retire_others(name, set())
-        if self._closing:
-            await asyncio.gather(*self._closing, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await self.lifecycle.close()
 
     # Inside
 
-    async def _follow(self, source: ModelSource, releases: Sequence[Release]) -> None:
-        """Bring what a source offers, then let go of what it no longer does."""
+    async def _ask(self, source: ModelSource) -> Sequence[Release] | None:
+        """What one source offers now; None: it does not answer."""
+        try:
+            async with self._turns.source(source) as turn:
+                releases = await turn.run(source.releases)
+        except OnnxplainError as error:
+            self.health.failed(source.name, str(error))
+            return None
+        except Exception as error:
+            LOG.exception("source failed")
+            self.health.failed(source.name, f"unexpected {type(error).__name__}")
+            return None
+        self.health.answered(source.name)
+        return releases
+
+    def _follow(self, source: ModelSource, releases: Sequence[Release], note: str = "") -> None:
+        """Begin to bring what a source offers, and to let go of what it no longer does."""
         offered: dict[str, set[str]] = {}
         for name in [n for n, offers in self._offers.items() if any(s is source for s, _ in offers)]:
             self._offers[name] = [(s, r) for s, r in self._offers[name] if s is not source]
@@ -190,77 +233,48 @@ class ModelRepository:
             self._offer(source, release)
             if self._all or release.name in self._wanted:
                 offered.setdefault(release.name, set()).add(release.version)
-                await self._load_release(source, release)
+                self.lifecycle.bring(source, release, note=note)
         for name in [name for name, versions in self._models.items() if versions.has_any_of(source)]:
-            wanted = offered.get(name, set())
-            if wanted and not self._models[name].any_answers(wanted):
-                continue  # nothing of the new works: the last good one goes on
-            await self._retire_others(name, wanted)
+            self.lifecycle.aim(name, offered.get(name, set()))
 
-    async def _load_release(self, source: ModelSource, release: Release, force: bool = False) -> OnnxplainError | None:
-        """Load a release unless it is here; on failure what is here stays. Returns what went wrong."""
-        versions = self._models.setdefault(release.name, ModelVersions(release.name))
-        old = versions.entries.get(release.version)
-        if old is not None and not force:
-            same = old.release.fingerprint == release.fingerprint
-            if same and (old.served is not None and old.state == READY):
-                versions.set_aliases(release)
-                return None
-            if same and time.monotonic() < old.retry_at:
-                return None
-        entry = ModelEntry(release, source)
-        if old is not None and old.served is not None:  # another build of the same version: the old one answers on
-            old.state, old.reason = LOADING, "reloading"
-        else:
-            entry.failures = old.failures if old is not None and old.release.fingerprint == release.fingerprint else 0
-            versions.entries[release.version] = entry
-        self._changed()
-        begun = time.perf_counter()
-        failure: OnnxplainError
-        try:
-            entry.served = await self._load(source, release)
-        except OnnxplainError as error:
-            failure = error
-        except Exception as error:
-            LOG.exception("load failed")
-            failure = InputError(f"unexpected {type(error).__name__} while loading")
-        else:
-            entry.state = READY
-            versions.entries[release.version] = entry
-            versions.set_aliases(release)
-            if old is not None and old.served is not None:
-                self._retire(old)
-            seconds = round(time.perf_counter() - begun, 3)
-            event(LOG, logging.INFO, "loaded", model=release.name, version=release.version, seconds=seconds)
-            self._changed()
-            return None
-        kept = old if old is not None and old.served is not None else entry
-        kept.fail(release, failure)
-        self._changed()
-        return failure
-
-    async def _retire_others(self, name: str, wanted: set[str]) -> None:
-        """Let go of every version that is not wanted any more."""
-        versions = self._models.get(name)
-        if versions is None:
-            return
-        for entry in versions.take_others(wanted):
-            if entry.served is not None:
-                self._retire(entry)
-        if not versions.entries:
-            del self._models[name]
-
-    def _retire(self, entry: ModelEntry) -> None:
-        """Close a model when its last call is answered."""
-        entry.retire()
-        task = asyncio.get_running_loop().create_task(entry.drain())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+    async def _load_on_demand(self, name: str) -> list[OnnxplainError]:
+        """Load everything that the sources offer by this name. What went wrong."""
+        offers = []
+        for source in self.sources:
+            async with self._turns.source(source) as turn:
+                releases = await turn.run(source.releases)
+            for release in releases:
+                self._offer(source, release)
+                if release.name == name:
+                    offers.append((source, release))
+        if not offers:
+            known = ", ".join(source.name for source in self.sources)
+            raise NotFound(f"no model {name[:200]!r} in {known}.").at("model_name")
+        self._wanted.add(name)
+        loads = [self.lifecycle.bring(source, release, force=True) for source, release in offers]
+        self.lifecycle.prefer(name)
+        self.lifecycle.aim(name, {release.version for _, release in offers})
+        errors = [await load.ended() for load in loads if load is not None]
+        return [error for error in errors if error is not None]
 
     def _offer(self, source: ModelSource, release: Release) -> None:
         offers = self._offers.setdefault(release.name, [])
         offers[:] = [(s, r) for s, r in offers if (s, r.version) != (source, release.version)]
         offers.append((source, release))
+
+    def _versions(self, name: str) -> ModelVersions:
+        versions = self._models.get(name)
+        if versions is None:
+            raise NotFound(f"no model {name[:200]!r} here. {self._suggestion(name)}").at("model.name")
+        return versions
+
+    def _asked(self, name: str, version: str) -> ModelEntry:
+        """What a call means, whether or not it must be loaded first. Raises NotFound, Unavailable."""
+        versions = self._versions(name)
+        if self.lifecycle.lazy and (entry := versions.chosen(version)).due:
+            return entry
+        self.lifecycle.prefer(name)  # if it is loading
+        return versions.entry(version)
 
     def _explicit(self, what: str) -> None:
         if self.control != "explicit":

@@ -21,6 +21,11 @@ class Served(Protocol):
     name: str
     version: str
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds now, about."""
+        ...
+
     async def infer(self, request: Any) -> Any:
         """ModelInfer of the model, or of its explanation as a model."""
         ...

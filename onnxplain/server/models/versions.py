@@ -20,7 +20,12 @@ class ModelVersions:
     @property
     def answers(self) -> bool:
         """Whether any version does."""
-        return any(entry.served is not None for entry in self.entries.values())
+        return any(entry.answers for entry in self.entries.values())
+
+    @property
+    def good(self) -> bool:
+        """Whether any version was ever loaded well here, or loads when it is first asked for."""
+        return any(entry.good or entry.cold for entry in self.entries.values())
 
     @property
     def problems(self) -> dict[str, str]:
@@ -28,11 +33,20 @@ class ModelVersions:
         return {
             version: entry.reason or "loading"
             for version, entry in self.entries.items()
-            if entry.state == UNAVAILABLE or (entry.state == LOADING and entry.served is None)
+            if entry.state == UNAVAILABLE or not entry.answers
         }
 
     def entry(self, version: str = "") -> ModelEntry:
-        """What answers for a version ("": the newest that is ready, "@alias", "7"). Raises NotFound, Unavailable."""
+        """What answers for a version, perhaps after loading. Raises NotFound, Unavailable."""
+        entry = self.chosen(version)
+        if not entry.answers:
+            if entry.state == LOADING:
+                raise Unavailable(f"model {self.name!r} is loading; try again shortly.")
+            raise Unavailable(f"model {self.name!r} could not be loaded: {entry.reason}")
+        return entry
+
+    def chosen(self, version: str = "") -> ModelEntry:
+        """What is meant by a version ("": the newest that is ready, "@alias", "7"). Raises NotFound."""
         if version.startswith("@"):
             alias = version[1:]
             if alias not in self.aliases:
@@ -46,12 +60,7 @@ class ModelVersions:
             raise NotFound(f"model {self.name!r} has no version {version[:100]!r} here; it has {known}.").at(
                 "model.version"
             )
-        entry = self.entries[version] if version else self._newest()
-        if entry.served is None:
-            if entry.state == LOADING:
-                raise Unavailable(f"model {self.name!r} is loading; try again shortly.")
-            raise Unavailable(f"model {self.name!r} could not be loaded: {entry.reason}")
-        return entry
+        return self.entries[version] if version else self._newest()
 
     def owned_by(self, source: ModelSource) -> bool:
         """Whether every version came from this source."""
@@ -63,7 +72,7 @@ class ModelVersions:
 
     def any_answers(self, versions: Collection[str]) -> bool:
         """Whether one of these versions does."""
-        return any(version in versions and entry.served is not None for version, entry in self.entries.items())
+        return any(version in versions and entry.answers for version, entry in self.entries.items())
 
     def set_aliases(self, release: Release) -> None:
         """Aliases of a release that answers, in place of those it had."""
@@ -71,9 +80,10 @@ class ModelVersions:
         self.aliases.update(dict.fromkeys(release.aliases, release.version))
 
     def take_others(self, wanted: Collection[str]) -> list[ModelEntry]:
-        """Take out and return every version that is not wanted any more."""
+        """Take out and return every version that is not wanted any more, and its aliases."""
+        self.aliases = {alias: version for alias, version in self.aliases.items() if version in wanted}
         return [self.entries.pop(version) for version in list(self.entries) if version not in wanted]
 
     def _newest(self) -> ModelEntry:
-        ready = [entry for entry in self.entries.values() if entry.served is not None and not entry.retired]
+        ready = [entry for entry in self.entries.values() if entry.answers and not entry.retired]
         return max(ready or self.entries.values(), key=lambda entry: int(entry.release.version))

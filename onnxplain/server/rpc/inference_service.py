@@ -64,6 +64,8 @@ class InferenceService:
         """Whether one model answers; false for one that is not known."""
         model, _ = split(request.name)
         try:
+            if self.repository.entry(model, request.version).served is None:  # lazy: asking this loads nothing
+                return oip.ModelReadyResponse(ready=True)
             async with self.repository.use(model, request.version) as served:
                 return oip.ModelReadyResponse(ready=await served.ready(request.name))
         except OnnxplainError:
@@ -74,8 +76,11 @@ class InferenceService:
         return oip.ServerMetadataResponse(name="onnxplain", version=__version__, extensions=EXTENSIONS)
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:
-        """Inputs and outputs of a model."""
-        return await self._of(request.name, request.version, lambda served: served.metadata(request.name))
+        """Inputs and outputs of a model, and all its versions that are served."""
+        versions = self.repository.versions(split(request.name)[0])
+        reply = await self._of(request.name, request.version, lambda served: served.metadata(request.name))
+        reply.versions[:] = versions
+        return reply
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:
         """Types and batching of a model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -35,6 +35,11 @@ class SessionCache:
         """What the open sessions hold, about."""
         with self._lock:
             return sum(owner.nbytes for owner in self._open)
+
+    def nbytes_of(self, owners: Iterable[SessionOwner]) -> int:
+        """What the open sessions of some owners hold, about."""
+        with self._lock:
+            return sum(owner.nbytes for owner in owners if owner in self._open)
 
     def get(self, owner: SessionOwner, make: Callable[[], Session]) -> Session:
         """The session of an owner; made once however many ask."""

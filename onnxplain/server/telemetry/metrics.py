@@ -54,6 +54,10 @@ class Metrics:
         )
         self._loads = Counter("onnxplain_model_loads_total", "Loads of models.", ("result",), registry=to)
         self._sessions = Gauge("onnxplain_sessions_bytes", "Bytes of open sessions, about.", registry=to)
+        self._held = Gauge("onnxplain_models_bytes", "Bytes of lazy models in memory, about.", registry=to)
+        self._evictions = Counter(
+            "onnxplain_model_evictions_total", "Lazy models put out of memory to make room.", ("model",), registry=to
+        )
         self._restarts = Counter("onnxplain_worker_restarts_total", "Child processes started again.", registry=to)
         self._models: set[str] = set()
         self._reasons: set[str] = set()
@@ -76,7 +80,7 @@ class Metrics:
         per_model = (self._rows, self._bytes, self._queued, self._computed, self._batch, self._conservation)
         with self._lock:
             self._models.discard(model)
-            for metric in (*per_model, self._version):
+            for metric in (*per_model, self._version, self._evictions):
                 with suppress(KeyError):  # older prometheus_client: never observed
                     metric.remove(model)
             for reason in self._reasons:
@@ -117,6 +121,16 @@ class Metrics:
     def sessions(self, nbytes: int) -> None:
         """What the open sessions hold."""
         self._sessions.set(nbytes)
+
+    def models_held(self, nbytes: int) -> None:
+        """What lazy models hold."""
+        self._held.set(nbytes)
+
+    def evicted(self, model: str) -> None:
+        """A lazy model was put out of memory."""
+        with self._lock:
+            if model in self._models:
+                self._evictions.labels(model).inc()
 
     def restarted(self) -> None:
         """A worker process died and was started again."""
