@@ -87,7 +87,7 @@ class ServerOptions:
     @property
     def loads(self) -> int:
         """Models loading at a time: by default half the CPUs, at least two, so that a small one passes a large one."""
-        return self.load_slots or min(LOADS, max(2, available_cpus() // 2))
+        return self.load_slots or min(LOADS, max(2, cpus() // 2))
 
     @property
     def rows_per_batch(self) -> int:

@@ -227,13 +227,13 @@ def test_a_body_that_nobody_reads_does_not_hold_a_connection(guarded, monkeypatc
 
 def test_connections_are_bounded(rest, monkeypatch):
     monkeypatch.setattr(connection, "CONNECTIONS", 3)
-    with socket.create_connection(("127.0.0.1", rest.port)), socket.create_connection(("127.0.0.1", rest.port)):
-        with socket.create_connection(("127.0.0.1", rest.port)):
-            with socket.create_connection(("127.0.0.1", rest.port), timeout=10) as fourth:
-                answer = fourth.makefile("rb").read()
-                top, _, body = answer.partition(b"\r\n\r\n")
-                assert b" 503 " in top and json.loads(body)["code"] == "UNAVAILABLE"
-                assert f"content-length: {len(body)}".encode() in top
+    with contextlib.ExitStack() as several:
+        for _ in range(3):
+            several.enter_context(socket.create_connection(("127.0.0.1", rest.port)))
+        fourth = several.enter_context(socket.create_connection(("127.0.0.1", rest.port), timeout=10))
+        top, _, body = fourth.makefile("rb").read().partition(b"\r\n\r\n")
+        assert b" 503 " in top and json.loads(body)["code"] == "UNAVAILABLE"
+        assert f"content-length: {len(body)}".encode() in top
     assert eventually(lambda: rest.ask("GET", "/v2").status == 200, 5)
 
 
@@ -325,10 +325,10 @@ def test_tls_with_certificates_that_are_replaced(models, tmp_path):
         context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
         if own:
             context.load_cert_chain(*own)
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
-            with context.wrap_socket(raw, server_hostname="localhost") as secure:
-                secure.sendall(b"GET /v2/models/iris_mlp HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-                return secure.makefile("rb").read().split()[1], secure.getpeercert()["serialNumber"]
+        raw = socket.create_connection(("127.0.0.1", port), timeout=10)
+        with raw, context.wrap_socket(raw, server_hostname="localhost") as secure:
+            secure.sendall(b"GET /v2/models/iris_mlp HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            return secure.makefile("rb").read().split()[1], secure.getpeercert()["serialNumber"]
 
     with served([models], tls_cert=cert, tls_key=key) as server:
         status, first = shown(server.port)

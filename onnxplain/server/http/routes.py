@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnxplain.server.http import open_inference as v2
+from onnxplain.server.http.explain import model_explain
 from onnxplain.server.http.reply import Reply
 from onnxplain.server.http.request import HttpRequest
 from onnxplain.server.http.services import Services
@@ -59,6 +60,7 @@ ENDPOINTS: Sequence[Endpoint] = [
     *_of_model("GET", "/config", "ModelConfig", v2.model_config),
     *_of_model("GET", "/stats", "ModelStatistics", v2.model_statistics),
     *_of_model("POST", "/infer", "ModelInfer", v2.model_infer, "infer"),
+    *_of_model("POST", "/explain", "Explain", model_explain, "explain"),
     Endpoint("POST", "/v2/repository/index", "RepositoryIndex", v2.repository_index, "json"),
     Endpoint("POST", "/v2/repository/models/{model}/load", "RepositoryModelLoad", v2.model_load, "json"),
     Endpoint("POST", "/v2/repository/models/{model}/unload", "RepositoryModelUnload", v2.model_unload, "json"),
