@@ -25,6 +25,7 @@ from onnxplain.machine import cpus
 
 SECONDS = 60.0  # of one run, on two rows of small input; a loop that never ends must not hold its caller for ever
 MANY = 1000  # nodes, above which planning buffers takes longer than the run: 0.1 s for 1000, 8 s for 8000
+VERSION = onnxruntime.__version__
 SILENT = 4  # onnxruntime's "fatal": what goes wrong arrives as an exception
 
 

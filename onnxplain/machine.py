@@ -53,6 +53,14 @@ def free_memory_bytes(root: Path = ROOT) -> int:
     return min(free)
 
 
+def resident_bytes(pid: int | str = "self", root: Path = ROOT) -> int | None:
+    """Bytes of memory that a process has now, None where the system does not say."""
+    try:
+        return int((root / f"proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Folders of the control groups that this process is in, innermost first, for a controller of either version."""
     for mount, inner in _mounts(root, controller):

@@ -35,11 +35,12 @@ LAYERS = [
     {"loops"},  # the same graph, many times
     {"explainer"},
     {"evaluate"},
-    {"sources", "client"},
+    {"sources", "client", "bulk"},
     {"mlflow"},
     {"exports"},
     {"server"},
     {"cli"},
+    {"engines"},
     {"__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

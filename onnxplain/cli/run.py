@@ -12,6 +12,7 @@ import numpy as np
 from rich.progress import Progress, TaskID
 
 from onnxplain import render
+from onnxplain.cli.bulk import BulkWords, bulk_options, run_bulk
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import (
     RecipeWords,
@@ -69,6 +70,7 @@ PICTURE = ("preprocess", "layout", "mean", "std", "scale")
 @click.option("--palette", metavar="NAME", help="bwr, rdbu, seismic; inferno, viridis, grey.")
 @click.option("--random-seed", type=int, default=0, help="For the random input when no file is given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@bulk_options
 def run(
     model: str, files: tuple[str, ...], inputs: tuple[str, ...], targets: tuple[str, ...], methods: tuple[str, ...],
     words: RecipeWords, explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...],
@@ -76,14 +78,26 @@ def run(
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
     labels: str | None, provider: str,
     threads: int, sample: Path | None, shapes: tuple[str, ...],
-    out: Path | None, palette: str | None, random_seed: int, as_json: bool,
+    out: Path | None, palette: str | None, random_seed: int, as_json: bool, bulk: BulkWords,
 ) -> None:  # fmt: skip
     """Explain FILES by MODEL: a .onnx file, a folder, or a name in the model repository.
 
     Without files the model is run on random input, which shows what it supports and how long it takes.
+
+    With --engine FILES are folders, patterns, tables or s3:// addresses of any size. Every row becomes a row of a
+    partition in --out; a run that was stopped goes on by --resume.
     """
     begun = time.perf_counter()
     given = (*files, *inputs)
+    if bulk.engine is not None:
+        request = Request(explain, head or "", "tensor", attribute_to)
+        picture = (preprocess, layout, mean, std, scale, labels)
+        run_bulk(
+            model, given, bulk, targets, methods, words, request, picture, provider, threads, sample, shapes, out,
+            as_json,
+        )  # fmt: skip
+        return
+    refuse_idle(BulkWords.names(), "it is of a bulk run; give --engine too.")
     if given:
         refuse_idle(["random_seed"], "the input is given, so nothing is random.")
     else:

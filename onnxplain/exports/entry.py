@@ -6,7 +6,7 @@ import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,17 @@ def place(stage: Path, folder: Path, force: bool) -> list[Path]:
     with tempfile.TemporaryDirectory(prefix=".onnxplain.", dir=folder) as old:
         _swap(fresh, folder, Path(old))
     return [folder / draft.name for draft in fresh]
+
+
+def write_texts(files: Mapping[str, str], folder: Path, force: bool) -> str:
+    """Texts by file name into a folder, all or nothing: see `place`. Returns a line for each file or folder there."""
+    with staging(folder) as stage:
+        for file, content in files.items():
+            (stage / file).parent.mkdir(parents=True, exist_ok=True)
+            (stage / file).write_text(content, encoding="utf-8")
+        fresh = place(stage, folder, force)
+    places = [folder / name for name in dict.fromkeys(file.partition("/")[0] for file in files)]
+    return "\n".join(f"{path}{'' if path in fresh else '  as it was'}" for path in places)
 
 
 def _swap(drafts: Sequence[Path], folder: Path, old: Path) -> None:

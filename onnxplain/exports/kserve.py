@@ -1,27 +1,22 @@
-"""KServe's two manifests: a ServingRuntime (how to run our server) and an InferenceService (which models it serves)."""
+"""KServe's manifests: a ServingRuntime (how to run our server) and an InferenceService (which models it serves).
+
+Or an InferenceService whose predictor is any server of the cluster's and whose explainer is ours.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
-from onnxplain import __version__
 from onnxplain.errors import UsageError
-from onnxplain.exports.entry import FORCE, place, staging
+from onnxplain.exports import pod
+from onnxplain.exports.entry import FORCE, write_texts
+from onnxplain.exports.pod import Sizes, text, within
 from onnxplain.exports.registry import Exported, ExportJob, ExportOption, export_target
 
-PORT = 8081  # KServe's own servers listen there
+HTTP_PORT, GRPC_PORT = 8080, 8081  # where KServe's own servers listen
 RUNTIME = "onnxplain"
-USER = 10001  # of the Dockerfile
-MIB = 2**20
-BASE = 512 * MIB  # Python, onnxruntime and an empty server
-COPIES = 3  # of the weights: as read, and in the sessions of the answer and of the explanation
-STEP = 256 * MIB
-URI = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]+")
-IMAGE = re.compile(r"[!-~]+")
+ROUTED = re.compile(r"[\w-]+", re.ASCII)  # KServe's ingress sends /v1/models/[\w-]+:explain to the explainer
 
 SERVING = """\
 # How to run onnxplain's server; once per namespace.
@@ -30,59 +25,66 @@ kind: ServingRuntime
 metadata:
   name: {runtime}
 spec:
+  annotations:
+    prometheus.kserve.io/port: "{metrics}"
+    prometheus.kserve.io/path: /metrics
   supportedModelFormats:
     - name: onnx
       version: "1"
       autoSelect: false  # other ONNX models of the namespace keep the runtime they have
   protocolVersions:
     - grpc-v2
+    - v2
+    - v1
   containers:
     - name: kserve-container  # KServe mounts the models into the container of this name
       image: {image}
       args:
         - serve
         - /mnt/models
-        - --host
-        - 0.0.0.0
-        # Plain text inside the pod's network only: KServe's sidecar or ingress speaks TLS to the outside.
-        - --insecure
-        - --port
-        - "{port}"
+      # Plain text inside the pod's network only: KServe's sidecar or ingress speaks TLS to the outside.
+      <environment>
       ports:
-        - name: h2c  # Knative takes one port, and this name makes it HTTP/2
-          containerPort: {port}
+        - name: h2c  # the first port is the service's; by this name the ingress speaks HTTP/2 to it
+          containerPort: {grpc}
           protocol: TCP
-      readinessProbe:
-        grpc:
-          port: {port}
-        periodSeconds: 5
-        timeoutSeconds: 3
-        failureThreshold: 3
-      resources:
-        requests:
-          cpu: "1"
-          memory: {base}
-        limits:
-          memory: {twice}
-      securityContext:
-        runAsNonRoot: true
-        runAsUser: {user}
-        allowPrivilegeEscalation: false
-        capabilities:
-          drop:
-            - ALL
-        seccompProfile:
-          type: RuntimeDefault
+        - name: http1
+          containerPort: {http}
+          protocol: TCP
+        - name: metrics
+          containerPort: {metrics}
+          protocol: TCP
+      <probes>
+      <resources>
+      <security>
+      <mounts>
+  volumes:
+    <volumes>
 """
-INFERENCE = """\
-# {model} and {model}.explain, asked by the Open Inference Protocol over gRPC.
+VOLUMES = """\
+- name: cache  # a claim with ReadWriteMany instead lets new replicas start from what others downloaded and compiled
+  emptyDir:
+    sizeLimit: 16Gi
+- name: temporary
+  emptyDir:
+    sizeLimit: 1Gi
+"""
+HEAD = """\
+# {model} and its explanations.
 # storageUri is a model repository: a folder with {model}/1/model.onnx and {model}/model.toml.
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata:
   name: {service}
+  annotations:
+    serving.kserve.io/deploymentMode: Standard  # a Deployment: Knative allows one port and no grace of a pod's own
+    serving.kserve.io/enable-prometheus-scraping: "true"
+"""
+PREDICTOR = """\
 spec:
   predictor:
+    minReplicas: 1
+    terminationGracePeriodSeconds: {grace}  # above the server's drain: {delay} s and {timeout} s
     model:
       modelFormat:
         name: onnx
@@ -90,66 +92,81 @@ spec:
       protocolVersion: grpc-v2
       runtime: {runtime}
       storageUri: {storage}
-      resources:
-        requests:
-          cpu: "1"
-          memory: {memory}
-        limits:
-          memory: {twice}
+      <resources>
+"""
+EXPLAINER = """\
+spec:
+  predictor:  # whatever runtime the cluster has for ONNX; it answers :predict
+    model:
+      modelFormat:
+        name: onnx
+        version: "1"
+      storageUri: {storage}
+  explainer:  # answers POST /v1/models/{model}:explain by itself: the explanation is part of its graph
+    minReplicas: 1
+    terminationGracePeriodSeconds: {grace}  # above the server's drain: {delay} s and {timeout} s
+    annotations:
+      prometheus.io/port: "{metrics}"
+      prometheus.io/path: /metrics
+    containers:
+      - name: kserve-container
+        image: {image}
+        # KServe appends --model_name, --predictor_host and --http_port; behind `sh -c` they say nothing.
+        command:
+          - /bin/sh
+          - -c
+          - exec onnxplain serve /mnt/models
+        <environment>
+        ports:
+          - name: http1
+            containerPort: {http}
+            protocol: TCP
+        <probes>
+        <resources>
+        <security>
+        <mounts>
+    volumes:
+      <volumes>
 """
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """What the cluster gives a model. weights, stream: bytes of the model, and of one row of an explanation."""
+def manifests(name: str, storage: str, image: str, sizes: Sizes, explainer: bool = False) -> dict[str, str]:
+    """File name → YAML. storage: the URI of a model repository that holds `name`. Raises UsageError.
 
-    image: str = f"onnxplain:{__version__}"
-    weights: int = 0
-    stream: int = 0
-    rows: int = 8  # of one run: the server's default on CPUs
-
-    @property
-    def memory(self) -> int:
-        """Bytes to ask for, rounded up."""
-        return STEP * ceil((BASE + COPIES * self.weights + self.rows * self.stream) / STEP)
-
-
-def manifests(name: str, storage: str, runtime: Runtime | None = None) -> dict[str, str]:
-    """File name → YAML. storage: the URI of a model repository that holds `name`. Raises UsageError."""
-    runtime = runtime or Runtime()
-    if not URI.fullmatch(storage):
+    explainer: ours only explains, beside a predictor of the cluster's own choice.
+    """
+    pod.check(storage, image)
+    if explainer and not ROUTED.fullmatch(name):
         raise UsageError(
-            f"--storage-uri {storage!r}: KServe wants a URI such as s3://bucket/models, gs://…, pvc://claim/models or "
-            "https://…, of the folder that holds the model's folder."
+            f"{name!r}: KServe sends :explain to an explainer for names of letters, digits, '_' and '-' only. "
+            "Rename the model, or leave --explainer out."
         )
-    if not IMAGE.fullmatch(runtime.image):
-        raise UsageError(f"--image {runtime.image!r}: give a container image such as registry.example/onnxplain:1.")
-    return {
-        "servingruntime.yaml": SERVING.format(
-            runtime=RUNTIME,
-            image=_text(runtime.image),
-            port=PORT,
-            user=USER,
-            base=_mebibytes(BASE),
-            twice=_mebibytes(2 * BASE),
-        ),
-        "inferenceservice.yaml": INFERENCE.format(
-            model=name,
-            service=service_name(name),
-            runtime=RUNTIME,
-            storage=_text(storage),
-            memory=_mebibytes(runtime.memory),
-            twice=_mebibytes(2 * runtime.memory),
-        ),
+    words = {
+        **{"model": name, "service": service_name(name), "runtime": RUNTIME},
+        **{
+            "storage": text(storage),
+            "image": text(image),
+            "how": "" if explainer else ", by the Open Inference Protocol",
+        },
+        **{"http": HTTP_PORT, "grpc": GRPC_PORT, "metrics": pod.METRICS_PORT},
+        **{"grace": pod.GRACE, "delay": pod.DRAIN_DELAY, "timeout": pod.DRAIN_TIMEOUT},
     }
-
-
-def write(files: dict[str, str], folder: Path, force: bool = False) -> list[Path]:
-    """Both manifests into a folder, all or nothing; returns what is new. Raises InputError where others lie there."""
-    with staging(folder) as stage:
-        for file, text in files.items():
-            (stage / file).write_text(text, encoding="utf-8")
-        return place(stage, folder, force)
+    variables = pod.variables(GRPC_PORT, HTTP_PORT)
+    blocks = {
+        "environment": pod.environment(variables | ({"STORAGE_URI": storage} if explainer else {})),
+        "probes": pod.probes(GRPC_PORT),
+        "resources": pod.resources(sizes.memory),
+        "security": pod.security(),
+        "mounts": pod.mounts(),
+        "volumes": VOLUMES,
+    }
+    if explainer:
+        return {"inferenceservice.yaml": HEAD.format(**words) + within(EXPLAINER.format(**words), **blocks)}
+    runtime = blocks | {"resources": pod.resources(Sizes().memory)}
+    return {
+        "servingruntime.yaml": within(SERVING.format(**words), **runtime),
+        "inferenceservice.yaml": HEAD.format(**words) + within(PREDICTOR.format(**words), **blocks),
+    }
 
 
 def _check(storage_uri: str | None, **options: object) -> None:
@@ -163,24 +180,23 @@ def _check(storage_uri: str | None, **options: object) -> None:
 @export_target(
     ExportOption("kserve", "Print the KServe manifests that serve MODEL.", bool),
     options=[
-        ExportOption("storage_uri", "KServe: where the cluster finds the model repository.", metavar="URI"),
-        ExportOption("image", "KServe: ours.", metavar="IMAGE", default=Runtime.image),
+        pod.STORAGE_URI,
+        pod.IMAGE,
+        ExportOption("explainer", "KServe: only explain, beside a predictor of the cluster's.", bool),
         ExportOption("out", "KServe: write the manifests there.", Path, "DIR"),
         FORCE,
     ],
     otherwise="The server explains as model.toml says.",
     check=_check,
 )
-def to_kserve(job: ExportJob, _: bool, *, storage_uri: str, image: str, out: Path | None, force: bool) -> Exported:
+def to_kserve(
+    job: ExportJob, _: bool, *, storage_uri: str, image: str, explainer: bool, out: Path | None, force: bool
+) -> Exported:
     """The manifests themselves, or where they lie."""
-    weights = [value.const_value for value in job.explainer.subject.normalised.model.graph.initializers.values()]
-    nbytes = sum(weight.nbytes for weight in weights if weight is not None)
-    runtime = Runtime(image, nbytes, job.explainer.bytes_per_stream)
-    files = manifests(job.resolved.name, storage_uri, runtime)
+    files = manifests(job.resolved.name, storage_uri, image, Sizes.of(job), explainer)
     if out is None:
         return Exported("---\n".join(files.values()).rstrip("\n"))
-    fresh = write(files, out, force)
-    return Exported("\n".join(f"{out / file}{'' if out / file in fresh else '  as it was'}" for file in files))
+    return Exported(write_texts(files, out, force))
 
 
 def service_name(name: str) -> str:
@@ -188,11 +204,3 @@ def service_name(name: str) -> str:
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     label = label if label[:1].isalpha() else f"model-{label}"
     return label[:40].rstrip("-")  # KServe appends "-predictor" and more, and a DNS label ends at 63
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size // MIB}Mi"
-
-
-def _text(text: str) -> str:
-    return json.dumps(text)  # a double-quoted YAML string

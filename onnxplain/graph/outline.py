@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -13,6 +14,7 @@ from onnxplain.cpu_session import CpuSession, place
 
 SMALL = 1024  # bytes; smaller weights stay inside, because converters and shape inference look at them
 EXTERNAL_IR = 4  # the first IR version whose weights need not be inputs too
+_SWAPPING = threading.Lock()  # weights are swapped while a model is written: a second thread would take the stand-ins
 NATIVE = {"f", "i", "u", "b"}  # numpy kinds that onnxruntime takes as they are
 
 
@@ -21,6 +23,11 @@ def outline(model: ir.Model, *, files: bool = True) -> tuple[onnx.ModelProto, di
 
     files: also those that lie in files beside the model; else these stay declared as they are.
     """
+    with _SWAPPING:
+        return _outlined(model, files)
+
+
+def _outlined(model: ir.Model, files: bool) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
     weights: dict[str, ir.TensorProtocol] = {}
     values = []
     for name, value in model.graph.initializers.items():

@@ -21,19 +21,38 @@ class Call:
     """One call, or one request of a stream.
 
     deadline: as time.monotonic() counts, None: never. log_fields: for the access log and the trace, which show them;
-    nothing else may read them. Write them by `log_fields`.
+    nothing else may read them. Write them by `log_fields`. queue_seconds: how long each of its runs may wait for its
+    turn, None: as long as the deadline lets it.
     """
 
-    __slots__ = ("_callbacks", "_lock", "_reason", "caller", "deadline", "log_fields", "method", "request_id")
+    __slots__ = (
+        "_callbacks", "_lock", "_priority", "_reason", "caller", "deadline", "log_fields", "method", "queue_seconds",
+        "request_id",
+    )  # fmt: skip
 
     def __init__(
         self, request_id: str = "", method: str = "", caller: Caller = ANYONE, deadline: float | None = None
     ) -> None:
         self.request_id, self.method, self.caller, self.deadline = request_id, method, caller, deadline
         self.log_fields: dict[str, object] = {}
+        self._priority: int | None = None
+        self.queue_seconds: float | None = None
         self._reason: OnnxplainError | None = None
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._lock = threading.Lock()
+
+    @property
+    def priority(self) -> int:
+        """Of its runs: 1 is the most urgent."""
+        return self.caller.usual_priority if self._priority is None else self._priority
+
+    def ask_for_turn(self, priority: int, queue_seconds: float | None) -> None:
+        """Say how urgent the runs from now on are, and how long they may wait. priority 0: as urgent as usual.
+
+        Raises UsageError for a priority that there is not, Denied for one that the caller may not have.
+        """
+        self.caller.require_priority(priority)
+        self._priority, self.queue_seconds = priority or None, queue_seconds
 
     @property
     def stopped(self) -> bool:

@@ -11,15 +11,20 @@ import stat
 import time
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxplain.errors import Denied, InputError, OnnxplainError, Unauthenticated
+from onnxplain.errors import Denied, InputError, OnnxplainError, Unauthenticated, UsageError
+from onnxplain.server.row_rate import RowRate
 
 LOG = logging.getLogger(__name__)
 SCOPES = ("infer", "explain", "compile", "admin", "export")
+PRIORITIES = range(1, 11)  # of runs: 1 is the most urgent, as Triton counts
+DEFAULT_PRIORITY = 5
+KEYS = ("sha256", "token", "scopes", "rows_per_second", "burst", "share", "priority")
 LOOK_SECONDS = 1.0  # between looks at the file: the longest that a withdrawn token still works
+LARGEST = 1e9  # rate, burst or share
 SHORTEST = 16  # characters of a token; shorter ones can be guessed
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -60,10 +65,33 @@ def scope_of(method: str) -> str | None:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the name of a token, or of a client's certificate; "" where nobody was asked for one."""
+    """Who asks: the name of a token, or of a client's certificate; "" where nobody was asked for one.
+
+    share: of the time in slots, against the others' that want some. rate: of its rows, None: any. most_urgent: the
+    priority it may ask for.
+    """
 
     name: str
     scopes: frozenset[str]
+    share: float = 1.0
+    rate: RowRate | None = field(default=None, compare=False)
+    most_urgent: int = PRIORITIES[0]
+
+    @property
+    def usual_priority(self) -> int:
+        """Of runs for which none is asked."""
+        return max(DEFAULT_PRIORITY, self.most_urgent)
+
+    def require_priority(self, priority: int) -> None:
+        """Raise UsageError for a priority that there is not, Denied for one above the caller's. 0: the usual one."""
+        if priority and priority not in PRIORITIES:
+            raise UsageError(
+                f"priority {priority}: 1 is the most urgent, {PRIORITIES[-1]} the least, 0 as urgent as usual."
+            )
+        if 0 < priority < self.most_urgent:
+            raise Denied(
+                f"token {self.name!r} may ask for priority {self.most_urgent} or less urgent ones, not for {priority}."
+            )
 
     def require(self, scope: str, what: str = "") -> None:
         """Raise Denied unless the caller has `scope`. what: it lets one do, where the method does not say it."""
@@ -80,7 +108,8 @@ ANYONE = Caller("", frozenset(SCOPES))
 class Tokens:
     """The tokens of a file, read again when it changes; the last good ones stay where the new file is wrong.
 
-    [tokens.NAME] with sha256 = "hex digest of the token" or token = "the token itself", and scopes = ["infer", ...].
+    [tokens.NAME] with sha256 = "hex digest of the token" or token = "the token itself", and scopes = ["infer", ...];
+    if wanted rows_per_second and burst (rows at once), share, and priority, the most urgent that it may ask for.
     """
 
     def __init__(self, path: Path):
@@ -115,7 +144,7 @@ class Tokens:
             if stamp == self._stamp:
                 return
             self._stamp = stamp
-            self._callers = read_tokens(self.path)
+            self._callers = _with_rates_of(self._callers, read_tokens(self.path))
         except OnnxplainError as error:
             LOG.warning("the tokens stay as they were: %s", error)
         else:
@@ -138,8 +167,8 @@ def read_tokens(path: Path) -> dict[bytes, Caller]:
     callers: dict[bytes, Caller] = {}
     for name, entry in entries.items():
         where = f"{path}: [tokens.{name}]"
-        if not isinstance(entry, dict) or not set(entry) <= {"sha256", "token", "scopes"}:
-            raise InputError(f"{where}: known keys are sha256 or token, and scopes.")
+        if not isinstance(entry, dict) or not set(entry) <= set(KEYS):
+            raise InputError(f"{where}: known keys are sha256 or token, and {', '.join(KEYS[2:])}.")
         if "token" in entry and mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise InputError(
                 f"{where} holds the token itself in a file that others can read: run `chmod 600 {path}`, "
@@ -148,8 +177,41 @@ def read_tokens(path: Path) -> dict[bytes, Caller]:
         digest = _digest(where, entry)
         if digest in callers:
             raise InputError(f"{where}: the same token as [tokens.{callers[digest].name}]. Give each name its own.")
-        callers[digest] = Caller(name, _scopes(where, entry))
+        share = _number(where, entry, "share", 1.0)
+        callers[digest] = Caller(name, _scopes(where, entry), share, _rate(where, entry, name), _urgency(where, entry))
     return callers
+
+
+def _number(where: str, entry: dict[str, Any], key: str, otherwise: float) -> float:
+    value = entry.get(key, otherwise)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
+        raise InputError(f"{where}: {key} must be a number above 0, not {value!r}.")
+    return float(value)
+
+
+def _rate(where: str, entry: dict[str, Any], name: str) -> RowRate | None:
+    if "rows_per_second" not in entry:
+        if "burst" in entry:
+            raise InputError(f"{where}: burst says nothing without rows_per_second.")
+        return None
+    rate = _number(where, entry, "rows_per_second", 0)
+    return RowRate(name, rate, max(1.0, _number(where, entry, "burst", rate)))
+
+
+def _urgency(where: str, entry: dict[str, Any]) -> int:
+    value = entry.get("priority", DEFAULT_PRIORITY)
+    if isinstance(value, bool) or not isinstance(value, int) or value not in PRIORITIES:
+        raise InputError(f"{where}: priority is the most urgent one, from 1 to {PRIORITIES[-1]}, not {value!r}.")
+    return value
+
+
+def _with_rates_of(before: Mapping[bytes, Caller], after: dict[bytes, Caller]) -> dict[bytes, Caller]:
+    """Reading a file again fills no bucket: who has the same rate as before goes on with what is left of it."""
+    old = {caller.name: caller.rate for caller in before.values()}
+    return {
+        digest: replace(caller, rate=old[caller.name]) if caller.rate == old.get(caller.name) else caller
+        for digest, caller in after.items()
+    }
 
 
 def _digest(where: str, entry: dict[str, Any]) -> bytes:

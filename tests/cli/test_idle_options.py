@@ -99,6 +99,19 @@ PICTURES = [
     ("--std", ["--std", "0.5"]),
     ("--scale", ["--scale", "1/255"]),
 ]
+BULK = [
+    ("--workers", ["--workers", "2"]),
+    ("--batch-size", ["--batch-size", "2"]),
+    ("--partition-rows", ["--partition-rows", "2"]),
+    ("--format", ["--format", "npz"]),
+    ("--resume", ["--resume"]),
+]
+NOT_BULK = [
+    ("--palette", ["--palette", "bwr"]),
+    ("--keep", ["--keep", "logits"]),
+    ("--ledger", ["--ledger"]),
+    ("--random-seed", ["--random-seed", "3"]),
+]
 OF_OTHER_TARGETS = [  # of `onnxplain export`: each target's own options beside every target that has none of the name
     (option, target, f"says nothing to {target.option.flag}")
     for option in own_options().values()
@@ -128,6 +141,11 @@ IDLE: dict[
         ("--rule", [CNN, "--rule", "name:fc9*=epsilon"], "fits no node"),
         ("--target", [CNN, "--target", "99"], "out of range"),
         ("--explain", [CNN, "--explain", "logits", "--explain", "/Relu_output_0"], "one tensor at a time"),
+        *((option, [CNN, DIGIT, *given], "give --engine too") for option, given in BULK),
+        *((option, [CNN, DIGIT, "--engine", "local", *given], "draws nothing") for option, given in NOT_BULK),
+        *((option, [CNN, ARRAY, "--engine", "local", *given], "no file is a picture") for option, given in PICTURES),
+        ("--engine", [CNN, "--engine", "local"], "none is given"),
+        ("--engine", [CNN, DIGIT, "--engine", "local", "--method", "lrp", "--method", "gradient"], "of one recipe"),
     ],
     "compile": [(option, [CNN, *given], says) for option, given, says in (*RECIPE, *REQUEST)],
     "cut": [

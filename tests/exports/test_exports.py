@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,13 +21,12 @@ from onnxplain import Explainer
 from onnxplain.cli.export import export
 from onnxplain.cpu_session import Port
 from onnxplain.errors import InputError, UnsupportedModel, UsageError
-from onnxplain.exports import batching, kserve, triton
+from onnxplain.exports import batching, triton
 from onnxplain.exports.pbtxt import TYPES, Config, quoted
 from onnxplain.graph.outline import runtime
 from onnxplain.recipes import Recipe
 from onnxplain.wire.inference import messages as oip
 
-DATA = Path(__file__).parents[1] / "data" / "kserve"
 RECIPES = {  # model -> its recipe and seed, whether its rows may be joined
     "mobilenet_v2": ("lrp", "tensor", True),
     "digits_vit": ("lrp", "index", True),
@@ -327,92 +324,6 @@ def test_a_file_in_the_way_is_an_error(tmp_path):
     assert (tmp_path / "r" / "m.explain").read_text() == "notes"
 
 
-# KServe
-
-
-def schema(kind: str) -> dict:
-    version = {"ServingRuntime": "V1alpha1", "InferenceService": "V1beta1"}[kind]
-    return {**json.loads((DATA / "schema.json").read_text()), "$ref": f"#/$defs/{version}{kind}"}
-
-
-def check(manifest: dict) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.Draft202012Validator(schema(manifest["kind"])).validate(manifest)
-
-
-def kserve_manifests(*options: object) -> list[dict]:
-    yaml = pytest.importorskip("yaml")
-    out = onnxplain(MODELS / "digits_gru", "--kserve", "--storage-uri", "s3://bucket/models", *options)
-    return list(yaml.safe_load_all(out))
-
-
-def test_manifests_are_what_kserve_accepts():
-    runtime, service = kserve_manifests()
-    check(runtime)
-    check(service)
-    container = runtime["spec"]["containers"][0]
-    assert container["ports"] == [{"name": "h2c", "containerPort": 8081, "protocol": "TCP"}]
-    assert container["args"][:2] == ["serve", "/mnt/models"] and "--insecure" in container["args"]
-    assert all(isinstance(argument, str) for argument in container["args"])
-    assert container["readinessProbe"]["grpc"]["port"] == 8081
-    assert container["securityContext"]["runAsNonRoot"] is True
-    assert runtime["spec"]["supportedModelFormats"] == [{"name": "onnx", "version": "1", "autoSelect": False}]
-    model = service["spec"]["predictor"]["model"]
-    assert model["runtime"] == runtime["metadata"]["name"] and model["storageUri"] == "s3://bucket/models"
-    assert service["metadata"]["name"] == "digits-gru"
-
-
-@pytest.mark.parametrize("where", [(), ("spec",), ("spec", "predictor"), ("spec", "predictor", "model")])
-def test_the_schema_refuses_unknown_fields(where):
-    jsonschema = pytest.importorskip("jsonschema")
-    _, service = kserve_manifests()
-    place = service
-    for key in where:
-        place = place[key]
-    place["storageURI"] = "s3://b"  # a misspelling: KServe would drop it in silence
-    with pytest.raises(jsonschema.ValidationError):
-        check(service)
-
-
-@pytest.mark.parametrize(
-    "uri", ["pvc://claim/models", "s3://b/m?x=1&y=2", "https://h/%22#frag", 'gs://b/"quoted"', "gs://b/{name}:x"]
-)
-def test_any_uri_comes_back_from_the_yaml(uri):
-    yaml = pytest.importorskip("yaml")
-    files = kserve.manifests("m", uri, kserve.Runtime("registry.example:5000/a@sha256:00"))
-    service = yaml.safe_load(files["inferenceservice.yaml"])
-    assert service["spec"]["predictor"]["model"]["storageUri"] == uri
-    runtime = yaml.safe_load(files["servingruntime.yaml"])
-    assert runtime["spec"]["containers"][0]["image"] == "registry.example:5000/a@sha256:00"
-
-
-@pytest.mark.parametrize("uri", ["models", "/mnt/models", "s3://b/a b", "s3://b/\nspec: {}", "s3://"])
-def test_what_is_no_uri_is_refused(uri):
-    with pytest.raises(UsageError, match="storage-uri"):
-        kserve.manifests("m", uri)
-
-
-def test_memory_grows_with_the_model():
-    assert kserve.Runtime().memory == kserve.BASE
-    assert kserve.Runtime(weights=2**30).memory == kserve.BASE + 3 * 2**30
-    assert kserve.Runtime(stream=1).memory == kserve.BASE + kserve.STEP
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v2", "3D.Net", "A" * 100, "x_", "_"])
-def test_service_names_are_dns_labels(name):
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", kserve.service_name(name))
-    assert len(kserve.service_name(name)) <= 40
-
-
-def test_manifests_can_be_written(tmp_path):
-    arguments = (MODELS / "digits_gru", "--kserve", "--storage-uri", "s3://b/m", "--out", tmp_path)
-    onnxplain(*arguments)
-    assert {p.name for p in tmp_path.iterdir()} == {"servingruntime.yaml", "inferenceservice.yaml"}
-    assert "as it was" in onnxplain(*arguments)
-    with pytest.raises(InputError, match="--force"):
-        onnxplain(*arguments, "--image", "other")
-
-
 # One target, and only options that mean something to it
 
 
@@ -423,7 +334,10 @@ def test_manifests_can_be_written(tmp_path):
         (("--kserve", "--triton", "d"), "--kserve and --triton"),
         (("--kserve",), "--storage-uri"),
         (("--kserve", "--storage-uri", "s3://b", "--method", "lrp"), "model.toml"),
-        (("--triton", "d", "--storage-uri", "s3://b"), "goes with --kserve"),
+        (("--triton", "d", "--storage-uri", "s3://b"), "goes with --kserve and --kubernetes"),
+        (("--kubernetes", "d"), "--storage-uri"),
+        (("--kubernetes", "d", "--storage-uri", "hf://b"), "pvc://"),
+        (("--kubernetes", "d", "--storage-uri", "file:///b"), "pvc://"),
         (("--mlflow", "http://127.0.0.1:1", "--with-model"), "goes with --triton"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.explainer import Explainer
 from onnxplain.frontend.load import from_proto, load
+from onnxplain.graph.outline import outline
 from onnxplain.graph.weight_files import Content, StoredTensor
 from onnxplain.graph.weightless import LARGE, weightless
 from onnxplain.subject import Subject
@@ -187,3 +189,14 @@ def test_load_and_normalise_hold_the_weights_once(transposed, tmp_path):
     done = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True)
     weights = 6 * 4 * 1600**2
     assert int(done.stdout) < (1.35 if transposed else 1.1) * weights + (16 << 20)
+
+
+def test_a_model_is_written_by_many_threads_at_once(tmp_path):
+    """While one writes it, its weights are swapped for stand-ins, which no other may take for the weights."""
+    model = from_proto(chain()).model
+    expected, weights = outline(model)
+    with ThreadPoolExecutor(8) as pool:
+        for proto, found in pool.map(lambda _: outline(model), range(64)):
+            assert proto == expected
+            for name, tensor in weights.items():
+                np.testing.assert_array_equal(found[name].numpy(), tensor.numpy())

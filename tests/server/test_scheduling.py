@@ -112,7 +112,7 @@ def test_a_batch_without_memory_is_halved_until_it_fits(scheduler):
 def test_the_oldest_request_of_all_queues_is_next(scheduler):
     order, queues = [], []
     for name in "ab":
-        session = Doubler(0.02)
+        session = Doubler(0.03)  # more than is short: those may go before
         session.run = lambda feeds, outputs, stop, n=name, inner=session.run: (order.append(n), inner(feeds))[1]
         queues.append(queue_of(scheduler, session, max_rows=1))
     blocker = queue_of(scheduler, Doubler(0.1))

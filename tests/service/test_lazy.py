@@ -68,7 +68,7 @@ def test_thirty_models_where_five_fit_all_answer_and_memory_stays_bounded(tmp_pa
     for n in range(30):
         shutil.copytree(MODELS / "digits_cnn", tmp_path / f"m{n}", ignore=shutil.ignore_patterns("samples"))
     picture = np.load(MODELS / "digits_cnn/samples/three.npy")[:1].astype(np.float32)
-    budget = 60_000_000  # one holds 11 MB
+    budget = 120_000_000  # the half for models, as the process of the test is large by itself; one holds 11 MB
     most = 0
 
     async def story() -> None:
@@ -104,7 +104,7 @@ def test_thirty_models_where_five_fit_all_answer_and_memory_stays_bounded(tmp_pa
             assert [len(found) for found in answers.values()] == [1, 1]  # copies: every one answers alike
             print(f"\n{evictions(server):.0f} evictions, {loads(server):.0f} loads, at most {most} bytes of {budget}")
             assert evictions(server) >= 25 and loads(server) >= 30
-            assert most <= budget
+            assert most <= server.residency.budget <= budget
             assert len(server.repository.served()) <= 6
             assert all(state == READY for state, _ in (await index(channel)).values())
 

@@ -16,7 +16,8 @@ from onnxplain.inputs import bind, resolve_targets
 from onnxplain.inputs.targets import Target, contrast, from_classes, from_seed
 from onnxplain.recipes import Recipe, named
 from onnxplain.runtime.session import Array
-from onnxplain.server.models.loaded import ExplainQuery, LoadedModel
+from onnxplain.server.models.explain_query import ExplainQuery
+from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.tensors import quoted, v1_array, v1_arrays
 

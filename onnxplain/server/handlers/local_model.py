@@ -22,6 +22,7 @@ from onnxplain.server.handlers.explain_response import explain_response
 from onnxplain.server.handlers.infer_request import bound_feeds, requested_outputs, row_count, target_seed
 from onnxplain.server.handlers.model_description import ModelDescription
 from onnxplain.server.handlers.request_parameters import OWN, PREFIX, own_parameters
+from onnxplain.server.models.explain_query import ExplainQuery
 from onnxplain.server.models.inference_metadata import (
     TensorMetadata,
     model_config,
@@ -29,10 +30,10 @@ from onnxplain.server.models.inference_metadata import (
     model_statistics,
     tensor_metadata,
 )
-from onnxplain.server.models.loaded import ExplainQuery, LoadedModel
+from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.server.models.served import EXPLAIN, Progress, split
 from onnxplain.server.models.variant import Variant
-from onnxplain.server.models.variant_requests import requested_variant
+from onnxplain.server.models.variant_requests import cached_variant, requested_variant
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
 from onnxplain.server.scheduling.ticket import Outputs, RunReport, RunResult
 from onnxplain.v1 import explainer_pb2 as v1
@@ -192,7 +193,7 @@ class LocalModel:
         """The answer where the graph is there; else only what is asked."""
         query = explain_query(request, self.model)
         recipe = query.recipe or self.model.default_recipe(query.request)
-        cached = self.model.cached_variant(recipe.one_pass, query.request)
+        cached = cached_variant(self.model, recipe.one_pass, query.request)
         if cached is None:
             return query
         with self.model.variants.using(cached) as variant:
@@ -267,7 +268,7 @@ class LocalModel:
             )
         wanted = named(recipe) if recipe else self.model.default_recipe()
         require_graph(wanted, "model_name")
-        if (cached := self.model.cached_variant(wanted)) is not None:
+        if (cached := cached_variant(self.model, wanted)) is not None:
             return cached
         if (call := CALL.get(None)) is not None:
             call.caller.require("explain")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
 from onnxplain.client.streams import OneReply
 from onnxplain.errors import Expired, OnnxplainError, Unavailable
+from onnxplain.machine import resident_bytes
 from onnxplain.server.call import CALL, Call, log_fields
 from onnxplain.server.isolation import call_fields
 from onnxplain.server.isolation.errors import exit_description, worker_error
@@ -32,7 +31,7 @@ LOG = logging.getLogger("onnxplain.server")
 BACKOFF = (0.1, 10.0)  # seconds before a worker that ended young is followed by the next: first, longest
 LIVED_LONG = 10.0  # seconds: a worker that ended later than this is followed at once
 OUTSIDE_CALL = 10.0  # seconds for a request that belongs to no call
-WORKER_BYTES = 190 * 2**20
+WORKER_BYTES = 190 * 2**20  # of a process with a small model, where the system does not say
 NOTICE = 1.0  # seconds after a broken connection in which the system says how the process ended
 
 T = TypeVar("T")
@@ -64,7 +63,7 @@ class IsolatedModel:
     @property
     def nbytes(self) -> int:
         """Memory that its process holds now."""
-        return resident(self.pid) if self.pid is not None else 0
+        return 0 if self.pid is None else resident_bytes(self.pid) or WORKER_BYTES
 
     # The Open Inference Protocol
 
@@ -249,14 +248,6 @@ class IsolatedModel:
                 self._worker_pool.metrics.restarted()
                 seconds = round(born - begun, 3)
                 event(LOG, logging.INFO, "model process started again", model=self.name, seconds=seconds)
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory of a process; where the system does not tell, those of a worker with a small model."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):
-        return WORKER_BYTES
 
 
 def _stub(channel: grpc.aio.Channel) -> Any:

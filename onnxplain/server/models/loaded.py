@@ -7,9 +7,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
-from typing import NamedTuple
 from weakref import WeakSet
 
 import onnx_ir as ir
@@ -17,14 +16,14 @@ import onnx_ir as ir
 from onnxplain.compile import Request
 from onnxplain.coverage import Coverage, coverage
 from onnxplain.errors import ConversionChanged, OnnxplainError, UnsupportedModel
-from onnxplain.explainer import Ask, Explainer
-from onnxplain.explanation import Explanation
+from onnxplain.explainer import Explainer
 from onnxplain.exports.batching import counted
 from onnxplain.inputs import Preprocessing
 from onnxplain.recipes import Recipe, named
 from onnxplain.runtime.open import bytes_per_stream, nbytes_of_graphs, nbytes_of_weights, open_session
 from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
+from onnxplain.server.models.explain_query import ExplainQuery, ExplainResult
 from onnxplain.server.models.keyed_lock import KeyedLock
 from onnxplain.server.models.probe import probe_rows, probe_seeds, rows_are_independent
 from onnxplain.server.models.served import Progress
@@ -32,30 +31,11 @@ from onnxplain.server.models.variant import Variant
 from onnxplain.server.models.variant_cache import VariantCache
 from onnxplain.server.scheduling.admission import AdmissionControl
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
-from onnxplain.server.scheduling.session_cache import free_memory
 from onnxplain.server.scheduling.ticket import RunReport, RunResult
 from onnxplain.sources import ResolvedModel
 from onnxplain.subject import Subject
 
 SUBJECTS = 4  # normal forms kept per model: one for each choice of explained and attributed tensors
-
-
-@dataclass(frozen=True)
-class ExplainQuery:
-    """What a client wants explained. asks: the targets. recipe None: the model's default."""
-
-    feeds: Mapping[str, Array]
-    asks: Sequence[Ask]
-    recipe: Recipe | None = None
-    request: Request | None = None
-
-
-class ExplainResult(NamedTuple):
-    """What `LoadedModel.explain` returns. report: of all runs it took."""
-
-    explanation: Explanation
-    variant: Variant
-    report: RunReport
 
 
 class LoadedModel:
@@ -106,7 +86,7 @@ class LoadedModel:
         """Memory that it holds now, about: weights that graphs share once, the graphs, open sessions."""
         with self._lock:
             graphs = [graph for s in self._subjects.values() for graph in (s.source.model, s.normalised.model)]
-            graphs += [variant.explainer.compiled.model for variant in self._variants.values()]
+            graphs += [variant.explainer.compiled.model for variant in self.variants.variants()]
             queues = list(self._opened)
         return nbytes_of_graphs(graphs) + self.context.session_cache.nbytes_of(queues)
 
@@ -127,10 +107,7 @@ class LoadedModel:
     def explain(
         self, query: ExplainQuery, progress: Progress | None = None, variant: Variant | None = None
     ) -> ExplainResult:
-        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` gives offline.
-
-        variant: of the query's recipe and request; None: compiled here where it is not there.
-        """
+        """The reasons; blocks, for threads. The same numbers as `Explainer.explain` offline. variant: the query's."""
         recipe = query.recipe or self.default_recipe(query.request)
         variant = variant or self.variant(recipe.one_pass, query.request)
         with collected_reports() as reports:
@@ -142,26 +119,16 @@ class LoadedModel:
 
         request: of a client; where it explains or attributes to other tensors, compiling says what is possible.
         """
-        if self.default_recipe_problem and self.with_defaults(request) == self.request:
+        if self.default_recipe_problem and self._with_defaults(request) == self.request:
             raise UnsupportedModel(
                 f"{self.name}: the default recipe {self.recipe.title} is not possible: {self.default_recipe_problem}"
             )
         return self.recipe
 
-    def cached_variant(self, recipe: Recipe, request: Request | None = None) -> Variant | None:
-        """A compiled recipe that is there already. Raises why it cannot be compiled, where that is remembered."""
-        return self.variants.get(self.variant_key(recipe, request))
-
     def variant_key(self, recipe: Recipe, request: Request | None = None) -> tuple[Recipe, Request]:
         """A client's recipe and request over the model's own settings. UsageError for one without graph."""
         recipe.require_graph()
-        return recipe, self.with_defaults(request)
-
-    def with_defaults(self, request: Request | None) -> Request:
-        """A client's request over the model's own settings."""
-        if request is None:
-            return self.request
-        return request if request.explain else replace(request, explain=self.request.explain)
+        return recipe, self._with_defaults(request)
 
     def variant(self, recipe: Recipe, request: Request | None = None, keep: bool = False) -> Variant:
         """A compiled recipe, compiled here and now, as loading does. keep: it stays as long as the model does.
@@ -173,8 +140,7 @@ class LoadedModel:
             variant = self.variants.get(key)
             if variant is None:
                 variant = self._compile(*key)
-                if self.variants.put(key, variant, keep):
-                    free_memory()
+                self.variants.put(key, variant, keep)
         return variant
 
     def close(self) -> None:
@@ -291,6 +257,12 @@ class LoadedModel:
                         continue
                     del self._subjects[oldest]
         return subject
+
+    def _with_defaults(self, request: Request | None) -> Request:
+        """A client's request over the model's own settings."""
+        if request is None:
+            return self.request
+        return request if request.explain else replace(request, explain=self.request.explain)
 
     def _open(self, model: ir.Model, role: str) -> ModelQueue:
         names = [str(value.name) for value in model.graph.outputs]

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from onnxplain.errors import Busy
+from onnxplain.machine import resident_bytes
 from onnxplain.server.models.entry import READY, ModelEntry
 from onnxplain.server.models.lifecycle import ModelLifecycle
 from onnxplain.server.telemetry.logs import event
@@ -19,6 +20,9 @@ from onnxplain.sources import Release, ResolvedModel
 LOG = logging.getLogger("onnxplain.server")
 WAIT = 10.0  # seconds that a load waits for room while running calls use all there is
 GROWN = 0.1  # seconds between looks at what is held: models grow with each recipe that is asked for
+LOADING = 1.3  # memory of a model while it loads, by what it keeps
+NOISE = 32 * 2**20  # bytes by which a process grows without any model
+SHORT = 4.0  # how many times too low the estimates may be at most
 TIMES_ITS_FILE = 8.0  # memory of a model by the size of its files, before any was loaded here
 
 
@@ -26,11 +30,13 @@ class ModelResidency:
     """Room for models. budget: bytes of all models in memory together: weights, graphs, open sessions.
 
     A model is taken to need what it needed last time, else as many times the size of its files as the hungriest so far.
-    One that needs more than the whole budget is loaded alone.
+    One that needs more than the whole budget is loaded alone. What models hold is estimated; where the process has
+    grown by more since it began, all estimates are raised likewise.
     """
 
     def __init__(self, budget: int, lifecycle: ModelLifecycle, metrics: Metrics):
-        self.budget = budget
+        self.began = resident_bytes() or 0
+        self.budget = max(budget - self.began, budget // 2)
         self._lifecycle, self._metrics = lifecycle, metrics
         self._sizes: dict[tuple[str, str, str], int] = {}  # bytes by name, version, fingerprint, when it was loaded
         self._times = TIMES_ITS_FILE
@@ -41,14 +47,24 @@ class ModelResidency:
     @property
     def nbytes(self) -> int:
         """Held by models, those that are being freed too, and kept for those that load."""
-        in_memory = [entry.served for entry in self._lifecycle.entries() if entry.served is not None]
-        return sum(served.nbytes for served in (*in_memory, *self._lifecycle.leaving)) + sum(self._reserved.values())
+        held = self._estimated()
+        return int(held * self._raised(held))
+
+    def _estimated(self) -> int:
+        in_use = [entry.served for entry in self._lifecycle.entries() if entry.served is not None]
+        held = sum(served.nbytes for served in (*in_use, *self._lifecycle.leaving))
+        return held + sum(self._reserved.values())
+
+    def _raised(self, estimated: int) -> float:
+        """By what to multiply estimates; estimated: their sum."""
+        grown = (resident_bytes() or 0) - self.began - NOISE
+        return min(SHORT, max(1.0, grown / estimated)) if estimated else 1.0
 
     @asynccontextmanager
     async def room(self, release: Release, resolved: ResolvedModel) -> AsyncIterator[None]:
         """While inside there is room to load a model. Raises Busy where running calls use all there is for WAIT s."""
         key = (release.name, release.version, release.fingerprint)
-        nbytes = min(self._sizes.get(key) or int(self._times * _size_of_files(resolved)), self.budget)
+        nbytes = int(LOADING * (self._sizes.get(key) or self._times * _size_of_files(resolved)))
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((nbytes, admitted))
         try:
@@ -79,17 +95,19 @@ class ModelResidency:
         if self._look is not None:
             self._look.cancel()
             self._look = None
-        held = self.nbytes
+        held = self._estimated()
+        raised = self._raised(held)
+        budget = int(self.budget / raised)
         while True:
-            wanted = self._waiting[0][0] if self._waiting else 0
-            self._evict(held + wanted - self.budget)
-            if not self._waiting or held + wanted > self.budget:  # full, until what goes is gone
+            wanted = min(self._waiting[0][0], budget) if self._waiting else 0
+            self._evict(held + wanted - budget)
+            if not self._waiting or held + wanted > budget:  # full, until what goes is gone
                 break
-            nbytes, admitted = self._waiting.popleft()
-            self._reserved[admitted] = nbytes
+            _, admitted = self._waiting.popleft()
+            self._reserved[admitted] = wanted
             admitted.set_result(None)
-            held += nbytes
-        self._metrics.models_held(held)
+            held += wanted
+        self._metrics.models_held(int(raised * held))
 
     def close(self) -> None:
         """Look no more."""

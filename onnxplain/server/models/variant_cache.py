@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from onnxplain.errors import OnnxplainError
 from onnxplain.server.models.variant import Variant
+from onnxplain.server.scheduling.session_cache import free_memory
 
 NUMBER = 24  # compiled recipes kept per model
 FAILURES = 256  # recipes per model of which it is remembered that they cannot be compiled
@@ -44,8 +45,8 @@ class VariantCache:
                 return None
         raise error.again()
 
-    def put(self, key: Hashable, variant: Variant, keep: bool = False) -> int:
-        """Hold a variant, and drop what is then too much; how many went. keep: it stays while the model does."""
+    def put(self, key: Hashable, variant: Variant, keep: bool = False) -> None:
+        """Hold a variant, and drop what is then too much. keep: it stays while the model does."""
         with self._lock:
             dropped = [] if self._closed else self._insert(key, variant, keep)
             if self._closed:
@@ -55,7 +56,9 @@ class VariantCache:
             idle = [old for old in dropped if not old.users]
         for old in idle:
             self._close(old)
-        return len(dropped)
+        if dropped:
+            del dropped, idle
+            free_memory()
 
     def fail(self, key: Hashable, error: OnnxplainError) -> None:
         """Remember for a while that there can be no such variant: asking again costs nothing."""

@@ -13,6 +13,11 @@ from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.server.models.variant import NODE, Variant
 
 
+def cached_variant(model: LoadedModel, recipe: Recipe, request: Request | None = None) -> Variant | None:
+    """A compiled graph that is there already. Raises why it cannot be compiled, where that is remembered."""
+    return model.variants.get(model.variant_key(recipe, request))
+
+
 def requested_variant(model: LoadedModel, recipe: Recipe, request: Request | None = None) -> Future[Variant]:
     """A compiled graph as a future: compiled in the queue where it is not there, once however many ask.
 
@@ -20,8 +25,7 @@ def requested_variant(model: LoadedModel, recipe: Recipe, request: Request | Non
     compiled; why it cannot be compiled, where that is known; UsageError for a looped recipe.
     """
     key = model.variant_key(recipe, request)
-    cached = model.variants.get(key)
-    if cached is not None:
+    if (cached := model.variants.get(key)) is not None:
         future: Future[Variant] = Future()
         future.set_result(cached)
         return future

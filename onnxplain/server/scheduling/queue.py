@@ -78,6 +78,7 @@ class ModelQueue:
         self._observe = observe
         self._lock = threading.Lock()
         self._expected = 0.0  # seconds per run, decaying mean
+        self._usual: float | None = None  # the same without doubts
         self._running: dict[Stop, list[Ticket]] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Outputs:
@@ -105,6 +106,12 @@ class ModelQueue:
     def expected(self, rows: int) -> float:
         """Seconds a run takes, as far as is known; 0 before the first."""
         return self._expected if rows <= self.max_rows else self._expected * rows / self.max_rows
+
+    def usual(self, rows: int) -> float | None:
+        """Seconds a run took lately, whatever was doubted; None before the first."""
+        if self._usual is None or rows <= self.max_rows:
+            return self._usual
+        return self._usual * rows / self.max_rows
 
     def doubt(self) -> None:
         """Somebody was refused by what is expected: believe it less, so that a single slow run is forgotten."""
@@ -196,6 +203,7 @@ class ModelQueue:
         if not failed:
             alone = seconds if rows <= self.max_rows else seconds * self.max_rows / rows
             self._expected = alone if not stats.runs else (1 - NEWEST) * self._expected + NEWEST * alone
+            self._usual = alone if self._usual is None else (1 - NEWEST) * self._usual + NEWEST * alone
         with self._lock:
             stats.runs += 1
             stats.rows += rows

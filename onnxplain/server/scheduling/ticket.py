@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from onnxplain.errors import OnnxplainError
 from onnxplain.runtime.session import Array
 from onnxplain.server.call import Call
+from onnxplain.server.tokens import DEFAULT_PRIORITY
 
 Outputs = dict[str, Array]
 
@@ -44,6 +45,10 @@ class TicketQueue(Protocol):
         """Seconds a run takes, as far as is known."""
         ...
 
+    def usual(self, rows: int) -> float | None:
+        """Seconds a run took lately, whatever was doubted; None before the first."""
+        ...
+
     def doubt(self) -> None:
         """Somebody was refused by what is expected."""
         ...
@@ -61,7 +66,8 @@ class TicketQueue(Protocol):
 class Ticket:
     """One run somebody waits for. rows: how many along axis 0. key: tickets with the same key may share a run.
 
-    queued_at: monotonic time. forget: takes its callback off the call.
+    queued_at: monotonic time; expires: until then it may wait. forget: takes its callback off the call. caller, share,
+    priority: the call's, the least urgent priority having the highest number. charged: seconds its caller has paid.
     """
 
     queue: TicketQueue
@@ -74,8 +80,17 @@ class Ticket:
     queued_at: float = field(default_factory=time.monotonic)
     done: bool = False
     forget: Callable[[], None] | None = None
+    caller: str = ""
+    share: float = 1.0
+    priority: int = DEFAULT_PRIORITY
+    expires: float | None = None
+    charged: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.call is not None:
+            self.caller, self.share, self.priority = self.call.caller.name, self.call.caller.share, self.call.priority
+            if self.call.queue_seconds is not None:
+                self.expires = self.queued_at + self.call.queue_seconds
         self.future.set_running_or_notify_cancel()  # so that a waiter who is cancelled does not end it: `finish` does
 
     def succeed(self, outputs: Outputs, report: RunReport) -> None:

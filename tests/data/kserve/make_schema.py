@@ -27,7 +27,7 @@ OPEN = {
     *("V1alpha1ServingRuntimeSpec", "V1alpha1SupportedModelFormat", "V1beta1InferenceServiceSpec"),
     *("V1beta1PredictorSpec", "V1beta1ModelSpec", "V1beta1ModelFormat", "V1ObjectMeta", "V1Container", "V1EnvVar"),
     *("V1ContainerPort", "V1Probe", "V1GRPCAction", "V1ResourceRequirements", "V1SecurityContext", "V1Capabilities"),
-    "V1SeccompProfile",
+    *("V1SeccompProfile", "V1beta1ExplainerSpec", "V1Volume", "V1VolumeMount", "V1EmptyDirVolumeSource"),
 }
 SCALARS = {
     "str": {"type": "string"},

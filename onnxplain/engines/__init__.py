@@ -1,0 +1,1 @@
+"""Engines that spread the service over many machines; the service itself is `onnxplain.server`."""

@@ -1,0 +1,274 @@
+"""One replica of Ray Serve: the server's services, guard and repository, in a process that Ray started.
+
+Models are loaded when they are asked for. Ray's multiplexing bounds how many a replica holds, the least used go first,
+and sends requests to replicas that have their model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from contextvars import Context
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from onnxplain.cli.serve import sources_of
+from onnxplain.engines.ray_methods import METHODS, ServedMethod
+from onnxplain.engines.ray_policy import ROWS
+from onnxplain.engines.ray_proxy import SECONDS_LEFT
+from onnxplain.engines.ray_settings import ReplicaSettings
+from onnxplain.errors import Busy, InputError, NotFound, OnnxplainError
+from onnxplain.server import grpc_status
+from onnxplain.server.app import Server
+from onnxplain.server.call import Call
+from onnxplain.server.guard import Guard, Metadata
+from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.models.entry import FIRST_RETRY
+from onnxplain.server.models.served import split
+from onnxplain.server.rpc.explainer_service import ExplainerService
+from onnxplain.server.rpc.handler_shape import KINDS, MethodNotImplemented
+from onnxplain.server.rpc.inference_service import InferenceService
+from onnxplain.server.telemetry.logs import set_up
+from onnxplain.server.tokens import Tokens
+from onnxplain.sources import DirectorySource
+
+RAYS_ID = "request_id"  # Ray sends its own behind every reply
+
+OF_ONE_SERVER = {  # what says something of one server, of which there are many here
+    "RepositoryModelLoad": "models are loaded when they are asked for",
+    "RepositoryModelUnload": "Ray Serve lets go of the models that are used least",
+}
+
+
+class Replica:
+    """What Ray makes one of for each replica; `ray_serve.deployment` gives it a method for every RPC."""
+
+    async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Ray awaits it
+        from ray import serve
+
+        self._settings = ReplicaSettings.of(settings)
+        set_up("text", "INFO")
+        options = self._settings.options()
+        self._options = options
+        self._server = Server(options, sources_of(self._settings.models, self._settings.registries, options))
+        self.repository = self._server.repository
+        tokens = Tokens(options.token_file) if options.token_file else None
+        self._guard = Guard(self._server.metrics, tokens, options.max_request_seconds)
+        self._roots = [options.cache]
+        self._roots += [s.root.absolute() for s in self.repository.sources if isinstance(s, DirectorySource)]
+        self._services = (ExplainerService(self.repository, options), InferenceService(self.repository))
+
+        async def model(name: str) -> _Held:
+            return await self._load(name)
+
+        self._hold = serve.multiplexed(max_num_models_per_replica=self._settings.max_models)(model)
+        self._failed: dict[str, tuple[float, OnnxplainError]] = {}
+        self._known: set[str] = set()  # models that there are or could be, as of the last look at the sources
+        await self._look()
+        wanted = self._settings.load
+        for name in sorted(self._known) if "*" in wanted else wanted:
+            await self._hold(name)
+        self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Rows admitted and not yet answered, for `RowsPolicy`."""
+        local = (served for served in self.repository.served() if isinstance(served, LocalModel))
+        return {ROWS: float(sum(served.model.admission.rows for served in local))}
+
+    def __del__(self) -> None:
+        """Ray calls it when the replica goes, behind its last request; so does the collector, which must not count."""
+        with suppress(RuntimeError, AttributeError):  # no loop runs here, or it never began
+            self._closing = asyncio.get_running_loop().create_task(self.close())
+
+    async def close(self) -> None:
+        """Let go of all models."""
+        self._following.cancel()
+        await self._server.stop(0)
+
+    async def answer(self, name: str, raw: bytes, context: Any) -> Any:
+        """One request, one reply. Errors are told by the context, with their details."""
+        try:
+            return await self._guarded(METHODS[name], context, lambda method: self._reply(method, raw, context))
+        except Exception as error:
+            self._tell(error, context)
+            return NoReply()
+
+    async def answers(self, name: str, messages: Any, context: Any) -> AsyncIterator[Any]:
+        """A stream of replies. messages: a request's bytes, or a stream of them. An error ends it."""
+        replies: asyncio.Queue[Any] = asyncio.Queue(maxsize=8)  # slow readers wait here
+        end = object()
+
+        async def work(method: ServedMethod) -> None:
+            handler = self._handler(method)
+            if method.takes_stream:
+                request: Any = self._requests(method, messages)
+            else:
+                request = self._parsed(method, messages)
+                await self._need(request)
+            async with aclosing(handler(request, context)) as stream:
+                async for reply in stream:
+                    await replies.put(reply)
+
+        async def whole() -> None:
+            try:
+                await self._guarded(METHODS[name], context, work)
+            finally:
+                await replies.put(end)
+
+        task = asyncio.create_task(whole())
+        try:
+            while (reply := await replies.get()) is not end:
+                yield reply
+            await task
+        except Exception as error:
+            self._tell(error, context)
+            raise RuntimeError(context.details()) from None  # Ray takes the code from the context
+        finally:
+            task.cancel()
+
+    # Inside
+
+    async def _guarded(self, method: ServedMethod, context: Any, work: Callable[[ServedMethod], Awaitable[Any]]) -> Any:
+        if method.name in OF_ONE_SERVER:
+            raise MethodNotImplemented(f"{method.path}: {OF_ONE_SERVER[method.name]}; there are many servers here.")
+        kind = KINDS[method.takes_stream, method.gives_stream]
+        guarded = self._guard.method(method.path, kind, capped=not method.takes_stream)
+        return await self._guard.answer(guarded, RayArrival(context), lambda: work(method))
+
+    async def _reply(self, method: ServedMethod, raw: bytes, context: Any) -> Any:
+        handler = self._handler(method)
+        request = self._parsed(method, raw)
+        await self._need(request)
+        return await handler(request, context)
+
+    async def _requests(self, method: ServedMethod, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """The requests of a stream; a model that cannot be had is told by the service, behind its request."""
+        async for raw in messages:
+            request = self._parsed(method, raw)
+            with suppress(OnnxplainError):
+                await self._need(getattr(request, "request", request))
+            yield request
+
+    def _handler(self, method: ServedMethod) -> Callable[..., Any]:
+        for service in self._services:
+            handler: Callable[..., Any] | None = getattr(service, method.name, None)
+            if handler is not None:
+                return handler
+        raise MethodNotImplemented(f"{method.path} is not implemented by this server.")
+
+    def _parsed(self, method: ServedMethod, raw: bytes) -> Any:
+        if len(raw) > self._options.max_message_bytes:
+            raise Busy(
+                f"a message of {len(raw)} bytes; at most {self._options.max_message_bytes} are taken. Send fewer rows "
+                "at once.",
+                retry=0.0,
+            )
+        try:
+            return method.request.FromString(raw)  # type: ignore[attr-defined]
+        except (DecodeError, ValueError, RecursionError) as error:
+            raise InputError(f"the request is no valid protobuf message of this method ({error}).") from error
+
+    async def _need(self, request: Any) -> None:
+        """Have the model that a request names, if it names one."""
+        model = getattr(request, "model", None)
+        name = model.name if model is not None else getattr(request, "model_name", getattr(request, "name", ""))
+        name, _ = split(name)
+        if not name:
+            return
+        if name not in self._known:
+            raise NotFound(f"no model {name[:200]!r} here.").at("model.name")
+        # A task of its own, outside of the call: whoever stops waiting does not stop what others wait for.
+        await asyncio.shield(asyncio.create_task(self._hold(name), context=Context()))
+
+    async def _load(self, name: str) -> _Held:
+        """Load a model; one that could not be loaded just now is not tried again at once."""
+        until, error = self._failed.get(name, (0.0, None))
+        if error is not None and time.monotonic() < until:
+            raise error
+        try:
+            await self.repository.load(name)
+        except OnnxplainError as problem:
+            if name not in self.repository.names():  # no version of it answers
+                self._failed[name] = time.monotonic() + FIRST_RETRY, problem
+                raise
+        self._failed.pop(name, None)
+        return _Held(self, name)
+
+    async def _look(self) -> None:
+        await self.repository.refresh()
+        self._known = {name for name, version, *_ in self.repository.index() if version}
+
+    async def _follow(self) -> None:
+        """Look at the sources again and again: new models, new versions of those that are here."""
+        while True:
+            await asyncio.sleep(self._options.poll_seconds)
+            await self._look()
+
+    def _tell(self, error: BaseException, context: Any) -> None:
+        status = grpc_status.logged_status(error, self._roots)
+        context.set_code(grpc.StatusCode[grpc_status.code_of(error)])
+        context.set_details(status.message)
+        kept = [pair for pair in context.trailing_metadata() if pair[0] not in (grpc_status.DETAILS, RAYS_ID)]
+        context.set_trailing_metadata([*kept, (grpc_status.DETAILS, status.SerializeToString())])
+
+
+class _Held:
+    """A model in Ray's list of those that a replica has; Ray deletes the least used by hand."""
+
+    def __init__(self, replica: Replica, name: str):
+        self._replica, self._name, self._loop = replica, name, asyncio.get_running_loop()
+        self._gone = False
+
+    def __del__(self) -> None:
+        """Let the repository drop it once its last call is answered. From a thread of Ray's."""
+        if self._gone or self._loop.is_closed():
+            return
+        self._gone = True
+        asyncio.run_coroutine_threadsafe(self._unload(), self._loop)
+
+    async def _unload(self) -> None:
+        with suppress(NotFound):  # its files are gone, and so is it
+            await self._replica.repository.unload(self._name)
+
+
+class NoReply:
+    """In place of a reply where there is an error; gRPC does not send it."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802  # protobuf's name
+        """No bytes."""
+        return b""
+
+
+class RayArrival:
+    """A call as Ray's context tells of it."""
+
+    answered: tuple[type[BaseException], ...] = ()
+
+    def __init__(self, context: Any):
+        self._context = context
+        self.metadata: Metadata = tuple(context.invocation_metadata())
+
+    def peer(self) -> str:
+        """The client's address, as the proxy saw it."""
+        return str(self._context.peer())
+
+    def seconds_left(self) -> float | None:
+        """As the proxy counted them when the request came."""
+        return next((float(value) for key, value in self.metadata if key == SECONDS_LEFT), None)
+
+    def certificate_names(self) -> Sequence[str]:
+        """None: TLS ends before Ray."""
+        return ()
+
+    def began(self, call: Call) -> None:
+        """Send the request id back behind the answer."""
+        self._context.set_trailing_metadata([("x-request-id", call.request_id)])
+
+    def code(self) -> str:
+        """The code that was set, OK if none."""
+        code = self._context.code()
+        return "OK" if not code else str(code.name)
