@@ -24,6 +24,7 @@ from onnxplain.wire.tensors import INPUTS, RANK, Array
 MULTIPART = "multipart/form-data"
 WORDS = ("recipe", "method", "explain", "head", "format", "palette", "draw")  # one text each
 LISTS = ("target", "attribute_to", "outputs")  # several
+INPUT = ("image", "inputs")
 FORM_FIELDS = 64
 
 
@@ -49,6 +50,12 @@ class ExplainWords:
         """What is to be explained, in words."""
         return self.target or ("predicted",)
 
+    def refuse_drawing(self) -> None:
+        """Raise UsageError for words about drawings, where the answer is numbers."""
+        for name in ("format", "palette", "draw"):
+            if getattr(self, name):
+                raise UsageError(f"{name} says nothing here; POST /v2/models/M/explain draws.").at(name)
+
     def message(self, model: str, version: str, default: str) -> v1.ExplainRequest:
         """The request without its inputs. default: the method of the model's own recipe."""
         return v1.ExplainRequest(
@@ -67,7 +74,12 @@ def asked(request: HttpRequest) -> tuple[ExplainWords, Upload | dict[str, Array]
     if request.media_type == MULTIPART:
         return _form(words, request)
     if request.media_type == "application/json" or request.body.lstrip()[:1] == b"{":
-        return from_json(words, json_object(request.body, request.most))
+        body = json_object(request.body, request.most)
+        given = {name: body.pop(name) for name in INPUT if name in body}
+        words = from_json(words, body)
+        if len(given) != 1:
+            raise InputError('give "image" (base64) or "inputs" (tensors as for infer).').at("inputs")
+        return words, _image(given["image"]) if "image" in given else tensors(given["inputs"])
     return words, upload(request.body, request.media_type)
 
 
@@ -92,8 +104,8 @@ def from_pairs(before: ExplainWords, pairs: Iterable[tuple[str, str]]) -> Explai
     return replace(before, **words, **lists, options={**before.options, **options})
 
 
-def from_json(before: ExplainWords, body: Mapping[str, Any]) -> tuple[ExplainWords, Upload | dict[str, Array]]:
-    """Words and input of a JSON body: `image` in base64, or `inputs` as for infer."""
+def from_json(before: ExplainWords, body: Mapping[str, Any]) -> ExplainWords:
+    """Words of a JSON body. Raises UnknownName for what is none."""
     found: dict[str, Any] = {}
     for name, value in body.items():
         if name in LISTS:
@@ -113,14 +125,9 @@ def from_json(before: ExplainWords, body: Mapping[str, Any]) -> tuple[ExplainWor
             if not isinstance(value, dict):
                 raise InputError(f"options: {kind_of(value)}, expected an object.").at("options")
             found[name] = {**before.options, **_struct(value, name)}
-        elif name not in ("image", "inputs"):
-            raise UnknownName("key", name[:100], [*LISTS, *WORDS, "ledger", "options", "image", "inputs"]).at(
-                name[:100]
-            )
-    words = replace(before, **found)
-    if ("image" in body) == ("inputs" in body):
-        raise InputError('give "image" (base64) or "inputs" (tensors as for infer).').at("inputs")
-    return words, _image(body["image"]) if "image" in body else tensors(body["inputs"])
+        else:
+            raise UnknownName("key", name[:100], [*LISTS, *WORDS, "ledger", "options", *INPUT]).at(name[:100])
+    return replace(before, **found)
 
 
 def tensors(given: Any) -> dict[str, Array]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from onnxplain.server.http import kserve_v1 as v1
 from onnxplain.server.http import open_inference as v2
 from onnxplain.server.http.explain import model_explain
 from onnxplain.server.http.reply import Reply
@@ -50,6 +51,7 @@ def _of_model(
     return [Endpoint(verb, f"{head}{tail}", stands_for, answer, body) for head in VERSIONED]
 
 
+# The first that fits an address answers: `{model}` would take what stands behind it for a name.
 ENDPOINTS: Sequence[Endpoint] = [
     Endpoint("GET", "/v2", "ServerMetadata", v2.server_metadata),
     Endpoint("GET", "/v2/health/live", "ServerLive", v2.server_live),
@@ -61,6 +63,10 @@ ENDPOINTS: Sequence[Endpoint] = [
     *_of_model("GET", "/stats", "ModelStatistics", v2.model_statistics),
     *_of_model("POST", "/infer", "ModelInfer", v2.model_infer, "infer"),
     *_of_model("POST", "/explain", "Explain", model_explain, "explain"),
+    Endpoint("GET", "/v1/models", "RepositoryIndex", v1.model_list),
+    Endpoint("POST", "/v1/models/{model}:predict", "ModelInfer", v1.predict, "predict"),
+    Endpoint("POST", "/v1/models/{model}:explain", "Explain", v1.explain, "predict"),
+    Endpoint("GET", "/v1/models/{model}", "ModelReady", v1.ready),
     Endpoint("POST", "/v2/repository/index", "RepositoryIndex", v2.repository_index, "json"),
     Endpoint("POST", "/v2/repository/models/{model}/load", "RepositoryModelLoad", v2.model_load, "json"),
     Endpoint("POST", "/v2/repository/models/{model}/unload", "RepositoryModelUnload", v2.model_unload, "json"),
