@@ -12,16 +12,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from onnxplain.server.http.endpoint import Doors, GuardedEndpoint
 from onnxplain.server.http.errors import error_body
 from onnxplain.server.http.infer_messages import HEAD_LENGTH
+from onnxplain.server.http.pages import EVERYTHING
 from onnxplain.server.http.reply import JSON, Reply, deliver
 from onnxplain.server.http.request import TIMEOUT
-from onnxplain.server.http.routes import ENDPOINTS, Endpoint
+from onnxplain.server.http.routes import Endpoint
 from onnxplain.server.http.services import Services
 
 SENT = ["authorization", "content-type", "content-encoding", "x-request-id", TIMEOUT, HEAD_LENGTH]
 SHOWN = ["x-request-id", "retry-after", HEAD_LENGTH]
 
 
-def application(services: Services, doors: Doors, endpoints: Sequence[Endpoint] = ENDPOINTS) -> ASGIApp:
+def application(services: Services, doors: Doors, endpoints: Sequence[Endpoint] = EVERYTHING) -> ASGIApp:
     """All endpoints, each behind the guard; anything else is 404 or 405, as JSON. Origins of `doors` may ask."""
     paths: dict[str, dict[str, ASGIApp]] = {}
     for endpoint in endpoints:
