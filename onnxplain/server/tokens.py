@@ -209,7 +209,7 @@ def _with_rates_of(before: Mapping[bytes, Caller], after: dict[bytes, Caller]) -
     """Reading a file again fills no bucket: who has the same rate as before goes on with what is left of it."""
     old = {caller.name: caller.rate for caller in before.values()}
     return {
-        digest: replace(caller, rate=old[caller.name]) if caller.rate == old.get(caller.name) else caller
+        digest: replace(caller, rate=old[caller.name]) if old.get(caller.name) == caller.rate is not None else caller
         for digest, caller in after.items()
     }
 
