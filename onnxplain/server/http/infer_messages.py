@@ -106,22 +106,27 @@ def infer_reply(response: Any, form: OutputForm) -> Reply:
 
 
 def set_parameters(into: Any, parameters: Mapping[str, Any], where: str) -> None:
-    """Parameters as the protocol's messages hold them: bool, int64, uint64, double or string."""
+    """Parameters as the protocol's messages hold them: bool, int64, string, and of inference uint64 and double."""
     for name, value in parameters.items():
         at = f"{where}.{name[:100]}"
         match value:
             case bool():
-                into[_utf8(name, at)].bool_param = value
+                kind = "bool_param"
             case int() if -(2**63) <= value < 2**63:
-                into[_utf8(name, at)].int64_param = value
+                kind = "int64_param"
             case int() if 0 <= value < 2**64:
-                into[_utf8(name, at)].uint64_param = value
+                kind = "uint64_param"
             case float() if math.isfinite(value):
-                into[_utf8(name, at)].double_param = value
+                kind = "double_param"
             case str():
-                into[_utf8(name, at)].string_param = _utf8(value, at)
+                kind, value = "string_param", _utf8(value, at)
             case _:
-                raise InputError(f"{at}: {kind_of(value)}, a parameter is true, false, a number or a string.").at(at)
+                kind = ""
+        parameter = into[_utf8(name, at)]
+        if kind not in parameter.DESCRIPTOR.fields_by_name:
+            shown = repr(value)[:40] if isinstance(value, int | float) else kind_of(value)
+            raise InputError(f"{at}: {shown}; a parameter is true, false, a number or a string.").at(at)
+        setattr(parameter, kind, value)
 
 
 def plain_parameters(parameters: Any) -> dict[str, Any]:
