@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-import numpy as np
-
 from onnxplain import __version__, render
 from onnxplain.coverage import Coverage
 from onnxplain.explanation import Explanation
@@ -74,9 +72,7 @@ def manifest_of(done: Invocation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def report_of(
-    done: Invocation, panels: Sequence[render.Panel], grid: bytes, manifest: dict[str, Any]
-) -> render.Report:
+def report_of(done: Invocation, panels: Sequence[render.Panel], grid: bytes, manifest: dict[str, Any]) -> render.Report:
     """The report. grid: PNG of all panels."""
     first = done.explanations[0]
     facts = {

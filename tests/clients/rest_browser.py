@@ -25,7 +25,7 @@ with sync_playwright() as playwright:
     page.screenshot(path=screenshot)
     page.fill("input[name=target]", "no such class")
     page.click("form button")
-    page.wait_for_function("document.getElementById('error').textContent", timeout=60_000)
+    page.wait_for_selector("#error:not(:empty)", timeout=60_000)
     said = page.inner_text("#error")
     addresses = page.locator("details").count()
     browser.close()

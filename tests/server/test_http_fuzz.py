@@ -173,7 +173,8 @@ def test_no_request_is_answered_by_500(rest, start):
 
 POST = b"POST /v2/models/iris_mlp/infer HTTP/1.1\r\nhost: a\r\n"
 RAW = [
-    b"", b"\r\n\r\n", b"GET", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n",
+    b"", b"\r\n\r\n", b"GET", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n",
     b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", b"GET \x00 HTTP/1.1\r\nhost: a\r\n\r\n",
     POST + b"content-length: 1\r\ncontent-length: 2\r\n\r\n{}",
     POST + b"content-length: -1\r\n\r\n",

@@ -68,9 +68,9 @@ def _pieces(value: Any) -> Iterator[str]:
             yield f"{', ' if n else ''}{json.dumps(str(name), ensure_ascii=False)}: "
             yield from _pieces(inner)
         yield "}"
-    elif isinstance(value, list) and (len(value) > SLICE or any(isinstance(inner, list | dict) for inner in value)):
+    elif isinstance(value, list):
         yield "["
-        if any(isinstance(inner, list | dict) for inner in value):
+        if {list, dict} & set(map(type, value)):
             for n, inner in enumerate(value):
                 yield ", " if n else ""
                 yield from _pieces(inner)
