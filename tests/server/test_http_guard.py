@@ -239,7 +239,7 @@ def test_connections_are_bounded(rest, monkeypatch):
 
 def test_a_reader_that_reads_nothing_is_cut_off(models):
     """An answer of 40 MB, of which the client takes none."""
-    with served([models], max_request_seconds=1.0) as server:
+    with served([models], max_request_seconds=5.0) as server:
         shape = [1, 5_000_000]
         top = json.dumps(
             {
@@ -253,7 +253,7 @@ def test_a_reader_that_reads_nothing_is_cut_off(models):
         lines = [f"content-length: {length}", f"inference-header-content-length: {len(top)}"]
         with head(server.port, "POST", path, *lines) as connected:
             connected.sendall(top + bytes(20_000_000))
-            assert eventually(lambda: not server.server.http.connections, 20)
+            assert eventually(lambda: not server.server.http.connections, 40)
 
 
 def test_pages_of_others_may_not_act(models):
@@ -308,6 +308,16 @@ def test_a_second_signal_ends_what_is_answered(models):
         stopping.result(10)
         thread.join(10)
         assert found in (["cut"], [503])
+
+
+def test_small_answers_are_sent_at_once(rest):
+    """Nagle's algorithm would keep the second packet of each for 40 ms."""
+    with socket.create_connection(("127.0.0.1", rest.port)):
+        state = rest.server.http._server.server_state
+        assert eventually(lambda: state.connections, 5)
+        for connected in list(state.connections):
+            raw = connected.transport.get_extra_info("socket")
+            assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_taken_port_is_said(models, rest):
