@@ -21,6 +21,7 @@ from onnxplain.prepared import FolderCache
 from onnxplain.server.going_down import CLOSE, REST, drain, force_end, within
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.http.server import HttpServer
 from onnxplain.server.isolation.callers import ForwardedCallers
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
@@ -117,6 +118,7 @@ class Server:
             self._tracing,
             options.tls_ca is not None,
         )
+        self.http = HttpServer(options, self._guard, self.repository, roots)
         interceptor = Interceptor(
             self._guard, roots, options.idle_seconds, worker=options.socket is not None, memory=self.memory
         )
@@ -145,6 +147,7 @@ class Server:
             ) from error
         if options.metrics_port:
             self._stop_metrics = self.metrics.serve(options.host, options.metrics_port)
+        await self.http.start()
         await server.start()
         for service in (EXPLAINER, INFERENCE, LIVENESS):
             await self._set_health(service, SERVING)
@@ -177,7 +180,7 @@ class Server:
         seconds = self.options.drain_timeout if grace is None else grace
         seconds = 0.0 if self._hurry.is_set() else seconds
         self.context.compile_queue.close(seconds)
-        await drain(self._server, self._guard.calls, seconds)
+        await asyncio.gather(drain(self._server, self._guard.calls, seconds), self.http.stop(seconds))
         self._threads.shutdown(wait=False, cancel_futures=True)
         threads: list[Callable[[], None]] = [
             self.scheduler.close,
@@ -206,6 +209,7 @@ class Server:
             self._hurry.set()
             self._guard.calls.cut()
             self._spawn(self._server.stop(0))
+            self._spawn(self.http.stop(0))
 
     async def _follow(self) -> None:
         """Load what there is; look again for ever where the sources may change."""

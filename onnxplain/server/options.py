@@ -29,13 +29,16 @@ class ServerOptions:
     max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first asked for.
     graph_cache: folder of models made ready and compiled graphs, None: they are not kept; graph_cache_bytes: of it.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
-    idle_seconds: of a stream or connection that asks for nothing.
+    idle_seconds: of a stream or connection that asks for nothing. http_port: None: no REST, 0: a free one; http_cors:
+    origins of pages that may ask.
     """
 
     host: str = "127.0.0.1"
     port: int = 8001
     socket: Path | None = None
     metrics_port: int = 8002
+    http_port: int | None = None
+    http_cors: tuple[str, ...] = ()
     control: str = "none"
     poll_seconds: float = 5.0
     provider: str = "auto"
