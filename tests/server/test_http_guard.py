@@ -277,7 +277,7 @@ def test_drain_refuses_new_work_and_finishes_what_is_answered(models):
         thread.start()
         admission = {s.name: s for s in server.server.repository.served()}["work"].model.admission
         assert eventually(lambda: admission.rows > 0, 10)
-        server.server._guard.draining = True
+        server.server._guard.calls.drain()
         answer = server.ask("POST", WORK, work(1))
         assert answer.status == 503 and int(answer.headers["retry-after"]) >= 1
         assert server.ask("GET", "/v2/health/live").status == 200
