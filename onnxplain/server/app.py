@@ -71,8 +71,8 @@ class Server:
             self.scheduler,
             SessionCache(options.session_bytes, self.metrics.sessions),
             self.metrics,
-            self.memory,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
+            self.memory,
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
