@@ -11,6 +11,7 @@ from onnxplain.errors import UsageError
 from onnxplain.machine import cpus, memory_bytes, restricted
 
 MESSAGE_BYTES = 64 * 2**20
+GRAPH_CACHE_BYTES = 16 * 2**30
 LOADS = 4  # models loading at a time: each takes several times its size while it does
 MEMORY_SHARE = 0.7  # of the memory there is, for this process: the rest is for what nobody counts, and for files
 BASE = 256 * 2**20  # bytes of Python, onnxruntime and an empty server
@@ -21,22 +22,27 @@ LEAST = 2 * BASE  # of a budget that leaves room for a model
 class ServerOptions:
     """Flags of the server, with their defaults.
 
-    port 0 takes a free one. metrics_port 0: none. slots: runs at a time; threads: of runs, 0: the CPUs. queue_rows,
-    queue_bytes: of one model, waiting and running. memory_budget: bytes of the process; 0: a share of what it may
-    have. model_bytes: of models and their sessions, 0: by the budget. compile_queue: recipes that wait
-    to be compiled; max_compile_seconds: of one. load_slots: models loading at a time, 0: by the CPUs;
+    port 0 takes a free one. metrics_port 0: none. slots: runs at a time, 0: by the CPUs; threads: that all runs share,
+    0: the CPUs. queue_rows, queue_bytes: of one model, waiting and running. memory_budget: bytes of the process; 0: a
+    share of what it may have. model_bytes: of models and their sessions, 0: by the budget. compile_queue: recipes that
+    wait to be compiled; max_compile_seconds: of one. load_slots: models loading at a time, 0: by the CPUs;
     max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first asked for.
+    graph_cache: folder of models made ready and compiled graphs, None: they are not kept; graph_cache_bytes: of it.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
+    idle_seconds: of a stream or connection that asks for nothing. http_port: None: no REST, 0: a free one; http_cors:
+    origins of pages that may ask.
     """
 
     host: str = "127.0.0.1"
     port: int = 8001
     socket: Path | None = None
     metrics_port: int = 8002
+    http_port: int | None = None
+    http_cors: tuple[str, ...] = ()
     control: str = "none"
     poll_seconds: float = 5.0
     provider: str = "auto"
-    slots: int = 1
+    slots: int = 0
     threads: int = 0
     max_batch_rows: int = 0
     queue_rows: int = 64
@@ -47,8 +53,10 @@ class ServerOptions:
     memory_budget: int = 0
     model_bytes: int = 0
     max_request_seconds: float = 60.0
+    idle_seconds: float = 300.0
+    max_connections: int = 2048
     drain_delay: float = 0.0
-    drain_timeout: float = 30.0
+    drain_timeout: float = 20.0  # with five seconds of delay and what comes after it less than a pod's grace of 30
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
@@ -64,6 +72,8 @@ class ServerOptions:
     lazy: bool = False
     load: tuple[str, ...] = ()
     cache: Path = field(default_factory=lambda: default_cache())
+    graph_cache: Path | None = None
+    graph_cache_bytes: int = GRAPH_CACHE_BYTES
 
     def __post_init__(self) -> None:
         if self.memory_budget and self.memory_budget < LEAST and not self.model_bytes:
@@ -89,7 +99,18 @@ class ServerOptions:
     @property
     def threads_per_run(self) -> int:
         """Threads inside one run; 0 leaves it to onnxruntime, which takes all CPUs."""
-        return self.threads or (0 if self.slots == 1 else max(1, cpus() // self.slots))
+        return self.threads or (0 if self.slots < 2 else max(1, cpus() // self.slots))
+
+    @property
+    def run_slots(self) -> int:
+        """Runs at a time: by default as many as there are CPUs, which then share the threads; one on a GPU."""
+        return self.slots or (1 if self._on_cuda else cpus())
+
+    @property
+    def _on_cuda(self) -> bool:
+        from onnxplain.runtime.session import PROVIDERS, providers
+
+        return PROVIDERS["cuda"] in providers(self.provider)
 
     @property
     def loads(self) -> int:
@@ -99,11 +120,7 @@ class ServerOptions:
     @property
     def rows_per_batch(self) -> int:
         """Rows put into one run at most: by default 8 on the CPU, 32 on a GPU."""
-        if self.max_batch_rows:
-            return self.max_batch_rows
-        from onnxplain.runtime.session import PROVIDERS, providers
-
-        return 32 if PROVIDERS["cuda"] in providers(self.provider) else 8
+        return self.max_batch_rows or (32 if self._on_cuda else 8)
 
     @property
     def process_bytes(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from onnxplain.errors import Busy
+from onnxplain.server.call import CALL
 from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.telemetry.metrics import Metrics
 
@@ -22,7 +23,10 @@ class AdmissionControl:
 
     @contextmanager
     def admit(self, rows: int, nbytes: int, seconds_per_row: float = 0.0) -> Iterator[None]:
-        """Hold `rows` and `nbytes` while inside. Raises Busy with the time after which it may be worth coming back."""
+        """Hold `rows` and `nbytes` while inside. Raises Busy with the time after which it may be worth coming back.
+
+        What is let in counts against the rate of the current call's caller.
+        """
         if rows > self.max_rows or nbytes > self.max_bytes:
             self._metrics.refused(self.name, "size")
             raise Busy(
@@ -38,6 +42,7 @@ class AdmissionControl:
                     "try again shortly.",
                     retry=max(0.01, min(5.0, self.rows * seconds_per_row)),
                 )
+            self._take_from_rate(rows)
             self.rows += rows
             self.nbytes += nbytes
         self._metrics.queue(self.name, self.rows, self.nbytes)
@@ -49,3 +54,13 @@ class AdmissionControl:
                 self.rows -= rows
                 self.nbytes -= nbytes
             self._metrics.queue(self.name, self.rows, self.nbytes)
+
+    def _take_from_rate(self, rows: int) -> None:
+        call = CALL.get(None)
+        if call is None or call.caller.rate is None:
+            return
+        try:
+            call.caller.rate.take(rows)
+        except Busy:
+            self._metrics.refused(self.name, "rate")
+            raise
