@@ -128,7 +128,7 @@ class Server:
         """Bind, answer, and begin to load. Raises InputError where the port is taken."""
         options, server = self.options, self._server
         register: Any = explainer_pb2_grpc.add_ExplainerServiceServicer_to_server  # generated, without types
-        register(ExplainerService(self.repository, options), server)
+        register(ExplainerService(self.repository, options, self.memory), server)
         server.add_generic_rpc_handlers((InferenceService(self.repository, options.max_request_seconds).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if options.reflection:
