@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from onnxplain import environment
 from onnxplain.compile import provenance
 from onnxplain.compile.save import INLINE_LIMIT
 from onnxplain.graph.outline import in_parts
@@ -50,6 +51,12 @@ def session_parts(graph: Graph) -> tuple[bytes, dict[str, Array]]:
     if sum(t.nbytes for t in tensors) < INLINE_LIMIT and not any(isinstance(t, ir.ExternalTensor) for t in tensors):
         return serialised(model), {}
     return in_parts(model)
+
+
+def nbytes_of_session(graph: Graph, rows: int) -> int:
+    """Bytes of an open session, about: weights; and what runs of so many rows leave, where its arena is its own."""
+    runs = rows * bytes_per_stream(graph) if rows and environment.begun() is None else 0
+    return nbytes_of_weights(graph) + runs
 
 
 def nbytes_of_weights(graph: Graph) -> int:

@@ -82,9 +82,9 @@ class Server:
             self.scheduler,
             SessionCache(options.session_bytes, self.metrics.sessions),
             self.metrics,
-            self.memory,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
             FolderCache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
+            self.memory,
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
@@ -118,7 +118,7 @@ class Server:
             self._tracing,
             options.tls_ca is not None,
         )
-        self.http = HttpServer(options, self._guard, self.repository, roots)
+        self.http = HttpServer(options, self._guard, self.repository, roots, self.memory)
         interceptor = Interceptor(
             self._guard, roots, options.idle_seconds, worker=options.socket is not None, memory=self.memory
         )
@@ -128,7 +128,7 @@ class Server:
         """Bind, answer, and begin to load. Raises InputError where the port is taken."""
         options, server = self.options, self._server
         register: Any = explainer_pb2_grpc.add_ExplainerServiceServicer_to_server  # generated, without types
-        register(ExplainerService(self.repository, options), server)
+        register(ExplainerService(self.repository, options, self.memory), server)
         server.add_generic_rpc_handlers((InferenceService(self.repository, options.max_request_seconds).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if options.reflection:

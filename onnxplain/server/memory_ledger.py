@@ -21,7 +21,9 @@ class Booking:
         self._released = False
 
     def grow(self, nbytes: int) -> None:
-        """Hold so many more. Raises Busy where they do not fit; then it holds what it held."""
+        """Hold so many more. Raises Busy where they do not fit, or are too late; then it holds what it held."""
+        if self._released:
+            raise Busy(f"{self._what} is not awaited any more.", retry=0.0)
         self._ledger.book(self._kind, nbytes, self._what)
         self.nbytes += nbytes
 

@@ -12,6 +12,7 @@ import pytest
 from nets import net
 from running import in_process_server
 from service.http2 import Connection
+from service.nets import times
 from service.process import eventually
 from service.rpc import infer_request
 
@@ -67,6 +68,8 @@ def test_a_booking_that_may_not_grow_holds_what_it_held():
     assert ledger.nbytes == 60 and told == {"chunks": 60}
     booking.release()
     booking.release()
+    with pytest.raises(Busy, match="not awaited"):
+        booking.grow(1)
     assert ledger.nbytes == 0 and told == {"chunks": 0}
 
 
@@ -159,5 +162,44 @@ def test_a_reply_that_nobody_reads_is_held_against_the_budget_until_the_call_is_
             for connection in held:
                 connection.close()
             assert await asyncio.to_thread(eventually, lambda: server.memory.nbytes == 0, 20)
+
+    asyncio.run(scene())
+
+
+def test_chunks_of_a_stream_are_held_until_their_request_is_answered_or_gone(tmp_path):
+    (tmp_path / "times" / "1").mkdir(parents=True)
+    onnx.save(times(2), tmp_path / "times" / "1" / "model.onnx")
+    rows = 4096
+    array = np.ones((rows, 4), np.float32)
+
+    def messages(rows_sent: int, name: str):
+        request = v1.ExplainRequest(model=v1.ModelRef(name="times"), request_id=name)
+        tensor = request.inputs.add(name="x", datatype="FP32", shape=array.shape)
+        tensor.chunked.byte_size = array.nbytes
+        yield v1.ExplainStreamRequest(request=request)
+        yield v1.ExplainStreamRequest(chunk={"key": "x", "data": array[:rows_sent].tobytes()})
+
+    async def scene() -> None:
+        options = ServerOptions(port=0, metrics_port=0, queue_rows=2 * rows)
+        async with in_process_server(options, [DirectorySource(tmp_path)]) as server:
+            path = "/onnxplain.v1.ExplainerService/ExplainStream"
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                stream = channel.stream_stream(
+                    path, v1.ExplainStreamRequest.SerializeToString, v1.ExplainStreamResponse.FromString
+                )
+                half = stream(timeout=60)
+                for message in messages(rows // 2, "half"):
+                    await half.write(message)
+                held = lambda: server.memory.nbytes == array.nbytes // 2  # noqa: E731
+                assert await asyncio.to_thread(eventually, held, 20)
+                half.cancel()
+                assert await asyncio.to_thread(eventually, lambda: server.memory.nbytes == 0, 20)
+                whole = [reply async for reply in stream(iter(messages(rows, "whole")), timeout=60)]
+                assert any(reply.HasField("response") for reply in whole), whole
+                assert await asyncio.to_thread(eventually, lambda: server.memory.nbytes == 0, 20)
+                server.memory.budget = array.nbytes // 4
+                (refused,) = [reply async for reply in stream(iter(messages(rows, "too much")), timeout=60)]
+                assert refused.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], refused
+                assert await asyncio.to_thread(eventually, lambda: server.memory.nbytes == 0, 20)
 
     asyncio.run(scene())

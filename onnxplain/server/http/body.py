@@ -13,16 +13,20 @@ from starlette.types import Receive
 
 from onnxplain.errors import Busy, Cancelled, InputError
 from onnxplain.server.http.errors import TooLarge, UnknownMediaType
+from onnxplain.server.memory_ledger import MemoryLedger
 
 JSON_SHARE = 4  # numbers as JSON take some eight times their text as Python's objects: so much less of it is taken
 WINDOW: Final = zlib.MAX_WBITS | 32  # gzip's header or zlib's
 
 
 class BodyBudget:
-    """Bytes of all bodies that are held at a time, so that many that come slowly do not fill the memory."""
+    """Bytes of all bodies that are held at a time, so that many that come slowly do not fill the memory.
 
-    def __init__(self, most: int):
-        self.most, self.held = most, 0
+    memory: of all that clients send, where they are booked as well.
+    """
+
+    def __init__(self, most: int, memory: MemoryLedger | None = None):
+        self.most, self.held, self.memory = most, 0, memory
 
     @contextmanager
     def share(self) -> Iterator[BodyShare]:
@@ -31,7 +35,7 @@ class BodyBudget:
         try:
             yield share
         finally:
-            share.take(-share.bytes)
+            share.give_back()
 
 
 class BodyShare:
@@ -39,13 +43,22 @@ class BodyShare:
 
     def __init__(self, budget: BodyBudget):
         self._budget, self.bytes = budget, 0
+        self._booking = None if budget.memory is None else budget.memory.booking("chunks", "the body of a request")
 
     def take(self, more: int) -> None:
         """Hold so many bytes more. Raises Busy where the budget is used up."""
+        if more > 0 and self._booking is not None:
+            self._booking.grow(more)
         if more > 0 and self._budget.held + more > self._budget.most:
             raise Busy("requests that are being received fill this server's memory for them. Try again.", 1.0)
         self._budget.held += more
         self.bytes += more
+
+    def give_back(self) -> None:
+        """Hold nothing any more."""
+        self.take(-self.bytes)
+        if self._booking is not None:
+            self._booking.release()
 
 
 async def read_body(receive: Receive, headers: Mapping[str, str], most: int, share: BodyShare) -> bytes:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.types import Receive, Scope, Send
 
-from onnxplain.errors import Cancelled, Denied, Expired, InputError, Unavailable
+from onnxplain.errors import Busy, Cancelled, Denied, Expired, InputError, Unavailable
 from onnxplain.server.call import log_fields
 from onnxplain.server.guard import Guard, GuardedMethod
 from onnxplain.server.http.body import BodyBudget, read_body
@@ -57,7 +57,13 @@ class GuardedEndpoint:
             reply = error_reply(Unavailable("this server is going down. Try again: another one may answer."))
         except Exception as error:
             reply = error_reply(error, self.doors.roots)
-        await deliver(reply, scope, send, arrival.request_id, self.doors.seconds)
+        with ExitStack() as booked:
+            if (memory := self.doors.budget.memory) is not None:
+                try:
+                    booked.enter_context(memory.held("replies", "the reply", len(reply.body)))
+                except Busy as error:
+                    reply = error_reply(error, self.doors.roots)
+            await deliver(reply, scope, send, arrival.request_id, self.doors.seconds)
 
     async def _reply(self, arrival: HttpArrival, scope: Scope, receive: Receive) -> Reply:
         watched = _Watched(receive)

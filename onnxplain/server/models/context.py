@@ -24,6 +24,6 @@ class ServerContext:
     scheduler: Scheduler
     session_cache: SessionCache
     metrics: Metrics
-    memory: MemoryLedger | None = None
     compile_queue: CompileQueue = field(default_factory=CompileQueue)
     graph_cache: GraphCache | None = None
+    memory: MemoryLedger | None = None  # of what clients send and get; None: nothing is booked

@@ -20,7 +20,7 @@ from onnxplain.graph.stored_graph import ports_of
 from onnxplain.inputs import Preprocessing
 from onnxplain.prepared.model import Problem
 from onnxplain.recipes import Recipe, named
-from onnxplain.runtime.open import Graph, bytes_per_stream, nbytes_of_graphs, nbytes_of_weights, open_session
+from onnxplain.runtime.open import Graph, nbytes_of_graphs, nbytes_of_session, nbytes_of_weights, open_session
 from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.explain_query import ExplainQuery, ExplainResult
@@ -276,7 +276,7 @@ class LoadedModel:
     def _open(self, graph: Graph, role: str) -> ModelQueue:
         names = [str(value.name) for value in ports_of(graph).outputs]
         options = self.context.options
-        held = nbytes_of_weights(graph) + self.max_rows * (bytes_per_stream(graph) if role != "forward" else 0)
+        held = nbytes_of_session(graph, self.max_rows if role != "forward" else 0)
         return self._open_queue(lambda: open_session(graph, options.provider, options.threads_per_run), names, held)
 
     def _open_forward_queue(self, subject: Subject) -> ModelQueue:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from onnxplain.errors import Expired, InputError, OnnxplainError
 from onnxplain.server import grpc_status
+from onnxplain.server.memory_ledger import Booking, MemoryLedger
 from onnxplain.server.models.repository import ModelRepository
 from onnxplain.server.rpc.hang_up import LAST_WORD
 from onnxplain.server.rpc.request_stream import RequestStream, one_request
@@ -22,9 +23,13 @@ WAITING_REPLIES = 8  # messages; slow readers hold up the work behind them
 
 @dataclass
 class _Arriving:
-    """A request whose chunks are on their way. complete: ends when all are there, or with what is wrong."""
+    """A request whose chunks are on their way. complete: ends when all are there, or with what is wrong.
+
+    booking: of the chunks, until they are the request's.
+    """
 
     incoming: Incoming
+    booking: Booking
     complete: asyncio.Future[None]
 
 
@@ -41,11 +46,13 @@ class _Progress:
 class ExplainStream:
     """Answers the requests of one stream by the models of a repository. nbytes: of one request's chunks, at most.
 
+    memory: where chunks and replies are booked.
+
     Each request has its time: for its chunks, its answer, and for the client to read that.
     """
 
-    def __init__(self, repository: ModelRepository, requests: RequestStream, nbytes: int):
-        self._repository, self._requests, self._nbytes = repository, requests, nbytes
+    def __init__(self, repository: ModelRepository, requests: RequestStream, nbytes: int, memory: MemoryLedger):
+        self._repository, self._requests, self._nbytes, self._memory = repository, requests, nbytes, memory
         self._replies: asyncio.Queue[v1.ExplainStreamResponse | asyncio.Event | None] = asyncio.Queue(WAITING_REPLIES)
         self._open: set[str] = set()
         self._arriving: _Arriving | None = None
@@ -106,15 +113,17 @@ class ExplainStream:
                 raise InputError("this request_id is open already.").at("request_id")
             if len(self._tasks) >= OPEN_REQUESTS:
                 raise InputError(f"at most {OPEN_REQUESTS} requests are open at once.")
-            incoming = Incoming(request, self._nbytes)
+            booking = self._memory.booking("chunks", "a tensor in chunks")
+            incoming = Incoming(request, self._nbytes, booking.grow)
         except OnnxplainError as error:
             await self._fail(name, error)
             return
-        self._arriving = _Arriving(incoming, asyncio.get_running_loop().create_future())
+        arriving = self._arriving = _Arriving(incoming, booking, asyncio.get_running_loop().create_future())
         self._open.add(name)
-        task = asyncio.create_task(self._answer(name, request, self._arriving.complete))
+        task = asyncio.create_task(self._answer(name, request, arriving))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: booking.release())  # also of one that was cancelled before it began
 
     def _arrived(self, problem: OnnxplainError | None = None) -> None:
         """No more chunks come for the request that waits for some, if one does."""
@@ -126,16 +135,18 @@ class ExplainStream:
         else:
             arriving.complete.set_exception(problem)
 
-    async def _answer(self, name: str, request: v1.ExplainRequest, complete: asyncio.Future[None]) -> None:
+    async def _answer(self, name: str, request: v1.ExplainRequest, arriving: _Arriving) -> None:
         with self._requests.answering():
             answered = False
             try:
                 async with one_request(name, self._requests.seconds):
-                    await complete
+                    await arriving.complete
+                    arriving.booking.release()
                     response = await self._explain(name, request)
-                    answered = True
-                    self._open.discard(name)
-                    await self._send(name, response)
+                    with self._memory.held("replies", "the reply", response.ByteSize()):
+                        answered = True
+                        self._open.discard(name)
+                        await self._send(name, response)
             except Exception as error:
                 self._open.discard(name)
                 if answered and isinstance(error, OnnxplainError):  # there is nobody to be told

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxplain.errors import Denied, InputError
 from onnxplain.server.handlers.model_description import list_recipes
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.models.repository import ModelRepository
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.rpc.explain_stream import ExplainStream
@@ -20,8 +21,9 @@ from onnxplain.wire.chunks import tensors
 class ExplainerService(explainer_pb2_grpc.ExplainerServiceServicer):
     """Answers by the models of a repository."""
 
-    def __init__(self, repository: ModelRepository, options: ServerOptions):
+    def __init__(self, repository: ModelRepository, options: ServerOptions, memory: MemoryLedger | None = None):
         self.repository, self.options = repository, options
+        self._memory = memory or MemoryLedger(options.client_bytes)
 
     async def Explain(self, request: v1.ExplainRequest, context: Any) -> v1.ExplainResponse:
         """One request, one answer."""
@@ -33,7 +35,9 @@ class ExplainerService(explainer_pb2_grpc.ExplainerServiceServicer):
 
     async def ExplainStream(self, requests: RequestStream, context: Any) -> AsyncIterator[v1.ExplainStreamResponse]:
         """Any number of requests, answered as they are ready, large tensors in chunks."""
-        async with aclosing(ExplainStream(self.repository, requests, self.options.queue_bytes).replies()) as replies:
+        async with aclosing(
+            ExplainStream(self.repository, requests, self.options.queue_bytes, self._memory).replies()
+        ) as replies:
             async for reply in replies:
                 yield reply
 
