@@ -67,7 +67,7 @@ class Compiles:
 def served(monkeypatch):
     scheduler = Scheduler(1)
     queue = CompileQueue(waiting=8, seconds=60.0, at_once=2)
-    context = ServerContext(ServerOptions(), scheduler, SessionCache(10**9), Metrics(), queue)
+    context = ServerContext(ServerOptions(), scheduler, SessionCache(10**9), Metrics(), compile_queue=queue)
     loaded = LoadedModel(DirectoryRepository(MODELS).get("digits_cnn"), context)
     loaded.compiles = Compiles(loaded._compile)
     monkeypatch.setattr(loaded, "_compile", loaded.compiles)
