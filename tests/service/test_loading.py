@@ -218,3 +218,20 @@ def test_a_server_ends_while_a_model_loads(tmp_path, counted):
         assert time.monotonic() - begun < 10
 
     asyncio.run(story())
+
+
+def test_metadata_names_every_version_that_is_served(tmp_path):
+    for version in (1, 2, 3):
+        store(times(version), tmp_path, "m", version)
+    (tmp_path / "m/3/model.onnx").write_bytes(b"no model")
+    (tmp_path / "m/model.toml").write_text('[serving]\nversions = "all"\n')
+
+    async def story() -> None:
+        async with serving(tmp_path, control="none") as (server, channel):
+            await until(lambda: server.repository.ready)
+            call = unary(channel, f"/{INFERENCE}/ModelMetadata", RPCS["ModelMetadata"].response)
+            for name, version in (("m", ""), ("m", "1"), ("m.explain", "2")):
+                reply = await call(oip.ModelMetadataRequest(name=name, version=version), timeout=20)
+                assert list(reply.versions) == ["1", "2"]
+
+    asyncio.run(story())

@@ -22,6 +22,7 @@ WAIT = 10.0  # seconds that a load waits for room while running calls use all th
 GROWN = 0.1  # seconds between looks at what is held: models grow with each recipe that is asked for
 LOADING = 1.3  # memory of a model while it loads, by what it keeps
 NOISE = 32 * 2**20  # bytes by which a process grows without any model
+USUALLY_SHORT = 2.0  # onnxruntime keeps weights twice: as they are, and packed for its kernels
 SHORT = 4.0  # how many times too low the estimates may be at most
 TIMES_ITS_FILE = 8.0  # memory of a model by the size of its files, before any was loaded here
 
@@ -39,7 +40,7 @@ class ModelResidency:
         self.budget = max(budget - self.began, budget // 2)
         self._lifecycle, self._metrics = lifecycle, metrics
         self._sizes: dict[tuple[str, str, str], int] = {}  # bytes by name, version, fingerprint, when it was loaded
-        self._times = TIMES_ITS_FILE
+        self._times, self._short = TIMES_ITS_FILE, USUALLY_SHORT
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._reserved: dict[asyncio.Future[None], int] = {}
         self._look: asyncio.TimerHandle | None = None
@@ -56,9 +57,12 @@ class ModelResidency:
         return held + sum(self._reserved.values())
 
     def _raised(self, estimated: int) -> float:
-        """By what to multiply estimates; estimated: their sum."""
+        """By what to multiply estimates; estimated: their sum. Learned while nothing loads or goes."""
         grown = (resident_bytes() or 0) - self.began - NOISE
-        return min(SHORT, max(1.0, grown / estimated)) if estimated else 1.0
+        now = min(SHORT, max(1.0, grown / estimated)) if estimated else 1.0
+        if estimated and not self._reserved and not self._lifecycle.leaving:
+            self._short = 0.9 * self._short + 0.1 * now
+        return max(now, self._short)
 
     @asynccontextmanager
     async def room(self, release: Release, resolved: ResolvedModel) -> AsyncIterator[None]:
