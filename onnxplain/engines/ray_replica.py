@@ -32,6 +32,7 @@ from onnxplain.server.models.served import split
 from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.handler_shape import KINDS, MethodNotImplemented
 from onnxplain.server.rpc.inference_service import InferenceService
+from onnxplain.server.rpc.request_stream import RequestStream
 from onnxplain.server.telemetry.logs import set_up
 from onnxplain.server.tokens import Tokens
 from onnxplain.sources import DirectorySource
@@ -60,7 +61,10 @@ class Replica:
         self._guard = Guard(self._server.metrics, tokens, options.max_request_seconds)
         self._roots = [options.cache]
         self._roots += [s.root.absolute() for s in self.repository.sources if isinstance(s, DirectorySource)]
-        self._services = (ExplainerService(self.repository, options), InferenceService(self.repository))
+        self._services = (
+            ExplainerService(self.repository, options),
+            InferenceService(self.repository, options.max_request_seconds),
+        )
 
         async def model(name: str) -> _Held:
             return await self._load(name)
@@ -103,14 +107,20 @@ class Replica:
         end = object()
 
         async def work(method: ServedMethod) -> None:
-            handler = self._handler(method)
             if method.takes_stream:
-                request: Any = self._requests(method, messages)
+                options = self._server.options
+                requests = self._requests(method, messages)
+                stream = RequestStream(requests, options.max_request_seconds, options.idle_seconds, self._guard.calls)
+                async with stream.in_time():
+                    await send(method, stream)
             else:
                 request = self._parsed(method, messages)
                 await self._need(request)
-            async with aclosing(handler(request, context)) as stream:
-                async for reply in stream:
+                await send(method, request)
+
+        async def send(method: ServedMethod, request: Any) -> None:
+            async with aclosing(self._handler(method)(request, context)) as found:
+                async for reply in found:
                     await replies.put(reply)
 
         async def whole() -> None:

@@ -42,6 +42,7 @@ from onnxplain.server.runtime_folder import sweep_runtime_folders
 from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
+from onnxplain.server.telemetry.endpoint import MetricsEndpoint, scrapers_token
 from onnxplain.server.telemetry.logs import dropped_lines, event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
@@ -103,9 +104,10 @@ class Server:
         self._hurry = asyncio.Event()  # a second signal
         self._stopping: asyncio.Task[None] | None = None
         self._tracing = tracing()
+        self._tokens = Tokens(options.token_file) if options.token_file else None
         self._guard = Guard(
             self.metrics,
-            Tokens(options.token_file) if options.token_file else None,
+            self._tokens,
             options.max_request_seconds,
             self._tracing,
             options.tls_ca is not None,
@@ -135,7 +137,10 @@ class Server:
                 f"cannot listen on {address}: the port is taken or not this machine's. Choose another --port."
             ) from error
         if options.metrics_port:
-            self._stop_metrics = self.metrics.serve(options.host, options.metrics_port)
+            admit = None if self._tokens is None else scrapers_token(self._tokens)
+            tls = (options.tls_cert, options.tls_key, options.tls_ca) if options.tls_cert and options.tls_key else None
+            endpoint = MetricsEndpoint(self.metrics.registry, options.host, options.metrics_port, tls, admit)
+            self._stop_metrics = endpoint.stop
         await server.start()
         for service in (EXPLAINER, INFERENCE):
             await self._set_health(service, SERVING)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from weakref import WeakSet
 
 import onnx_ir as ir
@@ -268,7 +268,9 @@ class LoadedModel:
         names = [str(value.name) for value in model.graph.outputs]
         options = self.context.options
         held = nbytes_of_weights(model) + self.max_rows * (bytes_per_stream(model) if role != "forward" else 0)
-        return self._open_queue(lambda: open_session(model, options.provider, options.threads_per_run), names, held)
+        return self._open_queue(
+            lambda: open_session(model, options.provider, options.threads_per_run), names, held, role != "forward"
+        )
 
     def _open_forward_queue(self) -> ModelQueue:
         """The model as its file says, not its normal form: answers are those of plain onnxruntime."""
@@ -278,12 +280,15 @@ class LoadedModel:
             lambda: open_session(model, options.provider, options.threads_per_run), names, nbytes_of_weights(model)
         )
 
-    def _open_queue(self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int) -> ModelQueue:
+    def _open_queue(
+        self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int, explains: bool = False
+    ) -> ModelQueue:
         scheduler, cache = self.context.scheduler, self.context.session_cache
-        queue = ModelQueue(scheduler, cache, open_graph, outputs, nbytes, self.max_rows, self._observed)
+        observe = partial(self._observed, explains)
+        queue = ModelQueue(scheduler, cache, open_graph, outputs, nbytes, self.max_rows, observe)
         with self._lock:
             self._opened.add(queue)
         return queue
 
-    def _observed(self, waited: float, computed: float, rows: int) -> None:
-        self.context.metrics.run(self.name, waited, computed, rows)
+    def _observed(self, explains: bool, waited: float, computed: float, rows: int, requests: int) -> None:
+        self.context.metrics.run(self.name, waited, computed, rows, requests, explains)
