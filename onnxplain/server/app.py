@@ -69,6 +69,7 @@ class Server:
         self.options = options
         self.metrics = Metrics()
         self.metrics.count_dropped_lines(dropped_lines)
+        self.metrics.sessions_budget(options.session_bytes)
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
         self.scheduler = Scheduler(options.slots)

@@ -78,6 +78,7 @@ class Metrics:
         )
         self._loads = Counter("onnxplain_model_loads_total", "Loads of models.", ("result",), registry=to)
         self._sessions = Gauge("onnxplain_sessions_bytes", "Bytes of open sessions, about.", registry=to)
+        self._budget = Gauge("onnxplain_sessions_budget_bytes", "What open sessions may hold.", registry=to)
         self._held = Gauge("onnxplain_models_bytes", "Bytes of lazy models in memory, about.", registry=to)
         self._evictions = Counter(
             "onnxplain_model_evictions_total", "Lazy models put out of memory to make room.", ("model",), registry=to
@@ -181,6 +182,10 @@ class Metrics:
     def sessions(self, nbytes: int) -> None:
         """What the open sessions hold."""
         self._sessions.set(nbytes)
+
+    def sessions_budget(self, nbytes: int) -> None:
+        """What the open sessions may hold."""
+        self._budget.set(nbytes)
 
     def models_held(self, nbytes: int) -> None:
         """What lazy models hold."""
