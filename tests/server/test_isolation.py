@@ -278,7 +278,7 @@ def test_statistics_are_those_of_the_worker(both):
 def test_runs_are_counted_by_the_parent(both):
     both.ask("ModelInfer", infer("iris_mlp", **{inputs("iris_mlp"): FLOWER}))
     registry = both.isolated.metrics.registry
-    count = lambda: registry.get_sample_value("onnxplain_batch_rows_count", {"model": "iris_mlp"})  # noqa: E731
+    count = lambda: registry.get_sample_value("onnxplain_batch_rows_count", {"model": "iris_mlp", "kind": "infer"})  # noqa: E731
     assert eventually(lambda: (count() or 0) >= 1)
 
 
