@@ -17,11 +17,15 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
-from onnxplain.server.going_down import CLOSE, REST, drain, force_end, within
+from onnxplain.prepared import FolderCache
+from onnxplain.server.going_down import CLOSE, REST, TELL, drain, force_end, within
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.http.server import HttpServer
+from onnxplain.server.isolation.callers import ForwardedCallers
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.lifecycle import Loader
 from onnxplain.server.models.load_turns import LoadTurns
@@ -46,7 +50,7 @@ from onnxplain.server.telemetry.endpoint import MetricsEndpoint, scrapers_token
 from onnxplain.server.telemetry.logs import dropped_lines, event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
-from onnxplain.server.tokens import Tokens
+from onnxplain.server.tokens import Callers, Tokens
 from onnxplain.sources import DirectorySource, ModelSource, Release, ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
@@ -54,6 +58,7 @@ from onnxplain.wire.inference import INFERENCE, POOL
 
 LOG = logging.getLogger("onnxplain.server")
 EXPLAINER = v1.DESCRIPTOR.services_by_name["ExplainerService"].full_name
+LIVENESS = "liveness"  # a health name that no model and no source can make fail
 THREADS = 128  # explanations that compute or wait at a time; those beyond wait for a thread
 HEALTH = "grpc.health.v1.Health"
 
@@ -72,13 +77,16 @@ class Server:
         self.metrics.sessions_budget(options.session_bytes)
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
-        self.scheduler = Scheduler(options.slots)
+        self.scheduler = Scheduler(options.run_slots)
+        self.memory = MemoryLedger(options.client_bytes, self.metrics.held, lambda: self.metrics.refused("", "memory"))
         self.context = ServerContext(
             options,
             self.scheduler,
             SessionCache(options.session_bytes, self.metrics.sessions),
             self.metrics,
+            self.memory,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
+            FolderCache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
@@ -95,7 +103,7 @@ class Server:
         self.residency: ModelResidency | None = None
         if options.lazy:
             lifecycle = self.repository.lifecycle
-            self.residency = ModelResidency(options.session_bytes, lifecycle, self.metrics)
+            self.residency = ModelResidency(options.model_bytes or options.process_bytes, lifecycle, self.metrics)
             lifecycle.used = self.residency.soon
         self._sources = sources
         self._health = Health()
@@ -105,15 +113,18 @@ class Server:
         self._hurry = asyncio.Event()  # a second signal
         self._stopping: asyncio.Task[None] | None = None
         self._tracing = tracing()
-        self._tokens = Tokens(options.token_file) if options.token_file else None
+        self._callers = _callers(options)
         self._guard = Guard(
             self.metrics,
-            self._tokens,
+            self._callers,
             options.max_request_seconds,
             self._tracing,
             options.tls_ca is not None,
         )
-        interceptor = Interceptor(self._guard, roots, options.idle_seconds, worker=options.socket is not None)
+        self.http = HttpServer(options, self._guard, self.repository, roots)
+        interceptor = Interceptor(
+            self._guard, roots, options.idle_seconds, worker=options.socket is not None, memory=self.memory
+        )
         self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
 
     async def start(self) -> None:
@@ -138,12 +149,13 @@ class Server:
                 f"cannot listen on {address}: the port is taken or not this machine's. Choose another --port."
             ) from error
         if options.metrics_port:
-            admit = None if self._tokens is None else scrapers_token(self._tokens)
+            admit = scrapers_token(self._callers) if isinstance(self._callers, Tokens) else None
             tls = (options.tls_cert, options.tls_key, options.tls_ca) if options.tls_cert and options.tls_key else None
             endpoint = MetricsEndpoint(self.metrics.registry, options.host, options.metrics_port, tls, admit)
             self._stop_metrics = endpoint.stop
+        await self.http.start()
         await server.start()
-        for service in (EXPLAINER, INFERENCE):
+        for service in (EXPLAINER, INFERENCE, LIVENESS):
             await self._set_health(service, SERVING)
         event(LOG, logging.INFO, "listening", address=address if options.socket else f"{options.host}:{self.port}")
         self._spawn(self._follow())
@@ -174,7 +186,8 @@ class Server:
         seconds = self.options.drain_timeout if grace is None else grace
         seconds = 0.0 if self._hurry.is_set() else seconds
         self.context.compile_queue.close(seconds)
-        await drain(self._server, self._guard.calls, seconds)
+        http = within(seconds + TELL, "HTTP connections", self.http.stop(seconds))
+        await asyncio.gather(drain(self._server, self._guard.calls, seconds), http)
         self._threads.shutdown(wait=False, cancel_futures=True)
         threads: list[Callable[[], None]] = [
             self.scheduler.close,
@@ -203,6 +216,7 @@ class Server:
             self._hurry.set()
             self._guard.calls.cut()
             self._spawn(self._server.stop(0))
+            self._spawn(self.http.stop(0))
 
     async def _follow(self) -> None:
         """Load what there is; look again for ever where the sources may change."""
@@ -261,6 +275,13 @@ class Server:
 def close_model(model: LocalModel) -> None:
     """Free a model that nobody was given."""
     model.model.close()
+
+
+def _callers(options: ServerOptions) -> Callers | None:
+    """By tokens where there is a file of them; a worker is told by its parent; None: anybody is let in."""
+    if options.token_file is not None:
+        return Tokens(options.token_file)
+    return ForwardedCallers() if options.socket is not None else None
 
 
 def _bracketed(host: str) -> str:

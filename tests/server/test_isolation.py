@@ -643,7 +643,7 @@ def test_loading_and_unloading_leaves_nothing_behind(cycles, tmp_path, monkeypat
 
 def test_a_model_without_a_process_says_that_it_is_unavailable():
     async def main() -> None:
-        model = IsolatedModel(iris(), None)
+        model = IsolatedModel(iris(), SimpleNamespace(metrics=Metrics()))
         with pytest.raises(Unavailable, match="no process now"):
             await model.infer(infer("iris_mlp"))
         assert not await model.ready("iris_mlp")
@@ -705,7 +705,8 @@ def test_config_survive_the_pipe(tmp_path):
     given = ResolvedModel(
         tmp_path / "model.onnx", "m", "3", ModelSettings(files=(settings,), defaults={"method": "gradient"})
     )
-    options = ServerOptions(port=0, slots=2, queue_rows=7, allow_export=True, isolate=True, host="127.0.0.1")
+    limits = {"slots": 2, "queue_rows": 7, "compile_queue": 3, "max_compile_seconds": 9.0}
+    options = ServerOptions(port=0, allow_export=True, isolate=True, host="127.0.0.1", **limits)
     config = WorkerConfig.of(given, options, tmp_path / "socket")
     line = config.encode()
     assert line.count(b"\n") == 1
@@ -714,7 +715,7 @@ def test_config_survive_the_pipe(tmp_path):
     assert found.model.settings.output.kind == "regression"
     assert found.model.settings.defaults == {"method": "gradient"}
     assert found.options == config.options
-    assert found.options.slots == 2
+    assert {name: getattr(found.options, name) for name in limits} == limits
     assert not found.options.isolate
     assert not found.options.reflection
     assert found.options.token_file is None

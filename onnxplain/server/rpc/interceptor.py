@@ -16,6 +16,7 @@ from onnxplain.server import grpc_status
 from onnxplain.server.call import CALL, Call
 from onnxplain.server.guard import Guard, Metadata
 from onnxplain.server.isolation import call_fields
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.rpc.handler_shape import KINDS, Answer, Context, Handler, answering, parsing
 from onnxplain.server.rpc.hang_up import LAST_WORD, hang_up
 from onnxplain.server.rpc.request_stream import RequestStream
@@ -40,13 +41,19 @@ def limited(name: str, inner: Handler) -> str:
 class Interceptor(grpc.aio.ServerInterceptor):
     """The only interceptor. roots: folders that no error may name. idle_seconds: of a stream without a request.
 
-    worker: its caller is the parent, which logs.
+    worker: its caller is the parent, which logs. memory: where replies are booked until they are sent.
     """
 
     def __init__(
-        self, guard: Guard, roots: Iterable[str | Path] = (), idle_seconds: float = IDLE_SECONDS, worker: bool = False
+        self,
+        guard: Guard,
+        roots: Iterable[str | Path] = (),
+        idle_seconds: float = IDLE_SECONDS,
+        worker: bool = False,
+        memory: MemoryLedger | None = None,
     ):
         self.guard, self._roots, self._idle_seconds, self._worker = guard, tuple(roots), idle_seconds, worker
+        self._memory = memory
         self._handlers: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -80,7 +87,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         async def handle(messages: Any, context: Context) -> Any:
             begun = time.monotonic()
-            work = self._telling(answer) if self._worker else answer
+            work = self._booked(answer)
+            work = self._telling(work) if self._worker else work
             try:
                 reply = await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))
             except grpc.aio.BaseError:
@@ -95,6 +103,22 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if inner.response_streaming:
             return grpc.stream_stream_rpc_method_handler(handle, parse, inner.response_serializer)
         return grpc.stream_unary_rpc_method_handler(handle, parse, None)
+
+    def _booked(self, answer: Answer) -> Answer:
+        """The same, with the bytes of its one reply booked until the call is over: a client may read slowly."""
+        memory = self._memory
+        if memory is None:
+            return answer
+
+        async def work(messages: Any, context: Context) -> Any:
+            reply = await answer(messages, context)
+            if isinstance(reply, bytes):
+                booking = memory.booking("replies", "the reply", len(reply))
+                done: Any = lambda _: booking.release()  # noqa: E731
+                context.add_done_callback(done)
+            return reply
+
+        return work
 
     def _requests(self, messages: Any) -> RequestStream:
         return RequestStream(messages, self.guard.max_request_seconds, self._idle_seconds, self.guard.calls)
