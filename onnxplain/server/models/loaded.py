@@ -276,11 +276,9 @@ class LoadedModel:
     def _open(self, graph: Graph, role: str) -> ModelQueue:
         names = [str(value.name) for value in ports_of(graph).outputs]
         options = self.context.options
-        explains = role != "forward"
+        explains, provider, threads = role != "forward", options.provider, options.threads_per_run
         held = nbytes_of_weights(graph) + self.max_rows * (bytes_per_stream(graph) if explains else 0)
-        return self._open_queue(
-            lambda: open_session(graph, options.provider, options.threads_per_run), names, held, explains
-        )
+        return self._open_queue(lambda: open_session(graph, provider, threads), names, held, explains)
 
     def _open_forward_queue(self, subject: Subject) -> ModelQueue:
         """The model as its file says, not its normal form: answers are those of plain onnxruntime."""
@@ -294,11 +292,8 @@ class LoadedModel:
         self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int, explains: bool = False
     ) -> ModelQueue:
         scheduler, cache = self.context.scheduler, self.context.session_cache
-        observe = partial(self._observed, explains)
+        observe = partial(self.context.metrics.run, self.name, explains=explains)
         queue = ModelQueue(scheduler, cache, open_graph, outputs, nbytes, self.max_rows, observe)
         with self._lock:
             self._opened.add(queue)
         return queue
-
-    def _observed(self, explains: bool, waited: float, computed: float, rows: int, requests: int) -> None:
-        self.context.metrics.run(self.name, waited, computed, rows, requests, explains)
