@@ -30,6 +30,7 @@ from onnxplain.server.models.served import Served
 from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.handler_shape import KINDS, MethodNotImplemented
 from onnxplain.server.rpc.inference_service import InferenceService
+from onnxplain.server.rpc.request_stream import RequestStream
 from onnxplain.server.telemetry.logs import set_up
 from onnxplain.server.tokens import Tokens
 from onnxplain.sources import DirectorySource
@@ -101,13 +102,18 @@ class Replica:
         end = object()
 
         async def work(method: ServedMethod) -> None:
-            handler = self._handler(method)
             if method.takes_stream:
-                request: Any = (self._parsed(method, raw) async for raw in messages)
+                options = self._server.options
+                requests = (self._parsed(method, raw) async for raw in messages)
+                stream = RequestStream(requests, options.max_request_seconds, options.idle_seconds, self._guard.calls)
+                async with stream.in_time():
+                    await send(method, stream)
             else:
-                request = self._parsed(method, messages)
-            async with aclosing(handler(request, context)) as stream:
-                async for reply in stream:
+                await send(method, self._parsed(method, messages))
+
+        async def send(method: ServedMethod, request: Any) -> None:
+            async with aclosing(self._handler(method)(request, context)) as found:
+                async for reply in found:
                     await replies.put(reply)
 
         async def whole() -> None:

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
 from onnxplain.prepared import FolderCache
-from onnxplain.server.going_down import CLOSE, REST, drain, force_end, within
+from onnxplain.server.going_down import CLOSE, REST, TELL, drain, force_end, within
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.http.server import HttpServer
@@ -46,6 +46,7 @@ from onnxplain.server.runtime_folder import sweep_runtime_folders
 from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
+from onnxplain.server.telemetry.endpoint import MetricsEndpoint, scrapers_token
 from onnxplain.server.telemetry.logs import dropped_lines, event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
@@ -73,6 +74,7 @@ class Server:
         self.options = options
         self.metrics = Metrics()
         self.metrics.count_dropped_lines(dropped_lines)
+        self.metrics.sessions_budget(options.session_bytes)
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
         self.scheduler = Scheduler(options.run_slots)
@@ -111,9 +113,10 @@ class Server:
         self._hurry = asyncio.Event()  # a second signal
         self._stopping: asyncio.Task[None] | None = None
         self._tracing = tracing()
+        self._callers = _callers(options)
         self._guard = Guard(
             self.metrics,
-            _callers(options),
+            self._callers,
             options.max_request_seconds,
             self._tracing,
             options.tls_ca is not None,
@@ -146,7 +149,10 @@ class Server:
                 f"cannot listen on {address}: the port is taken or not this machine's. Choose another --port."
             ) from error
         if options.metrics_port:
-            self._stop_metrics = self.metrics.serve(options.host, options.metrics_port)
+            admit = scrapers_token(self._callers) if isinstance(self._callers, Tokens) else None
+            tls = (options.tls_cert, options.tls_key, options.tls_ca) if options.tls_cert and options.tls_key else None
+            endpoint = MetricsEndpoint(self.metrics.registry, options.host, options.metrics_port, tls, admit)
+            self._stop_metrics = endpoint.stop
         await self.http.start()
         await server.start()
         for service in (EXPLAINER, INFERENCE, LIVENESS):
@@ -180,7 +186,8 @@ class Server:
         seconds = self.options.drain_timeout if grace is None else grace
         seconds = 0.0 if self._hurry.is_set() else seconds
         self.context.compile_queue.close(seconds)
-        await asyncio.gather(drain(self._server, self._guard.calls, seconds), self.http.stop(seconds))
+        http = within(seconds + TELL, "HTTP connections", self.http.stop(seconds))
+        await asyncio.gather(drain(self._server, self._guard.calls, seconds), http)
         self._threads.shutdown(wait=False, cancel_futures=True)
         threads: list[Callable[[], None]] = [
             self.scheduler.close,

@@ -19,7 +19,7 @@ from onnxplain.errors import Denied, InputError, OnnxplainError, Unauthenticated
 from onnxplain.server.row_rate import RowRate
 
 LOG = logging.getLogger(__name__)
-SCOPES = ("infer", "explain", "compile", "admin", "export")
+SCOPES = ("infer", "explain", "compile", "admin", "export", "metrics")
 PRIORITIES = range(1, 11)  # of runs: 1 is the most urgent, as Triton counts
 DEFAULT_PRIORITY = 5
 KEYS = ("sha256", "token", "scopes", "rows_per_second", "burst", "share", "priority")
@@ -141,6 +141,11 @@ class Tokens:
         if matched is None:
             raise Unauthenticated("this token is not known here. It may have been withdrawn; ask for a new one.")
         return matched
+
+    def grants(self, scope: str) -> bool:
+        """Whether any token has this scope."""
+        self._look()
+        return any(scope in caller.scopes for caller in self._callers.values())
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -278,7 +278,7 @@ def test_statistics_are_those_of_the_worker(both):
 def test_runs_are_counted_by_the_parent(both):
     both.ask("ModelInfer", infer("iris_mlp", **{inputs("iris_mlp"): FLOWER}))
     registry = both.isolated.metrics.registry
-    count = lambda: registry.get_sample_value("onnxplain_batch_rows_count", {"model": "iris_mlp"})  # noqa: E731
+    count = lambda: registry.get_sample_value("onnxplain_batch_rows_count", {"model": "iris_mlp", "kind": "infer"})  # noqa: E731
     assert eventually(lambda: (count() or 0) >= 1)
 
 
@@ -643,7 +643,7 @@ def test_loading_and_unloading_leaves_nothing_behind(cycles, tmp_path, monkeypat
 
 def test_a_model_without_a_process_says_that_it_is_unavailable():
     async def main() -> None:
-        model = IsolatedModel(iris(), None)
+        model = IsolatedModel(iris(), SimpleNamespace(metrics=Metrics()))
         with pytest.raises(Unavailable, match="no process now"):
             await model.infer(infer("iris_mlp"))
         assert not await model.ready("iris_mlp")

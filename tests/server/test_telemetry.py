@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import logging
-import socket
 
 import grpc
 import pytest
@@ -20,8 +18,8 @@ from intercepted import (
     log,
     refused,
 )
+from prometheus_client import generate_latest
 
-from onnxplain import errors
 from onnxplain.server.guard import Guard
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.telemetry.logs import NAME
@@ -97,6 +95,7 @@ def test_only_models_that_are_loaded_have_labels():
         metrics.run(model, 0.1, 0.2, 4)
         metrics.conserved(model, 1e-6)
         metrics.refused(model, "rows")
+        metrics.request(model, True, "OK", 0.1)
 
     def models():
         samples = [s for family in metrics.registry.collect() for s in family.samples]
@@ -105,7 +104,7 @@ def test_only_models_that_are_loaded_have_labels():
     metrics.model_loaded("clf", 3)
     observe("clf")
     observe("never-heard-of")
-    assert models() == {"clf", ""}
+    assert models() == {"clf", "clf.explain", ""}
     assert metrics.registry.get_sample_value("onnxplain_model_version", {"model": "clf"}) == 3
     metrics.model_gone("clf")
     metrics.model_gone("clf")
@@ -113,23 +112,26 @@ def test_only_models_that_are_loaded_have_labels():
     assert models() == {""}
 
 
-def test_metrics_are_served_over_http_until_stopped():
+def test_triton_s_names_count_requests_rows_and_microseconds_by_the_name_that_clients_call():
     metrics = Metrics()
-    metrics.sessions(12345)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    stop = metrics.serve("127.0.0.1", port)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    connection.request("GET", "/metrics")
-    assert b"onnxplain_sessions_bytes 12345.0" in connection.getresponse().read()
-    connection.close()
-    with pytest.raises(errors.Unavailable, match="--metrics-port"):
-        metrics.serve("127.0.0.1", port)
-    stop()
-    with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    metrics.serve("127.0.0.1", 0)()
+    metrics.model_loaded("clf", 3)
+    metrics.run("clf", 0.5, 0.25, 8, requests=2)
+    metrics.run("clf", 0.0, 1.0, 1, explains=True)
+    metrics.request("clf", False, "OK", 2.0)
+    metrics.request("clf", False, "OUT_OF_RANGE", 1.0)
+    text = generate_latest(metrics.registry).decode()
+    for line in (
+        "nv_inference_request_success 1.0",
+        "nv_inference_request_failure 1.0",
+        "nv_inference_count 8.0",
+        "nv_inference_exec_count 1.0",
+        "nv_inference_request_duration_us 3e+06",
+        "nv_inference_queue_duration_us 1e+06",
+        "nv_inference_compute_infer_duration_us 500000.0",
+    ):
+        name, value = line.split()
+        assert f'{name}{{model="clf",version="3"}} {value}' in text
+    assert 'nv_inference_exec_count{model="clf.explain",version="3"} 1.0' in text
 
 
 def test_a_span_per_call_under_the_callers():

@@ -37,6 +37,8 @@ from onnxplain.server.models.variant import Variant
 from onnxplain.server.models.variant_requests import cached_variant, requested_variant
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
 from onnxplain.server.scheduling.ticket import Outputs, RunReport, RunResult
+from onnxplain.server.telemetry.metrics import Metrics
+from onnxplain.server.telemetry.requests import counted
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.chunks import pieces
 from onnxplain.wire.inference import messages as oip
@@ -60,8 +62,14 @@ class LocalModel:
         """Memory that it holds now, about."""
         return self.model.nbytes
 
+    @property
+    def metrics(self) -> Metrics:
+        """Where its requests are counted."""
+        return self.model.context.metrics
+
     # The Open Inference Protocol
 
+    @counted
     async def infer(self, request: Any) -> Any:
         """The model's outputs, or those of its explanation graph."""
         _, recipe = split(request.model_name)
@@ -167,6 +175,7 @@ class LocalModel:
 
     # onnxplain.v1
 
+    @counted
     async def explain(self, request: v1.ExplainRequest, progress: Progress | None = None) -> v1.ExplainResponse:
         """The reasons for an answer."""
         begun = time.perf_counter()

@@ -17,13 +17,13 @@ from onnxplain.sources import ResolvedModel
 
 LINE = 4096  # bytes of a report at most: what a pipe takes whole or not at all
 TEXT = 1000  # characters of a reason
-OBSERVATIONS = {"queue": 2, "run": 3, "conserved": 1}  # of a model: method of Metrics -> how many numbers
+OBSERVATIONS = {"queue": 2, "run": 5, "conserved": 1}  # of a model: method of Metrics -> how many numbers
 REASONS = ("size", "full", "memory", "deadline", "draining")  # for refusing a request: they become labels, so no others
 PASSED = (
     "provider", "slots", "threads", "max_batch_rows", "queue_rows", "queue_bytes", "max_message_bytes",
     "max_request_seconds", "allow_export", "compile_queue", "max_compile_seconds",
 )  # fmt: skip
-DRAIN = 5.0  # seconds: the parent ends a worker when its calls are answered
+DRAIN = 1.0  # seconds: the parent ends a worker when its calls are answered
 
 
 @dataclass(frozen=True)

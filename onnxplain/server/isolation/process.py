@@ -34,7 +34,7 @@ KEPT_STARTS = ("CUDA_", "NVIDIA_")
 ARENAS = "4"  # glibc reserves 64 MiB of address space for each
 NUMBERS = itertools.count()
 LINE = 64 * 1024  # bytes read at a time
-STOP = 10.0  # seconds from SIGTERM to SIGKILL
+STOP = 1.5  # seconds from SIGTERM to SIGKILL
 
 
 class WorkerProcess:
@@ -117,8 +117,11 @@ class WorkerProcess:
         if self.code is None and grace:
             with suppress(ProcessLookupError):
                 self._process.terminate()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self.ended), grace)
+            try:
+                await asyncio.wait({self.ended}, timeout=grace)
+            except asyncio.CancelledError:
+                self._process.kill()
+                raise
         if self.code is None:
             with suppress(ProcessLookupError):
                 self._process.kill()

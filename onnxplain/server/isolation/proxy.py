@@ -22,6 +22,8 @@ from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.process import WorkerProcess
 from onnxplain.server.models.served import Progress
 from onnxplain.server.telemetry.logs import event
+from onnxplain.server.telemetry.metrics import Metrics
+from onnxplain.server.telemetry.requests import counted
 from onnxplain.sources import ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
@@ -66,8 +68,14 @@ class IsolatedModel:
         """Memory that its process holds now."""
         return 0 if self.pid is None else resident_bytes(self.pid) or WORKER_BYTES
 
+    @property
+    def metrics(self) -> Metrics:
+        """Where its requests are counted."""
+        return self._worker_pool.metrics
+
     # The Open Inference Protocol
 
+    @counted
     async def infer(self, request: Any) -> Any:
         """ModelInfer."""
         if request.model_version:  # see _set_version
@@ -108,6 +116,7 @@ class IsolatedModel:
 
     # onnxplain.v1
 
+    @counted
     async def explain(self, request: v1.ExplainRequest, progress: Progress | None = None) -> v1.ExplainResponse:
         """The reasons for an answer. With progress the worker streams it."""
         self._set_version(request.model)

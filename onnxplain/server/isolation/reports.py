@@ -44,9 +44,11 @@ class ReportedMetrics(Metrics):
         """See Metrics."""
         self._reports.send(["queue", rows, nbytes])
 
-    def run(self, model: str, waited: float, ran: float, rows: int) -> None:
+    def run(
+        self, model: str, waited: float, ran: float, rows: int, requests: int = 1, explains: bool | float = False
+    ) -> None:
         """See Metrics."""
-        self._reports.send(["run", waited, ran, rows])
+        self._reports.send(["run", waited, ran, rows, requests, int(explains)])
 
     def conserved(self, model: str, error: float) -> None:
         """See Metrics."""

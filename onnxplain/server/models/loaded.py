@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 from weakref import WeakSet
 
@@ -276,8 +276,9 @@ class LoadedModel:
     def _open(self, graph: Graph, role: str) -> ModelQueue:
         names = [str(value.name) for value in ports_of(graph).outputs]
         options = self.context.options
-        held = nbytes_of_session(graph, self.max_rows if role != "forward" else 0)
-        return self._open_queue(lambda: open_session(graph, options.provider, options.threads_per_run), names, held)
+        explains, provider, threads = role != "forward", options.provider, options.threads_per_run
+        held = nbytes_of_session(graph, self.max_rows if explains else 0)
+        return self._open_queue(lambda: open_session(graph, provider, threads), names, held, explains)
 
     def _open_forward_queue(self, subject: Subject) -> ModelQueue:
         """The model as its file says, not its normal form: answers are those of plain onnxruntime."""
@@ -287,12 +288,12 @@ class LoadedModel:
             lambda: open_session(graph, options.provider, options.threads_per_run), names, nbytes_of_weights(graph)
         )
 
-    def _open_queue(self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int) -> ModelQueue:
+    def _open_queue(
+        self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int, explains: bool = False
+    ) -> ModelQueue:
         scheduler, cache = self.context.scheduler, self.context.session_cache
-        queue = ModelQueue(scheduler, cache, open_graph, outputs, nbytes, self.max_rows, self._observed)
+        observe = partial(self.context.metrics.run, self.name, explains=explains)
+        queue = ModelQueue(scheduler, cache, open_graph, outputs, nbytes, self.max_rows, observe)
         with self._lock:
             self._opened.add(queue)
         return queue
-
-    def _observed(self, waited: float, computed: float, rows: int) -> None:
-        self.context.metrics.run(self.name, waited, computed, rows)

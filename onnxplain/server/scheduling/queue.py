@@ -56,8 +56,8 @@ class ModelQueue:
 
     open_session: makes the session, again after it was closed to save memory. nbytes: what an open session holds,
     about. axes: the row axis of every input and output where rows go apart, else None: then every request runs alone.
-    observe: told of each run its mean seconds in the queue, its seconds in onnxruntime and its rows. check: given the
-    session when it is first opened; what it raises is what those who wait for the session get.
+    observe: told of each run its mean seconds in the queue, its seconds in onnxruntime, its rows and its requests.
+    check: given the session when it is first opened; what it raises is what those who wait for the session get.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ModelQueue:
         outputs: Sequence[str],
         nbytes: int,
         max_rows: int = 1,
-        observe: Callable[[float, float, int], None] | None = None,
+        observe: Callable[[float, float, int, int], None] | None = None,
     ):
         self.outputs = list(outputs)
         self.max_rows = max_rows
@@ -223,4 +223,4 @@ class ModelQueue:
             stats.batches[rows] = stats.batches.get(rows, 0) + 1
             stats.last = time.time()
         if self._observe is not None:
-            self._observe(waited / len(batch), seconds, rows)
+            self._observe(waited / len(batch), seconds, rows, len(batch))

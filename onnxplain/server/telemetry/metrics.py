@@ -6,17 +6,29 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from onnxplain.errors import Unavailable
+from onnxplain.server.telemetry.triton_names import TritonNames
 
 # Seconds: from an echo to the longest call that --max-request-seconds lets through.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ERRORS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 CALL = ("grpc_type", "grpc_service", "grpc_method")
+
+
+KINDS = ("infer", "explain")
+PER_KIND = ("model", "kind")
 
 
 class Metrics:
@@ -34,15 +46,25 @@ class Metrics:
         self.handling = Histogram(
             "grpc_server_handling_seconds", "From a call's first byte to its end.", CALL, registry=to, buckets=SECONDS
         )
+        self._requests = Counter(
+            "onnxplain_requests_total", "Requests of a model that ended.", ("model", "kind", "code"), registry=to
+        )
+        self._request_seconds = Histogram(
+            "onnxplain_request_seconds",
+            "From a request of a model to its answer or error.",
+            PER_KIND,
+            registry=to,
+            buckets=SECONDS,
+        )
         self._rows = Gauge("onnxplain_queue_rows", "Rows that wait or run.", ("model",), registry=to)
         self._bytes = Gauge("onnxplain_queue_bytes", "Bytes of requests that wait or run.", ("model",), registry=to)
         self._queued = Histogram(
-            "onnxplain_queue_seconds", "Time a run waited for its turn.", ("model",), registry=to, buckets=SECONDS
+            "onnxplain_queue_seconds", "Time a run waited for its turn.", PER_KIND, registry=to, buckets=SECONDS
         )
         self._computed = Histogram(
-            "onnxplain_compute_seconds", "Time of a run in onnxruntime.", ("model",), registry=to, buckets=SECONDS
+            "onnxplain_compute_seconds", "Time of a run in onnxruntime.", PER_KIND, registry=to, buckets=SECONDS
         )
-        self._batch = Histogram("onnxplain_batch_rows", "Rows of a run.", ("model",), registry=to, buckets=ROWS)
+        self._batch = Histogram("onnxplain_batch_rows", "Rows of a run.", PER_KIND, registry=to, buckets=ROWS)
         self._conservation = Histogram(
             "onnxplain_conservation_error",
             "|relevance that arrived and was absorbed - explained score| / |score|, of explanations that asked for it.",
@@ -56,6 +78,7 @@ class Metrics:
         )
         self._loads = Counter("onnxplain_model_loads_total", "Loads of models.", ("result",), registry=to)
         self._sessions = Gauge("onnxplain_sessions_bytes", "Bytes of open sessions, about.", registry=to)
+        self._budget = Gauge("onnxplain_sessions_budget_bytes", "What open sessions may hold.", registry=to)
         self._lazy = Gauge("onnxplain_models_bytes", "Bytes of lazy models in memory, about.", registry=to)
         self._evictions = Counter(
             "onnxplain_model_evictions_total", "Lazy models put out of memory to make room.", ("model",), registry=to
@@ -64,8 +87,14 @@ class Metrics:
             "onnxplain_client_bytes", "Bytes held of what clients send and get.", ("kind",), registry=to
         )
         self._restarts = Counter("onnxplain_worker_restarts_total", "Child processes started again.", registry=to)
-        self._models: set[str] = set()
+        ProcessCollector(registry=to)
+        PlatformCollector(registry=to)
+        GCCollector(registry=to)
+        self._triton = TritonNames()
+        to.register(self._triton)
+        self._models: dict[str, str] = {}  # -> newest version
         self._reasons: set[str] = set()
+        self._codes: set[str] = set()
         self._lock = threading.Lock()  # so that a late observation does not bring a forgotten model back
         for result in ("ok", "failed"):
             self._loads.labels(result)
@@ -77,14 +106,23 @@ class Metrics:
     def model_loaded(self, model: str, version: int) -> None:
         """From now on this model is counted; its version is shown."""
         with self._lock:
-            self._models.add(model)
+            self._models[model] = str(version)
             self._version.labels(model).set(version)
 
     def model_gone(self, model: str) -> None:
         """Forget a model that is no longer served."""
-        per_model = (self._rows, self._bytes, self._queued, self._computed, self._batch, self._conservation)
+        per_model = (self._rows, self._bytes, self._conservation)
+        per_kind = (self._queued, self._computed, self._batch, self._request_seconds)
         with self._lock:
-            self._models.discard(model)
+            self._models.pop(model, None)
+            for explains in (False, True):
+                self._triton.forget(_name(model, explains))
+                for histogram in per_kind:
+                    with suppress(KeyError):
+                        histogram.remove(model, KINDS[explains])
+                for code in self._codes:
+                    with suppress(KeyError):
+                        self._requests.remove(model, KINDS[explains], code)
             for metric in (*per_model, self._version, self._evictions):
                 with suppress(KeyError):  # older prometheus_client: never observed
                     metric.remove(model)
@@ -103,13 +141,30 @@ class Metrics:
                 self._rows.labels(model).set(rows)
                 self._bytes.labels(model).set(nbytes)
 
-    def run(self, model: str, waited: float, ran: float, rows: int) -> None:
-        """A run ended: seconds in the queue, seconds in onnxruntime, rows."""
+    def run(
+        self, model: str, waited: float, ran: float, rows: int, requests: int = 1, explains: bool | float = False
+    ) -> None:
+        """A run ended: mean seconds in the queue, seconds in onnxruntime, rows and requests that shared it.
+
+        explains: it was of an explanation graph.
+        """
         with self._lock:
             if model in self._models:
-                self._queued.labels(model).observe(waited)
-                self._computed.labels(model).observe(ran)
-                self._batch.labels(model).observe(rows)
+                kind = KINDS[bool(explains)]
+                self._queued.labels(model, kind).observe(waited)
+                self._computed.labels(model, kind).observe(ran)
+                self._batch.labels(model, kind).observe(rows)
+                name, version = _name(model, bool(explains)), self._models[model]
+                self._triton.run(name, version, waited, ran, rows, requests)
+
+    def request(self, model: str, explains: bool, code: str, seconds: float) -> None:
+        """A request of a model ended with a code of gRPC. explains: an explanation was asked for."""
+        with self._lock:
+            if model in self._models:
+                self._codes.add(code)
+                self._requests.labels(model, KINDS[explains], code).inc()
+                self._request_seconds.labels(model, KINDS[explains]).observe(seconds)
+                self._triton.request(_name(model, explains), self._models[model], code == "OK", seconds)
 
     def conserved(self, model: str, error: float) -> None:
         """The conservation error of an explanation."""
@@ -135,6 +190,10 @@ class Metrics:
         """What the open sessions hold."""
         self._sessions.set(nbytes)
 
+    def sessions_budget(self, nbytes: int) -> None:
+        """What the open sessions may hold."""
+        self._budget.set(nbytes)
+
     def models_held(self, nbytes: int) -> None:
         """What lazy models hold."""
         self._lazy.set(nbytes)
@@ -149,23 +208,10 @@ class Metrics:
         """A worker process died and was started again."""
         self._restarts.inc()
 
-    def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answer GET /metrics over HTTP in a thread; call what is returned to end it. Port 0: do not."""
-        if port == 0:
-            return lambda: None
-        try:
-            server, thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise Unavailable(
-                f"the metrics cannot listen on {host}:{port} ({error}). Choose --metrics-port."
-            ) from error
 
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return stop
+def _name(model: str, explains: bool) -> str:
+    """What clients of the Open Inference Protocol call it."""
+    return f"{model}.explain" if explains else model
 
 
 class _Counted(Collector):
