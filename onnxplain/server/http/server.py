@@ -17,11 +17,11 @@ import uvicorn
 from onnxplain.errors import InputError
 from onnxplain.server.guard import Guard
 from onnxplain.server.http.application import application
-from onnxplain.server.http.body import BodyBudget
 from onnxplain.server.http.connection import HEAD_BYTES, HEAD_SECONDS, KEEP_ALIVE_SECONDS, HttpConnection
 from onnxplain.server.http.endpoint import Doors
 from onnxplain.server.http.services import THREADS, Services
 from onnxplain.server.http.tls import server_context
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.models.repository import ModelRepository
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.rpc.explainer_service import ExplainerService
@@ -37,13 +37,17 @@ class HttpServer:
     """REST over the models of a repository, behind the same guard as gRPC. Does nothing where http_port is None."""
 
     def __init__(
-        self, options: ServerOptions, guard: Guard, repository: ModelRepository, roots: Sequence[str | Path] = ()
+        self,
+        options: ServerOptions,
+        guard: Guard,
+        repository: ModelRepository,
+        memory: MemoryLedger,
+        roots: Sequence[str | Path] = (),
     ):
         self.port = 0
         self._options = options
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-http")
-        services = Services(InferenceService(repository), ExplainerService(repository, options), self._threads)
-        self.budget = BodyBudget(max(options.queue_bytes, options.max_message_bytes))
+        services = Services(InferenceService(repository), ExplainerService(repository, options), self._threads, memory)
         doors = Doors(
             guard,
             self.budget,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
@@ -19,4 +20,5 @@ class ServerContext:
     scheduler: Scheduler
     session_cache: SessionCache
     metrics: Metrics
+    memory: MemoryLedger | None = None
     compile_queue: CompileQueue = field(default_factory=CompileQueue)
