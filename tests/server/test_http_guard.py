@@ -144,6 +144,13 @@ def test_addresses_and_verbs_that_there_are_not(rest):
     assert answer.status == 405 and answer.headers["allow"] == "GET, HEAD"
 
 
+def test_what_is_no_request_is_told_as_json(rest):
+    with socket.create_connection(("127.0.0.1", rest.port), timeout=10) as connected:
+        connected.sendall(b"no request at all\r\n\r\n")
+        top, _, body = connected.makefile("rb").read().partition(b"\r\n\r\n")
+    assert b" 400 " in top and json.loads(body)["code"] == "INVALID_ARGUMENT"
+
+
 def test_a_request_keeps_its_id_and_is_counted(rest):
     before = handled(rest, "ServerMetadata", "OK")
     assert rest.ask("GET", "/v2", headers={"x-request-id": "mine-7"}).headers["x-request-id"] == "mine-7"

@@ -21,7 +21,7 @@ WINDOW: Final = zlib.MAX_WBITS | 32  # gzip's header or zlib's
 
 
 async def read_body(receive: Receive, headers: Mapping[str, str], most: int, held: Booking) -> bytes:
-    """The whole body, unpacked. most: bytes, before and after unpacking. held: grows with it. The caller bounds the time."""
+    """The whole body, unpacked; the caller bounds the time. most: bytes, before and after unpacking. held: grows."""
     length = headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > most):
         raise _too_large(most)

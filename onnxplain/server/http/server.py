@@ -50,7 +50,7 @@ class HttpServer:
         services = Services(InferenceService(repository), ExplainerService(repository, options), self._threads, memory)
         doors = Doors(
             guard,
-            self.budget,
+            memory,
             options.max_message_bytes,
             options.max_request_seconds,
             roots,
