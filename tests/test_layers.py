@@ -32,6 +32,7 @@ LAYERS = [
     {"invocation"},
     {"subject"},
     {"explanation_graph"},  # one compiled graph
+    {"prepared"},  # the same and its subject, kept for other processes
     {"loops"},  # the same graph, many times
     {"explainer"},
     {"evaluate"},

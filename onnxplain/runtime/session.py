@@ -16,6 +16,7 @@ from onnxplain.errors import InputError, OutOfMemory, UnsupportedModel, UsageErr
 from onnxplain.machine import cpus, restricted
 
 Array = NDArray[Any]
+VERSION: str = onnxruntime.__version__
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 SILENT = 4  # onnxruntime's "fatal": what goes wrong arrives as an exception
 OUT_OF_MEMORY = re.compile(

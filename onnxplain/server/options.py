@@ -11,6 +11,7 @@ from onnxplain.errors import UsageError
 from onnxplain.machine import cpus, memory_bytes, restricted
 
 MESSAGE_BYTES = 64 * 2**20
+GRAPH_CACHE_BYTES = 16 * 2**30
 LOADS = 4  # models loading at a time: each takes several times its size while it does
 MEMORY_SHARE = 0.7  # of the memory there is, for this process: the rest is for what nobody counts, and for files
 BASE = 256 * 2**20  # bytes of Python, onnxruntime and an empty server
@@ -26,8 +27,10 @@ class ServerOptions:
     share of what it may have. model_bytes: of models and their sessions, 0: by the budget. compile_queue: recipes that
     wait to be compiled; max_compile_seconds: of one. load_slots: models loading at a time, 0: by the CPUs;
     max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first asked for.
+    graph_cache: folder of models made ready and compiled graphs, None: they are not kept; graph_cache_bytes: of it.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
-    http_port: None: no REST, 0: a free one; http_cors: origins of pages that may ask.
+    idle_seconds: of a stream or connection that asks for nothing. http_port: None: no REST, 0: a free one; http_cors:
+    origins of pages that may ask.
     """
 
     host: str = "127.0.0.1"
@@ -50,8 +53,10 @@ class ServerOptions:
     memory_budget: int = 0
     model_bytes: int = 0
     max_request_seconds: float = 60.0
+    idle_seconds: float = 300.0
+    max_connections: int = 2048
     drain_delay: float = 0.0
-    drain_timeout: float = 30.0
+    drain_timeout: float = 20.0  # with five seconds of delay and what comes after it less than a pod's grace of 30
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
@@ -67,6 +72,8 @@ class ServerOptions:
     lazy: bool = False
     load: tuple[str, ...] = ()
     cache: Path = field(default_factory=lambda: default_cache())
+    graph_cache: Path | None = None
+    graph_cache_bytes: int = GRAPH_CACHE_BYTES
 
     def __post_init__(self) -> None:
         if self.memory_budget and self.memory_budget < LEAST and not self.model_bytes:

@@ -20,6 +20,7 @@ from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.handlers.model_description import ModelDescription, list_recipes
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.loaded import LoadedModel
+from onnxplain.server.models.variant import Variant
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
@@ -265,12 +266,12 @@ def test_a_recipe_that_fails_and_a_model_that_is_closed_leave_no_session(monkeyp
     before = session_cache.nbytes
     assert before > 0
 
-    def fail(variant):
+    def fail(variant, name):
         variant.queue.session()
         raise InputError("no")
 
     with monkeypatch.context() as patched:
-        patched.setattr(loaded, "_verify", fail)
+        patched.setattr(Variant, "verify", fail)
         with pytest.raises(InputError):
             loaded.variant(named("lrp-epsilon"))
     assert session_cache.nbytes == before

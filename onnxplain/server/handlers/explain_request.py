@@ -171,7 +171,7 @@ def compile_request(
         ).at("targets")
     if len(attribute_to) > 64 or len(outputs) > 64:
         raise UsageError("at most 64 tensors can be asked for at once.").at("attribute_to")
-    own = {str(value.name) for value in model.subject.source.model.graph.outputs}
+    own = {str(value.name) for value in model.subject.source.ports.outputs}
     kept = tuple(name for name in outputs if name not in own)
     explained = tuple(explain) or model.request.explain
     head = "" if head == "cut" and not explained else head  # the default, by its name

@@ -51,9 +51,8 @@ class LocalModel:
     def __init__(self, model: LoadedModel, threads: ThreadPoolExecutor):
         self.model, self.name, self.version = model, model.name, model.version
         self._threads = threads
-        graph = model.subject.source.model.graph
-        self._inputs = tensor_metadata(v for v in graph.inputs if v.name not in graph.initializers)
-        self._outputs = tensor_metadata(graph.outputs)
+        ports = model.subject.source.ports
+        self._inputs, self._outputs = tensor_metadata(ports.inputs), tensor_metadata(ports.outputs)
         self._descriptions = DescriptionCache(model, threads, self._inputs, self._outputs)
 
     @property
@@ -237,7 +236,7 @@ class LocalModel:
         variant = await self._requested(*await self._in_thread(lambda: graph_query(request, self.model)))
 
         def make() -> tuple[bytes, v1.CompileGraphResponse]:
-            content, first = serialised(variant.explainer.compiled.model), v1.CompileGraphResponse()
+            content, first = serialised(variant.explainer.compiled.held), v1.CompileGraphResponse()
             first.graph.graph_digest, first.graph.byte_size = variant.digest, len(content)
             first.graph.warnings.extend(variant.notes)
             if request.with_triton_config:

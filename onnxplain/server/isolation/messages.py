@@ -49,6 +49,7 @@ class WorkerConfig:
             "path": os.fspath(self.model.path),
             "name": self.model.name,
             "version": self.model.version,
+            "graphs": None if self.model.graphs is None else os.fspath(self.model.graphs),
             "settings": [os.fspath(file) for file in settings.files],
             "defaults": dict(settings.defaults),
             "options": {key: getattr(self.options, key) for key in PASSED},
@@ -66,7 +67,8 @@ class WorkerConfig:
         settings = load_settings(*files) if files else ModelSettings()
         # A registry's recipe replaces the defaults of the files.
         settings = replace(settings, defaults=content["defaults"])
-        model = ResolvedModel(Path(content["path"]), content["name"], content["version"], settings)
+        graphs = None if content["graphs"] is None else Path(content["graphs"])
+        model = ResolvedModel(Path(content["path"]), content["name"], content["version"], settings, graphs)
         socket = Path(content["socket"])
         return cls(model, _options(content["options"], content["budget"], socket), content["memory"], socket)
 

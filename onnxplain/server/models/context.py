@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from onnxplain.prepared import GraphCache
 from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.scheduling.compile_queue import CompileQueue
@@ -14,7 +15,10 @@ from onnxplain.server.telemetry.metrics import Metrics
 
 @dataclass
 class ServerContext:
-    """Slots, open sessions, options, counters, and where graphs are compiled."""
+    """Slots, open sessions, options, counters, where graphs are compiled, and where they are kept for other processes.
+
+    graph_cache: None keeps nothing.
+    """
 
     options: ServerOptions
     scheduler: Scheduler
@@ -22,3 +26,4 @@ class ServerContext:
     metrics: Metrics
     memory: MemoryLedger | None = None
     compile_queue: CompileQueue = field(default_factory=CompileQueue)
+    graph_cache: GraphCache | None = None

@@ -8,6 +8,7 @@ from functools import cache
 
 from onnxplain.compile import Request
 from onnxplain.errors import Busy
+from onnxplain.graph.stored_graph import nodes_of
 from onnxplain.recipes import Recipe, named, recipe_names
 from onnxplain.server.call import CALL
 from onnxplain.server.models.loaded import LoadedModel
@@ -73,7 +74,7 @@ def compiled_part(recipe: Recipe) -> Recipe:
 
 def compile_bytes(model: LoadedModel) -> int:
     """What compiling a recipe takes in memory, about: the graph, and sessions that verify it."""
-    return 3 * model.forward_queue.nbytes + 4 * NODE * len(model.subject.normalised.model.graph)
+    return 3 * model.forward_queue.nbytes + 4 * NODE * nodes_of(model.subject.normalised.held)
 
 
 @cache
