@@ -233,16 +233,16 @@ def test_a_body_that_nobody_reads_does_not_hold_a_connection(guarded, monkeypatc
                 time.sleep(0.05)
 
 
-def test_connections_are_bounded(rest, monkeypatch):
-    monkeypatch.setattr(connection, "CONNECTIONS", 3)
-    with contextlib.ExitStack() as several:
+def test_connections_are_bounded(models):
+    with served([models], max_connections=3) as rest, contextlib.ExitStack() as several:
         for _ in range(3):
             several.enter_context(socket.create_connection(("127.0.0.1", rest.port)))
         fourth = several.enter_context(socket.create_connection(("127.0.0.1", rest.port), timeout=10))
         top, _, body = fourth.makefile("rb").read().partition(b"\r\n\r\n")
         assert b" 503 " in top and json.loads(body)["code"] == "UNAVAILABLE"
         assert f"content-length: {len(body)}".encode() in top
-    assert eventually(lambda: rest.ask("GET", "/v2").status == 200, 5)
+        several.close()
+        assert eventually(lambda: rest.ask("GET", "/v2").status == 200, 5)
 
 
 def test_a_reader_that_reads_nothing_is_cut_off(models):
@@ -285,7 +285,8 @@ def test_drain_refuses_new_work_and_finishes_what_is_answered(models):
         thread.start()
         admission = {s.name: s for s in server.server.repository.served()}["work"].model.admission
         assert eventually(lambda: admission.rows > 0, 10)
-        server.server._guard.draining = True
+        server.loop.call_soon_threadsafe(server.server._guard.calls.drain)
+        assert eventually(lambda: server.server._guard.draining, 5)
         answer = server.ask("POST", WORK, work(1))
         assert answer.status == 503 and int(answer.headers["retry-after"]) >= 1
         assert server.ask("GET", "/v2/health/live").status == 200

@@ -12,7 +12,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from onnxplain.server.http.errors import error_body
 from onnxplain.server.http.reply import JSON
 
-CONNECTIONS = 512  # open at a time; each is a file, and as many as gRPC's and the models' must stay free
 HEAD_SECONDS = 10.0  # for the head of a request, from its first byte or the connection's; and for what nobody reads
 HEAD_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 75  # longer than balancers keep idle connections, so that they end them and not we
@@ -24,15 +23,16 @@ FULL = (
 
 
 class HttpConnection(H11Protocol):
-    """uvicorn's connection, bounded in number, and in time while no request is being answered."""
+    """uvicorn's connection, bounded in number, and in time while no request is being answered. most: open at a time."""
 
+    most = 2048
     _limit: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Take it, unless there are too many."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
-        if len(self.connections) > CONNECTIONS:
+        if len(self.connections) > self.most:
             transport.write(FULL)
             transport.close()
             return

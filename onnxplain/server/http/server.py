@@ -77,7 +77,7 @@ class HttpServer:
             ssl_context_factory=secure,
         )  # fmt: skip
         config.load()
-        self._server = _Uvicorn(config)
+        self._server = _Uvicorn(config, options.max_connections)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
         began = asyncio.create_task(self._server.began.wait())
         await asyncio.wait({self._serving, began}, return_when=asyncio.FIRST_COMPLETED)
@@ -103,10 +103,11 @@ class HttpServer:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers, and with a time limit for TLS handshakes."""
+    """uvicorn without its signal handlers, and with a time limit for TLS handshakes. most: connections."""
 
-    def __init__(self, config: uvicorn.Config):
+    def __init__(self, config: uvicorn.Config, most: int):
         super().__init__(config)
+        self._most = most
         self.began = asyncio.Event()
 
     @contextmanager
@@ -120,7 +121,9 @@ class _Uvicorn(uvicorn.Server):
         loop, config = asyncio.get_running_loop(), self.config
 
         def connection() -> Any:
-            return HttpConnection(config, self.server_state, self.lifespan.state, loop)
+            made = HttpConnection(config, self.server_state, self.lifespan.state, loop)
+            made.most = self._most
+            return made
 
         self.servers = [
             await loop.create_server(
