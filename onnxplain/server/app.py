@@ -121,7 +121,7 @@ class Server:
             self._tracing,
             options.tls_ca is not None,
         )
-        self.http = HttpServer(options, self._guard, self.repository, roots, self.memory)
+        self.http = HttpServer(options, self._guard, self.repository, self.memory, roots)
         interceptor = Interceptor(
             self._guard, roots, options.idle_seconds, worker=options.socket is not None, memory=self.memory
         )

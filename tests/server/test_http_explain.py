@@ -206,3 +206,15 @@ def test_reasons_and_answer_come_from_one_version(rest):
     scores = found["scores"]
     assert scores["shape"] == [1, 10]
     assert json.dumps(found)
+
+
+def test_a_model_in_a_process_of_its_own_answers_the_same(rest, tmp_path):
+    shutil.copytree(MODELS / "digits_cnn", tmp_path / "digits_cnn", ignore=shutil.ignore_patterns("samples"))
+    with served([DirectorySource(tmp_path)], isolate=True) as isolated:
+        for query in ("?format=npz&ledger=true", "?format=npz&target=nope"):
+            theirs, ours = (server.ask("POST", CNN + query, SEVEN.read_bytes()) for server in (isolated, rest))
+            assert theirs.status == ours.status and (theirs.status == 400 or npz(theirs).keys() == npz(ours).keys())
+        equal(
+            npz(isolated.ask("POST", f"{CNN}?format=npz", SEVEN.read_bytes())),
+            npz(rest.ask("POST", f"{CNN}?format=npz", SEVEN.read_bytes())),
+        )

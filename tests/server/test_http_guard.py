@@ -144,6 +144,13 @@ def test_addresses_and_verbs_that_there_are_not(rest):
     assert answer.status == 405 and answer.headers["allow"] == "GET, HEAD"
 
 
+def test_what_is_no_request_is_told_as_json(rest):
+    with socket.create_connection(("127.0.0.1", rest.port), timeout=10) as connected:
+        connected.sendall(b"no request at all\r\n\r\n")
+        top, _, body = connected.makefile("rb").read().partition(b"\r\n\r\n")
+    assert b" 400 " in top and json.loads(body)["code"] == "INVALID_ARGUMENT"
+
+
 def test_a_request_keeps_its_id_and_is_counted(rest):
     before = handled(rest, "ServerMetadata", "OK")
     assert rest.ask("GET", "/v2", headers={"x-request-id": "mine-7"}).headers["x-request-id"] == "mine-7"
@@ -189,20 +196,21 @@ def test_bodies_have_a_limit_by_what_they_say_and_by_what_they_are(models):
             assert connected.recv(100).split()[1] == b"413"
         answer = server.ask("POST", WORK, b" " * 6000)
         assert answer.status == 413 and "binary" in answer.error
-        held = server.server.http.budget.held
-        assert held == 0
+        assert server.server.memory.nbytes == 0
 
 
 def test_bodies_that_come_slowly_do_not_add_up(models):
-    with served([models], max_message_bytes=100_000, queue_bytes=100_000) as server:
-        waiting = head(server.port, "POST", WORK, "content-length: 90000")
-        with waiting:
+    with served([models], max_message_bytes=100_000) as server:
+        memory = server.server.memory
+        memory.budget = 150_000
+        with head(server.port, "POST", WORK, "content-length: 90000") as waiting:
             waiting.sendall(b" " * 80_000)
-            assert eventually(lambda: server.server.http.budget.held == 80_000, 5)
-            answer = server.ask("POST", WORK, b" " * 30_000)
+            assert eventually(lambda: memory.nbytes == 80_000, 5)
+            answer = server.ask("POST", WORK, b" " * 75_000)
             assert answer.status == 429 and int(answer.headers["retry-after"]) >= 1
-        assert eventually(lambda: server.server.http.budget.held == 0, 5)
+        assert eventually(lambda: memory.nbytes == 0, 5)
         assert server.ask("POST", WORK, work(1)).status == 200
+        assert memory.nbytes == 0
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nhost: he", b"x"])
@@ -225,16 +233,16 @@ def test_a_body_that_nobody_reads_does_not_hold_a_connection(guarded, monkeypatc
                 time.sleep(0.05)
 
 
-def test_connections_are_bounded(rest, monkeypatch):
-    monkeypatch.setattr(connection, "CONNECTIONS", 3)
-    with contextlib.ExitStack() as several:
+def test_connections_are_bounded(models):
+    with served([models], max_connections=3) as rest, contextlib.ExitStack() as several:
         for _ in range(3):
             several.enter_context(socket.create_connection(("127.0.0.1", rest.port)))
         fourth = several.enter_context(socket.create_connection(("127.0.0.1", rest.port), timeout=10))
         top, _, body = fourth.makefile("rb").read().partition(b"\r\n\r\n")
         assert b" 503 " in top and json.loads(body)["code"] == "UNAVAILABLE"
         assert f"content-length: {len(body)}".encode() in top
-    assert eventually(lambda: rest.ask("GET", "/v2").status == 200, 5)
+        several.close()
+        assert eventually(lambda: rest.ask("GET", "/v2").status == 200, 5)
 
 
 def test_a_reader_that_reads_nothing_is_cut_off(models):
@@ -277,7 +285,8 @@ def test_drain_refuses_new_work_and_finishes_what_is_answered(models):
         thread.start()
         admission = {s.name: s for s in server.server.repository.served()}["work"].model.admission
         assert eventually(lambda: admission.rows > 0, 10)
-        server.server._guard.calls.drain()
+        server.loop.call_soon_threadsafe(server.server._guard.calls.drain)
+        assert eventually(lambda: server.server._guard.draining, 5)
         answer = server.ask("POST", WORK, work(1))
         assert answer.status == 503 and int(answer.headers["retry-after"]) >= 1
         assert server.ask("GET", "/v2/health/live").status == 200

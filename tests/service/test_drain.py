@@ -103,7 +103,8 @@ def test_a_log_that_cannot_be_written_stops_nobody(tmp_path):
     """/dev/full: every write ends with ENOSPC."""
     store(times(2), tmp_path, "m")
     port = free_port()
-    command = [sys.executable, "-m", "onnxplain", "serve", str(tmp_path), "--port", str(port), "--metrics-port", "0"]
+    command = [sys.executable, "-m", "onnxplain", "serve", str(tmp_path), "--port", str(port), "--http-port", "0"]
+    command += ["--metrics-port", "0"]
     with open("/dev/full", "wb") as full:
         process = subprocess.Popen(command, stdout=full, stderr=full, stdin=subprocess.DEVNULL)
     try:

@@ -9,9 +9,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from onnxplain.server.http.body import HEAD_LENGTH
 from onnxplain.server.http.endpoint import Doors, GuardedEndpoint
 from onnxplain.server.http.errors import error_body
-from onnxplain.server.http.infer_messages import HEAD_LENGTH
 from onnxplain.server.http.pages import EVERYTHING
 from onnxplain.server.http.reply import JSON, Reply, deliver
 from onnxplain.server.http.request import TIMEOUT

@@ -5,64 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Final
 
 from starlette.types import Receive
 
-from onnxplain.errors import Busy, Cancelled, InputError
+from onnxplain.errors import Cancelled, InputError
 from onnxplain.server.http.errors import TooLarge, UnknownMediaType
-from onnxplain.server.memory_ledger import MemoryLedger
+from onnxplain.server.memory_ledger import Booking
 
-JSON_SHARE = 4  # numbers as JSON take some eight times their text as Python's objects: so much less of it is taken
+JSON_GROWTH = 8  # bytes of Python's objects for one of JSON with numbers in it
+JSON_SHARE = 4  # so a fourth of the bytes that are taken otherwise
+HEAD_LENGTH = "inference-header-content-length"  # bytes of JSON in front of binary data
 WINDOW: Final = zlib.MAX_WBITS | 32  # gzip's header or zlib's
 
 
-class BodyBudget:
-    """Bytes of all bodies that are held at a time, so that many that come slowly do not fill the memory.
-
-    memory: of all that clients send, where they are booked as well.
-    """
-
-    def __init__(self, most: int, memory: MemoryLedger | None = None):
-        self.most, self.held, self.memory = most, 0, memory
-
-    @contextmanager
-    def share(self) -> Iterator[BodyShare]:
-        """One request's part, given back at the end."""
-        share = BodyShare(self)
-        try:
-            yield share
-        finally:
-            share.give_back()
-
-
-class BodyShare:
-    """What one request holds of the budget."""
-
-    def __init__(self, budget: BodyBudget):
-        self._budget, self.bytes = budget, 0
-        self._booking = None if budget.memory is None else budget.memory.booking("chunks", "the body of a request")
-
-    def take(self, more: int) -> None:
-        """Hold so many bytes more. Raises Busy where the budget is used up."""
-        if more > 0 and self._booking is not None:
-            self._booking.grow(more)
-        if more > 0 and self._budget.held + more > self._budget.most:
-            raise Busy("requests that are being received fill this server's memory for them. Try again.", 1.0)
-        self._budget.held += more
-        self.bytes += more
-
-    def give_back(self) -> None:
-        """Hold nothing any more."""
-        self.take(-self.bytes)
-        if self._booking is not None:
-            self._booking.release()
-
-
-async def read_body(receive: Receive, headers: Mapping[str, str], most: int, share: BodyShare) -> bytes:
-    """The whole body, unpacked. most: bytes, before and after unpacking. The caller bounds the time."""
+async def read_body(receive: Receive, headers: Mapping[str, str], most: int, held: Booking) -> bytes:
+    """The whole body, unpacked; the caller bounds the time. most: bytes, before and after unpacking. held: grows."""
     length = headers.get("content-length", "")
     if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > most):
         raise _too_large(most)
@@ -77,15 +36,19 @@ async def read_body(receive: Receive, headers: Mapping[str, str], most: int, sha
         size += len(part)
         if size > most:
             raise _too_large(most)
-        share.take(len(part))
         if part:
+            held.grow(len(part))
             parts.append(part)
         if not message.get("more_body"):
             break
     body = b"".join(parts)
     if packing:
         body = await asyncio.to_thread(_unpacked, body, most)
-        share.take(len(body))
+        held.grow(len(body))
+    if body[:64].lstrip()[:1] in (b"{", b"["):
+        head = headers.get(HEAD_LENGTH, "")
+        size = int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else len(body)
+        held.grow(JSON_GROWTH * min(size, len(body)))
     return body
 
 

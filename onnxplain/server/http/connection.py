@@ -9,7 +9,9 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-CONNECTIONS = 512  # open at a time; each is a file, and as many as gRPC's and the models' must stay free
+from onnxplain.server.http.errors import error_body
+from onnxplain.server.http.reply import JSON
+
 HEAD_SECONDS = 10.0  # for the head of a request, from its first byte or the connection's; and for what nobody reads
 HEAD_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 75  # longer than balancers keep idle connections, so that they end them and not we
@@ -21,15 +23,16 @@ FULL = (
 
 
 class HttpConnection(H11Protocol):
-    """uvicorn's connection, bounded in number, and in time while no request is being answered."""
+    """uvicorn's connection, bounded in number, and in time while no request is being answered. most: open at a time."""
 
+    most = 2048
     _limit: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Take it, unless there are too many."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
-        if len(self.connections) > CONNECTIONS:
+        if len(self.connections) > self.most:
             transport.write(FULL)
             transport.close()
             return
@@ -48,6 +51,14 @@ class HttpConnection(H11Protocol):
         """The answer is out; what comes now is another request, or a body that nobody reads."""
         super().on_response_complete()
         self._bound()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that this is no request, as every error is said, and close."""
+        body = error_body("this is no HTTP/1.1 request.", "INVALID_ARGUMENT")
+        headers = [("content-type", JSON), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.types import Receive, Scope, Send
 
-from onnxplain.errors import Busy, Cancelled, Denied, Expired, InputError, Unavailable
+from onnxplain.errors import Cancelled, Denied, Expired, InputError, Unavailable
 from onnxplain.server.call import log_fields
 from onnxplain.server.guard import Guard, GuardedMethod
-from onnxplain.server.http.body import BodyBudget, read_body
+from onnxplain.server.http.body import read_body
 from onnxplain.server.http.errors import error_reply
 from onnxplain.server.http.reply import Reply, deliver
 from onnxplain.server.http.request import HttpArrival, HttpRequest, http_request
+from onnxplain.server.memory_ledger import MemoryLedger
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Doors:
     """
 
     guard: Guard
-    budget: BodyBudget
+    memory: MemoryLedger
     most: int
     seconds: float
     roots: Sequence[str | Path] = ()
@@ -49,21 +50,21 @@ class GuardedEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, whatever happens; only a client that is gone gets nothing."""
         arrival = HttpArrival(scope)
+        held = None
         try:
             reply = await self._reply(arrival, scope, receive)
+            held = self.doors.memory.booking("replies", "the reply", len(reply.body))
         except _Gone:
             return
         except asyncio.CancelledError:  # the server's time to drain is over
             reply = error_reply(Unavailable("this server is going down. Try again: another one may answer."))
         except Exception as error:
             reply = error_reply(error, self.doors.roots)
-        with ExitStack() as booked:
-            if (memory := self.doors.budget.memory) is not None:
-                try:
-                    booked.enter_context(memory.held("replies", "the reply", len(reply.body)))
-                except Busy as error:
-                    reply = error_reply(error, self.doors.roots)
+        try:
             await deliver(reply, scope, send, arrival.request_id, self.doors.seconds)
+        finally:
+            if held is not None:
+                held.release()
 
     async def _reply(self, arrival: HttpArrival, scope: Scope, receive: Receive) -> Reply:
         watched = _Watched(receive)
@@ -94,11 +95,14 @@ class GuardedEndpoint:
         log_fields(http=f"{scope['method']} {self.path}")
         request = http_request(scope, doors.most)
         self._same_origin(scope["method"], request)
-        with doors.budget.share() as share:
+        held = doors.memory.booking("requests", "the request")
+        try:
             if self.takes_body:
-                request.body = await read_body(watched.receive, request.headers, doors.most, share)
+                request.body = await read_body(watched.receive, request.headers, doors.most, held)
             watched.start()
             return await self.answer(request)
+        finally:
+            held.release()
 
     def _same_origin(self, verb: str, request: HttpRequest) -> None:
         """Refuse what a page of somebody else's makes a browser send: it may not read the answer, but it would act."""

@@ -34,7 +34,7 @@ async def explanation(
     """What the gRPC service answers for the same input, prepared by the settings of the version that answers."""
     while True:
         info = await described(services, request)
-        loaded = await services.in_thread(lambda info=info: _loaded(given, info, request.most))  # type: ignore[misc]
+        loaded = await _prepared(services, request, given, info)
         message = words.message(request.model, info.version, info.method)
         message.inputs.extend(v1_tensor(name, array) for name, array in loaded.feeds.items())
         try:
@@ -53,9 +53,12 @@ async def described(services: Services, request: HttpRequest) -> ModelInfo:
     return ModelInfo(await services.explainer.GetExplainability(asked_for, None))
 
 
-def _loaded(given: Input, info: ModelInfo, most: int) -> Loaded:
+async def _prepared(services: Services, request: HttpRequest, given: Input, info: ModelInfo) -> Loaded:
+    """The model's feeds. Raises InputError."""
     if isinstance(given, Upload):
-        return given.loaded(info, most)
+        size = await services.in_thread(given.nbytes_open)
+        with services.memory.held("requests", "the picture", size):
+            return await services.in_thread(lambda: given.loaded(info, request.most))
     try:
         return Loaded(feeds=bind(given, info.specs, "the request"))
     except OnnxplainError as error:

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxplain.errors import InputError, UnknownName
-from onnxplain.server.http.body import json_object, kind_of
+from onnxplain.server.http.body import HEAD_LENGTH, json_object, kind_of
 from onnxplain.server.http.reply import Reply
 from onnxplain.server.http.tensors import json_array, json_tensor, write_json
 from onnxplain.wire.inference import messages as oip
 from onnxplain.wire.tensors import INPUTS, RANK, size_of, to_array, to_raw
 
-HEAD_LENGTH = "inference-header-content-length"  # bytes of JSON in front of the binary data
 BINARY_SIZE, BINARY_DATA, BINARY_OUTPUT = "binary_data_size", "binary_data", "binary_data_output"
 BINARY = "application/octet-stream"
 REQUEST_KEYS = ("id", "parameters", "inputs", "outputs", "model_name", "model_version")

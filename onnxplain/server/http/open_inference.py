@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from onnxplain.errors import NotFound, OnnxplainError, UnknownName
-from onnxplain.server.http.body import json_object, kind_of
+from onnxplain.server.http.body import HEAD_LENGTH, json_object, kind_of
 from onnxplain.server.http.errors import HttpError
-from onnxplain.server.http.infer_messages import HEAD_LENGTH, infer_reply, infer_request, raw_request, set_parameters
+from onnxplain.server.http.infer_messages import infer_reply, infer_request, raw_request, set_parameters
 from onnxplain.server.http.message_json import plain
 from onnxplain.server.http.reply import Reply
 from onnxplain.server.http.request import HttpRequest

@@ -8,9 +8,10 @@ from typing import Any
 
 from onnxplain import __version__
 from onnxplain.server.http.answers import DRAWINGS, MEDIA, PNG
+from onnxplain.server.http.body import HEAD_LENGTH
 from onnxplain.server.http.errors import STATUS
 from onnxplain.server.http.explain_words import LISTS, MULTIPART, WORDS
-from onnxplain.server.http.infer_messages import BINARY, HEAD_LENGTH
+from onnxplain.server.http.infer_messages import BINARY
 from onnxplain.server.http.reply import JSON
 from onnxplain.server.http.request import TIMEOUT
 from onnxplain.server.http.routes import Endpoint

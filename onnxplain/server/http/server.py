@@ -17,7 +17,6 @@ import uvicorn
 from onnxplain.errors import InputError
 from onnxplain.server.guard import Guard
 from onnxplain.server.http.application import application
-from onnxplain.server.http.body import BodyBudget
 from onnxplain.server.http.connection import HEAD_BYTES, HEAD_SECONDS, KEEP_ALIVE_SECONDS, HttpConnection
 from onnxplain.server.http.endpoint import Doors
 from onnxplain.server.http.services import THREADS, Services
@@ -42,18 +41,17 @@ class HttpServer:
         options: ServerOptions,
         guard: Guard,
         repository: ModelRepository,
+        memory: MemoryLedger,
         roots: Sequence[str | Path] = (),
-        memory: MemoryLedger | None = None,
     ):
         self.port = 0
         self._options = options
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-http")
         inference = InferenceService(repository, options.max_request_seconds)
-        services = Services(inference, ExplainerService(repository, options), self._threads)
-        self.budget = BodyBudget(max(options.queue_bytes, options.max_message_bytes), memory)
+        services = Services(inference, ExplainerService(repository, options), self._threads, memory)
         doors = Doors(
             guard,
-            self.budget,
+            memory,
             options.max_message_bytes,
             options.max_request_seconds,
             roots,
@@ -79,7 +77,7 @@ class HttpServer:
             ssl_context_factory=secure,
         )  # fmt: skip
         config.load()
-        self._server = _Uvicorn(config)
+        self._server = _Uvicorn(config, options.max_connections)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
         began = asyncio.create_task(self._server.began.wait())
         await asyncio.wait({self._serving, began}, return_when=asyncio.FIRST_COMPLETED)
@@ -105,10 +103,11 @@ class HttpServer:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers, and with a time limit for TLS handshakes."""
+    """uvicorn without its signal handlers, and with a time limit for TLS handshakes. most: connections."""
 
-    def __init__(self, config: uvicorn.Config):
+    def __init__(self, config: uvicorn.Config, most: int):
         super().__init__(config)
+        self._most = most
         self.began = asyncio.Event()
 
     @contextmanager
@@ -122,7 +121,9 @@ class _Uvicorn(uvicorn.Server):
         loop, config = asyncio.get_running_loop(), self.config
 
         def connection() -> Any:
-            return HttpConnection(config, self.server_state, self.lifespan.state, loop)
+            made = HttpConnection(config, self.server_state, self.lifespan.state, loop)
+            made.most = self._most
+            return made
 
         self.servers = [
             await loop.create_server(

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.inference_service import InferenceService
 
@@ -24,6 +25,7 @@ class Services:
     inference: InferenceService
     explainer: ExplainerService
     threads: ThreadPoolExecutor
+    memory: MemoryLedger
 
     async def sized(self, size: int, work: Callable[[], T]) -> T:
         """Do work on so many bytes: here where they are few, else in a thread."""

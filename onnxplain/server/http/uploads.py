@@ -13,10 +13,11 @@ from onnxplain.client.requests import ModelInfo
 from onnxplain.errors import InputError
 from onnxplain.inputs import Loaded
 from onnxplain.render import safe_name
-from onnxplain.server.http.body import JSON_SHARE
+from onnxplain.server.http.body import JSON_GROWTH, JSON_SHARE
 from onnxplain.server.http.errors import TooLarge, UnknownMediaType
 
-PIXELS = 50_000_000  # of a picture: 150 MB of memory while it is read
+PIXELS = 50_000_000  # of a picture
+PIXEL_BYTES = 8  # of memory while it is read: as it is, and turned, with or without transparency
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # and none of those whose readers start other programs, as EPS does
 STARTS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", b"RIFF": ".webp", b"\x93NUMPY": ".npy"}
 
@@ -29,12 +30,16 @@ class Upload:
     suffix: str
     name: str = ""
 
+    def nbytes_open(self) -> int:
+        """Memory that reading it takes, about. Raises InputError for a picture beyond the limit, or none."""
+        if self.suffix in (".csv", ".npy"):
+            return (JSON_GROWTH if self.suffix == ".csv" else 2) * len(self.content)
+        return PIXEL_BYTES * _pixels(self.content)
+
     def loaded(self, info: ModelInfo, most: int) -> Loaded:
         """The model's feeds; blocks. Raises InputError for what is no picture or table of this model."""
         if self.suffix == ".csv" and len(self.content) > most // JSON_SHARE:
             raise TooLarge(f"{len(self.content)} bytes of csv, at most {most // JSON_SHARE} are taken. Send .npy.")
-        if self.suffix not in (".csv", ".npy"):
-            _require_small(self.content)
         with tempfile.TemporaryDirectory(prefix="onnxplain-") as folder:  # files are read in one place only
             stem = safe_name(Path(self.name).stem)[:80] if self.name else "upload"
             path = Path(folder, f"{stem or 'upload'}{self.suffix}")
@@ -59,8 +64,8 @@ def upload(content: bytes, media_type: str = "", name: str = "") -> Upload:
     return Upload(content, suffix, name)
 
 
-def _require_small(content: bytes) -> None:
-    """Look at a picture's head only. Raises InputError for one that would fill the memory, or is none."""
+def _pixels(content: bytes) -> int:
+    """Of a picture, by its head. Raises InputError for too many, or for what is no picture."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
@@ -69,3 +74,4 @@ def _require_small(content: bytes) -> None:
         raise InputError(f"the body cannot be read as a picture ({why}). Send png, jpg, bmp or webp.") from error
     if width * height > PIXELS:
         raise TooLarge(f"the picture has {width} x {height} pixels, at most {PIXELS} are taken. Send a smaller one.")
+    return width * height
