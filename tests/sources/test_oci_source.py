@@ -67,7 +67,7 @@ def registry():
 
 
 def source_of(registry, reference: str, folder: Path) -> OciSource:
-    source = from_address(f"oci://127.0.0.1:1/team/net{reference}", folder / "cache")
+    source = OciSource(f"oci://127.0.0.1:1/team/net{reference}", folder / "cache")
     source._registry = registry
     return source
 

@@ -70,7 +70,7 @@ def place(request, tmp_path):
 
 
 def source_of(place, tmp_path) -> RemoteSource:
-    return from_address(place.address, tmp_path / "cache")
+    return RemoteSource(place.address, tmp_path / "cache")
 
 
 def names(releases) -> list[tuple[str, str]]:
