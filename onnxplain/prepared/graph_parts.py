@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxplain.graph.stored_graph import WeightBeside, DeferredModel, WeightPiece, Ports, StoredGraph, nodes_of
+from onnxplain.graph.stored_graph import DeferredModel, Ports, StoredGraph, WeightBeside, WeightPiece, nodes_of
 from onnxplain.graph.weight_files import Content
 from onnxplain.graph.weightless import weightless
 from onnxplain.prepared.entry import ALIGNED, Buffer, CacheEntry
