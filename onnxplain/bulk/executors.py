@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from onnxplain.bulk.explaining import Partition, Worker
@@ -17,10 +17,10 @@ from onnxplain.machine import cpus
 AHEAD = 1  # blocks that wait beside each worker's own, so that none is idle and little is held
 
 # (job, its explainer here, blocks, workers; 0: as many as there are CPUs for) -> partitions, in any order
-Executor = Callable[[BulkJob, Explainer, Sequence[Block], int], Iterator[Partition]]
+Executor = Callable[[BulkJob, Explainer, Sequence[Block], int], Generator[Partition, None, None]]
 
 
-def here(job: BulkJob, explainer: Explainer, blocks: Sequence[Block], workers: int) -> Iterator[Partition]:
+def here(job: BulkJob, explainer: Explainer, blocks: Sequence[Block], workers: int) -> Generator[Partition, None, None]:
     """Threads that share the explainer's sessions: onnxruntime runs without Python's lock."""
     workers = workers or max(1, cpus() // max(1, job.threads))
     own, opening, opened = threading.local(), threading.Lock(), threading.Event()

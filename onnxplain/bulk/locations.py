@@ -24,11 +24,15 @@ FRESH = "what it needs is not installed: pip install 'onnxplain[parquet]'"
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file. name: as results call it. size: bytes; stamp: another number whenever it was written again."""
+    """One file. name: as results call it. size: bytes; stamp: another number whenever it was written again.
+
+    query: what pyarrow is told of the store, behind the `?` of an address: region=…, endpoint_override=….
+    """
 
     name: str
     size: int
     stamp: int
+    query: str = ""
 
     @property
     def suffix(self) -> str:
@@ -41,7 +45,7 @@ class InputFile:
         if not URI.match(self.name):
             yield Path(self.name)
             return
-        system, inner = _system(self.name)
+        system, inner = _system(self.name, self.query)
         with tempfile.TemporaryDirectory(prefix="onnxplain-") as folder:
             copy = Path(folder) / os.path.basename(inner)
             try:
@@ -54,12 +58,15 @@ class InputFile:
                 raise Unavailable(
                     f"{self.name} cannot be fetched: {_reason(error)}. Run again with --resume."
                 ) from error
-            yield copy
+            try:
+                yield copy
+            except InputError as error:  # it names the copy, which nobody knows
+                raise InputError(str(error).replace(str(copy), self.name)) from error
 
     def open(self) -> Any:
         """A stream of its bytes that can be moved in, for what reads parts of it."""
         if URI.match(self.name):
-            system, inner = _system(self.name)
+            system, inner = _system(self.name, self.query)
             return io.BufferedReader(_Stream(system.open_input_file(inner)))
         return open(self.name, "rb")
 
@@ -112,14 +119,14 @@ def _hidden(path: str) -> bool:
 
 def _remote(name: str) -> tuple[list[InputFile], bool]:
     """A file, all below a folder, or what fits a pattern in a folder's names."""
+    name, query = _parts(name)
     pattern = name if glob.has_magic(name) else ""
     base = name
     while glob.has_magic(base):
         base = base.rpartition("/")[0]
-    system, inner = _system(base)
-    head = (
-        base[: len(base) - len(inner.rstrip("/"))] if base.endswith(inner.rstrip("/")) else base.split("://")[0] + "://"
-    )
+    system, inner = _system(base, query)
+    inner = inner.rstrip("/")
+    head = base.rstrip("/").removesuffix(inner)  # what stands before a path: s3://, file://
     from pyarrow import fs
 
     try:
@@ -133,13 +140,19 @@ def _remote(name: str) -> tuple[list[InputFile], bool]:
     except OSError as error:
         raise Unavailable(f"{name} cannot be listed: {_reason(error)}.") from error
     files = [
-        InputFile(head + entry.path, entry.size or 0, entry.mtime_ns or 0)
+        InputFile(head + entry.path, entry.size or 0, entry.mtime_ns or 0, query)
         for entry in sorted(entries, key=lambda entry: entry.path)
         if entry.type == fs.FileType.File and not (_hidden(os.path.relpath(entry.path, inner)) and entry is not root)
     ]
     if pattern:
         return [file for file in files if _fits(file.name.split("/"), pattern.split("/"))], False
     return files, root.type != fs.FileType.File
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """An address and its query; a `?` without `=` behind it is of a pattern."""
+    address, mark, query = name.rpartition("?")
+    return (address, query) if mark and "=" in query else (name, "")
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -180,9 +193,9 @@ class _Stream(io.RawIOBase):
 
 
 @lru_cache(maxsize=64)
-def _system(uri: str) -> tuple[Any, str]:
-    """pyarrow's file system of a URI, and the path in it."""
-    scheme = uri.split("://")[0]
+def _system(address: str, query: str) -> tuple[Any, str]:
+    """pyarrow's file system of an address, and the path in it."""
+    scheme, uri = address.split("://")[0], f"{address}?{query}" if query else address
     try:
         from pyarrow import fs
     except ImportError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from onnxplain.bulk.explaining import Partition, Worker
@@ -39,7 +39,9 @@ class _Actor:
         return {"answer": [pickle.dumps(answer) for answer in answers]}
 
 
-def on_ray(job: BulkJob, explainer: Explainer, blocks: Sequence[Block], workers: int) -> Iterator[Partition]:
+def on_ray(
+    job: BulkJob, explainer: Explainer, blocks: Sequence[Block], workers: int
+) -> Generator[Partition, None, None]:
     """Actors of the cluster at RAY_ADDRESS, else of one made on this machine for as long as it takes."""
     ray = require_ray()
     began = not ray.is_initialized()
@@ -57,7 +59,7 @@ def on_ray(job: BulkJob, explainer: Explainer, blocks: Sequence[Block], workers:
             _Actor,
             fn_constructor_args=(pickle.dumps(job),),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(items))),
             num_cpus=per_actor,
             **({"num_gpus": gpus} if gpus else {}),
         )

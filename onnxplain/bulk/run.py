@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -52,9 +53,11 @@ def explain_all(
     dataset = Dataset.begin(folder, about, resume)
     missing = [block for block in plan.blocks if dataset.entry(block.number) is None]
     there = len(plan.blocks) - len(missing)
-    for done, partition in enumerate(EXECUTORS[engine](job, explainer, missing, workers) if missing else (), there + 1):
-        dataset.add(partition)
-        if progress is not None:
-            progress(done, len(plan.blocks))
+    if missing:
+        with closing(EXECUTORS[engine](job, explainer, missing, workers)) as partitions:
+            for done, partition in enumerate(partitions, there + 1):
+                dataset.add(partition)
+                if progress is not None:
+                    progress(done, len(plan.blocks))
     manifest = dataset.finish()
     return Summary(manifest["rows"], manifest["errors"], len(plan.blocks), there, tuple(manifest["first_errors"]))

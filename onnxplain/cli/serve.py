@@ -64,15 +64,15 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--port", type=click.IntRange(0, 65535), default=8001, help="0 takes a free one.")
 @_flag("--metrics-port", type=click.IntRange(0, 65535), default=8002, help="Prometheus; 0: none.")
 @_flag("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
-@_flag("--slots", type=click.IntRange(1), default=1, help="Runs at a time.")
-@_flag("--threads", type=click.IntRange(0), default=0, help="Threads inside a run; 0: the CPUs shared by the slots.")
+@_flag("--slots", type=click.IntRange(0), default=0, help="Runs at a time; 0: one for each CPU, one on CUDA.")
+@_flag("--threads", type=click.IntRange(0), default=0, help="Threads that all runs share; 0: one for each CPU.")
 @_flag("--max-batch-rows", type=click.IntRange(0), default=0, help="Rows of one run; 0: 8 on the CPU, 32 on CUDA.")
 @_flag("--queue-rows", type=click.IntRange(1), default=64, help="Rows of one model that wait or run at most.")
 @_flag("--queue-bytes", type=click.IntRange(1), default=256 * 2**20, help="Bytes likewise.")
 @_flag("--compile-queue", type=click.IntRange(1), default=32, help="Recipes that wait to be compiled at most.")
 @_flag("--max-compile-seconds", type=click.FloatRange(0.01), default=60.0, help="The longest one may take to compile.")
 @_flag("--max-message-bytes", type=click.IntRange(1024), default=64 * 2**20, help="Of one request.")
-@_flag("--memory-budget", type=click.IntRange(0), default=0, help="Bytes of open sessions; 0: 40 % of the memory.")
+@_flag("--memory-budget", type=click.IntRange(0), default=0, help="Bytes of the process; 0: 70 % of what there is.")
 @_flag("--max-request-seconds", type=click.FloatRange(0.01), default=60.0, help="The longest a call may take.")
 @_flag("--drain-delay", type=click.FloatRange(0), default=0.0, help="Seconds from SIGTERM to refusing new calls.")
 @_flag("--drain-timeout", type=click.FloatRange(0), default=30.0, help="Seconds for calls that are being answered.")
@@ -169,6 +169,8 @@ def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerO
 
 
 async def _serve(options: ServerOptions, sources: list[ModelSource], webhook_port: int) -> None:
+    if not options.isolate:  # then it is the children that run models
+        options.begin_environment()
     server = Server(options, sources)
     receiver = None
     if webhook_port:

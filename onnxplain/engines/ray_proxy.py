@@ -20,6 +20,7 @@ MODEL, SECONDS_LEFT = "multiplexed_model_id", "onnxplain-seconds-left"
 DETAILS = "grpc-status-details-bin"
 OURS = "internal error; log id"  # how a replica's own INTERNAL begins; any other is Ray's
 LOST = "a replica went down while it was answering; try again, another one will answer."
+COME_BACK = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 RETRY_SECONDS = 1.0
 
 
@@ -123,13 +124,13 @@ class _Attempt:
     def conclude(self) -> None:
         """Tell the caller how it ended."""
         if self.lost:
+            self._code, self._details = grpc.StatusCode.UNAVAILABLE, LOST
+        if self._code in COME_BACK and all(key != DETAILS for key, _ in self._trailing):  # said by Ray, or by us here
             retry = error_details_pb2.RetryInfo()
             retry.retry_delay.FromNanoseconds(int(RETRY_SECONDS * 1e9))
-            status = status_pb2.Status(code=code_pb2.Code.Value("UNAVAILABLE"), message=LOST)
+            status = status_pb2.Status(code=code_pb2.Code.Value(self._code.name), message=self._details)
             status.details.add().Pack(retry)
-            self._code, self._details = grpc.StatusCode.UNAVAILABLE, LOST
-            kept = (pair for pair in self._trailing if pair[0] != DETAILS)
-            self._trailing = (*kept, (DETAILS, status.SerializeToString()))
+            self._trailing = (*self._trailing, (DETAILS, status.SerializeToString()))
         if self._code is not None:
             self._context.set_code(self._code)
         if self._details:

@@ -1,16 +1,14 @@
 """One replica of Ray Serve: the server's services, guard and repository, in a process that Ray started.
 
-Models are loaded when they are asked for. Ray's multiplexing bounds how many a replica holds, the least used go first,
-and sends requests to replicas that have their model.
+Models are loaded when they are first asked for, and the least used make room, as `onnxplain serve --lazy` does it. Ray
+is told which models a replica was asked for last, and sends requests for these to it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
-from contextvars import Context
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -21,14 +19,14 @@ from onnxplain.engines.ray_methods import METHODS, ServedMethod
 from onnxplain.engines.ray_policy import ROWS
 from onnxplain.engines.ray_proxy import SECONDS_LEFT
 from onnxplain.engines.ray_settings import ReplicaSettings
-from onnxplain.errors import Busy, InputError, NotFound, OnnxplainError
+from onnxplain.errors import Busy, InputError
 from onnxplain.server import grpc_status
 from onnxplain.server.app import Server
 from onnxplain.server.call import Call
 from onnxplain.server.guard import Guard, Metadata
 from onnxplain.server.handlers.local_model import LocalModel
-from onnxplain.server.models.entry import FIRST_RETRY
-from onnxplain.server.models.served import split
+from onnxplain.server.models.repository import ModelRepository
+from onnxplain.server.models.served import Served
 from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.handler_shape import KINDS, MethodNotImplemented
 from onnxplain.server.rpc.inference_service import InferenceService
@@ -40,7 +38,7 @@ RAYS_ID = "request_id"  # Ray sends its own behind every reply
 
 OF_ONE_SERVER = {  # what says something of one server, of which there are many here
     "RepositoryModelLoad": "models are loaded when they are asked for",
-    "RepositoryModelUnload": "Ray Serve lets go of the models that are used least",
+    "RepositoryModelUnload": "models that are used least make room",
 }
 
 
@@ -60,19 +58,19 @@ class Replica:
         self._guard = Guard(self._server.metrics, tokens, options.max_request_seconds)
         self._roots = [options.cache]
         self._roots += [s.root.absolute() for s in self.repository.sources if isinstance(s, DirectorySource)]
-        self._services = (ExplainerService(self.repository, options), InferenceService(self.repository))
 
-        async def model(name: str) -> _Held:
-            return await self._load(name)
+        async def recent(name: str) -> str:
+            return name
 
-        self._hold = serve.multiplexed(max_num_models_per_replica=self._settings.max_models)(model)
-        self._failed: dict[str, tuple[float, OnnxplainError]] = {}
-        self._known: set[str] = set()  # models that there are or could be, as of the last look at the sources
-        await self._look()
+        self._note = serve.multiplexed(max_num_models_per_replica=self._settings.max_models)(recent)
+        asked: Any = _Noted(self.repository, self._note)
+        self._services = (ExplainerService(asked, options), InferenceService(asked))
+        await self.repository.refresh()
         wanted = self._settings.load
-        for name in sorted(self._known) if "*" in wanted else wanted:
-            await self._hold(name)
-        self._following = asyncio.get_running_loop().create_task(self._follow())
+        for name in self.repository.names() if "*" in wanted else wanted:
+            async with asked.use(name):
+                pass
+        self._following = asyncio.create_task(self.repository.poll(options.poll_seconds, asyncio.Event()))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows admitted and not yet answered, for `RowsPolicy`."""
@@ -105,10 +103,9 @@ class Replica:
         async def work(method: ServedMethod) -> None:
             handler = self._handler(method)
             if method.takes_stream:
-                request: Any = self._requests(method, messages)
+                request: Any = (self._parsed(method, raw) async for raw in messages)
             else:
                 request = self._parsed(method, messages)
-                await self._need(request)
             async with aclosing(handler(request, context)) as stream:
                 async for reply in stream:
                     await replies.put(reply)
@@ -141,17 +138,7 @@ class Replica:
 
     async def _reply(self, method: ServedMethod, raw: bytes, context: Any) -> Any:
         handler = self._handler(method)
-        request = self._parsed(method, raw)
-        await self._need(request)
-        return await handler(request, context)
-
-    async def _requests(self, method: ServedMethod, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        """The requests of a stream; a model that cannot be had is told by the service, behind its request."""
-        async for raw in messages:
-            request = self._parsed(method, raw)
-            with suppress(OnnxplainError):
-                await self._need(getattr(request, "request", request))
-            yield request
+        return await handler(self._parsed(method, raw), context)
 
     def _handler(self, method: ServedMethod) -> Callable[..., Any]:
         for service in self._services:
@@ -172,42 +159,6 @@ class Replica:
         except (DecodeError, ValueError, RecursionError) as error:
             raise InputError(f"the request is no valid protobuf message of this method ({error}).") from error
 
-    async def _need(self, request: Any) -> None:
-        """Have the model that a request names, if it names one."""
-        model = getattr(request, "model", None)
-        name = model.name if model is not None else getattr(request, "model_name", getattr(request, "name", ""))
-        name, _ = split(name)
-        if not name:
-            return
-        if name not in self._known:
-            raise NotFound(f"no model {name[:200]!r} here.").at("model.name")
-        # A task of its own, outside of the call: whoever stops waiting does not stop what others wait for.
-        await asyncio.shield(asyncio.create_task(self._hold(name), context=Context()))
-
-    async def _load(self, name: str) -> _Held:
-        """Load a model; one that could not be loaded just now is not tried again at once."""
-        until, error = self._failed.get(name, (0.0, None))
-        if error is not None and time.monotonic() < until:
-            raise error
-        try:
-            await self.repository.load(name)
-        except OnnxplainError as problem:
-            if name not in self.repository.names():  # no version of it answers
-                self._failed[name] = time.monotonic() + FIRST_RETRY, problem
-                raise
-        self._failed.pop(name, None)
-        return _Held(self, name)
-
-    async def _look(self) -> None:
-        await self.repository.refresh()
-        self._known = {name for name, version, *_ in self.repository.index() if version}
-
-    async def _follow(self) -> None:
-        """Look at the sources again and again: new models, new versions of those that are here."""
-        while True:
-            await asyncio.sleep(self._options.poll_seconds)
-            await self._look()
-
     def _tell(self, error: BaseException, context: Any) -> None:
         status = grpc_status.logged_status(error, self._roots)
         context.set_code(grpc.StatusCode[grpc_status.code_of(error)])
@@ -216,23 +167,22 @@ class Replica:
         context.set_trailing_metadata([*kept, (grpc_status.DETAILS, status.SerializeToString())])
 
 
-class _Held:
-    """A model in Ray's list of those that a replica has; Ray deletes the least used by hand."""
+class _Noted:
+    """The repository as the services see it: Ray is told what is asked for."""
 
-    def __init__(self, replica: Replica, name: str):
-        self._replica, self._name, self._loop = replica, name, asyncio.get_running_loop()
-        self._gone = False
+    def __init__(self, repository: ModelRepository, note: Callable[[str], Awaitable[object]]):
+        self._repository, self._note = repository, note
 
-    def __del__(self) -> None:
-        """Let the repository drop it once its last call is answered. From a thread of Ray's."""
-        if self._gone or self._loop.is_closed():
-            return
-        self._gone = True
-        asyncio.run_coroutine_threadsafe(self._unload(), self._loop)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._repository, name)
 
-    async def _unload(self) -> None:
-        with suppress(NotFound):  # its files are gone, and so is it
-            await self._replica.repository.unload(self._name)
+    @asynccontextmanager
+    async def use(self, name: str, version: str = "") -> AsyncIterator[Served]:
+        """See `ModelRepository.use`."""
+        self._repository.entry(name, version)  # what is not known here is not noted
+        await self._note(name)
+        async with self._repository.use(name, version) as served:
+            yield served
 
 
 class NoReply:

@@ -1,15 +1,4 @@
-"""The service on Ray Serve: `serve run` and `serve deploy` build `application` by the YAML of `onnxplain export`.
-
-applications:
-  - name: onnxplain
-    import_path: onnxplain.engines.ray_serve:application
-    args: {models: [/models]}
-grpc_options:
-  port: 9000
-  grpc_servicer_functions:
-    - onnxplain.engines.ray_proxy.add_explainer_service_to_server
-    - onnxplain.engines.ray_proxy.add_inference_service_to_server
-"""
+"""The service on Ray Serve: `application`, by the file that `onnxplain export MODEL --ray-serve DIR` writes."""
 
 from __future__ import annotations
 
@@ -22,13 +11,8 @@ from onnxplain.engines.ray_replica import Replica
 from onnxplain.engines.ray_settings import ReplicaSettings
 from onnxplain.errors import UsageError
 
-GRPC_PORT = 9000
-NAME = "onnxplain"
-SERVICERS = (
-    "onnxplain.engines.ray_proxy.add_explainer_service_to_server",
-    "onnxplain.engines.ray_proxy.add_inference_service_to_server",
-)
 ONGOING = 256  # requests of one replica; its own queues say no before, with a reason
+QUEUED = 1024  # requests that wait in one proxy while every replica has its fill; more get RESOURCE_EXHAUSTED
 MEASURED = 5.0  # seconds between two counts of the rows, at most
 DRAIN = 30.0  # seconds for what is being answered when a replica goes
 
@@ -48,6 +32,7 @@ def application(args: dict[str, Any]) -> Any:
     deployment = serve.deployment(
         name="models",
         max_ongoing_requests=ONGOING,
+        max_queued_requests=QUEUED,
         graceful_shutdown_timeout_s=DRAIN,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         autoscaling_config=AutoscalingConfig(

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, Self
 
 from onnxplain.errors import UnknownName, UsageError
-from onnxplain.server.options import ServerOptions
+from onnxplain.machine import cpus, memory_bytes
+from onnxplain.server.options import MEMORY_SHARE, ServerOptions
 
-OURS = ("control", "host", "port", "socket", "metrics_port", "isolate", "load")  # Ray's part, or said elsewhere
+OURS = ("control", "lazy", "host", "port", "socket", "metrics_port", "isolate", "load")  # Ray's part, or said elsewhere
 
 
 @dataclass(frozen=True)
 class ReplicaSettings:
     """models: repositories or model files, seen from every machine; registries: as `--registry`.
 
-    load: models to have from the start, "*" for all; others are loaded when they are asked for. max_models: that one
-    replica holds at a time. rows: that one replica is meant to have, waiting and running; more start another, up to
+    load: models to have from the start, "*" for all; others are loaded when they are asked for. max_models: that Ray
+    takes one replica to have; what fits in memory decides server.memory_budget, by default the share of the machine's
+    CPUs that a replica has. rows: that one replica is meant to have, waiting and running; more start another, up to
     max_replicas. num_cpus, num_gpus: of one replica, fractions too. upscale_seconds, downscale_seconds: how long the
     rows must say so. server: options of `onnxplain serve` by their Python names, such as slots, threads, queue_rows.
     """
@@ -66,7 +68,8 @@ class ReplicaSettings:
             name: Path(value) if name in paths and value else value for name, value in self.server.items()
         }
         given.setdefault("threads", max(1, int(self.num_cpus)))
-        return ServerOptions(**{**given, "control": "explicit", "metrics_port": 0})
+        given.setdefault("memory_budget", int(MEMORY_SHARE * memory_bytes() * min(1.0, self.num_cpus / cpus())))
+        return ServerOptions(**{**given, "control": "poll", "lazy": True, "metrics_port": 0})
 
     def content(self) -> dict[str, Any]:
         """As plain values, which `of` takes."""

@@ -19,8 +19,10 @@ from onnxplain.errors import InputError
 from onnxplain.prepared import FolderCache
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.isolation.callers import ForwardedCallers
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.lifecycle import Loader
 from onnxplain.server.models.load_turns import LoadTurns
@@ -40,7 +42,7 @@ from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.logs import event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
-from onnxplain.server.tokens import Tokens
+from onnxplain.server.tokens import Callers, Tokens
 from onnxplain.sources import DirectorySource, ModelSource, Release, ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
@@ -48,6 +50,7 @@ from onnxplain.wire.inference import INFERENCE, POOL
 
 LOG = logging.getLogger("onnxplain.server")
 EXPLAINER = v1.DESCRIPTOR.services_by_name["ExplainerService"].full_name
+LIVENESS = "liveness"  # a health name that no model and no source can make fail
 THREADS = 128  # explanations that compute or wait at a time; those beyond wait for a thread
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -64,12 +67,14 @@ class Server:
         self.metrics = Metrics()
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
-        self.scheduler = Scheduler(options.slots)
+        self.scheduler = Scheduler(options.run_slots)
+        self.memory = MemoryLedger(options.client_bytes, self.metrics.held, lambda: self.metrics.refused("", "memory"))
         self.context = ServerContext(
             options,
             self.scheduler,
             SessionCache(options.session_bytes, self.metrics.sessions),
             self.metrics,
+            self.memory,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
             FolderCache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
         )
@@ -88,7 +93,7 @@ class Server:
         self.residency: ModelResidency | None = None
         if options.lazy:
             lifecycle = self.repository.lifecycle
-            self.residency = ModelResidency(options.session_bytes, lifecycle, self.metrics)
+            self.residency = ModelResidency(options.model_bytes or options.process_bytes, lifecycle, self.metrics)
             lifecycle.used = self.residency.soon
         self._sources = sources
         self._health = health.aio.HealthServicer()
@@ -98,12 +103,12 @@ class Server:
         self._stopping: asyncio.Task[None] | None = None
         self._guard = Guard(
             self.metrics,
-            Tokens(options.token_file) if options.token_file else None,
+            _callers(options),
             options.max_request_seconds,
             tracing(),
             options.tls_ca is not None,
         )
-        interceptor = Interceptor(self._guard, roots, worker=options.socket is not None)
+        interceptor = Interceptor(self._guard, roots, worker=options.socket is not None, memory=self.memory)
         self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
 
     async def start(self) -> None:
@@ -131,7 +136,7 @@ class Server:
         if options.metrics_port:
             self._stop_metrics = self.metrics.serve(options.host, options.metrics_port)
         await server.start()
-        for service in (EXPLAINER, INFERENCE):
+        for service in (EXPLAINER, INFERENCE, LIVENESS):
             await self._set_health(service, SERVING)
         event(LOG, logging.INFO, "listening", address=address if options.socket else f"{options.host}:{self.port}")
         self._spawn(self._follow())
@@ -234,6 +239,13 @@ class Server:
 def close_model(model: LocalModel) -> None:
     """Free a model that nobody was given."""
     model.model.close()
+
+
+def _callers(options: ServerOptions) -> Callers | None:
+    """By tokens where there is a file of them; a worker is told by its parent; None: anybody is let in."""
+    if options.token_file is not None:
+        return Tokens(options.token_file)
+    return ForwardedCallers() if options.socket is not None else None
 
 
 def channel_options(options: ServerOptions) -> list[tuple[str, int]]:

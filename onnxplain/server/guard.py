@@ -20,7 +20,7 @@ from onnxplain.server.call import CALL, Call
 from onnxplain.server.telemetry.logs import event
 from onnxplain.server.telemetry.metrics import MethodCounts, Metrics
 from onnxplain.server.telemetry.tracing import Tracing
-from onnxplain.server.tokens import ANYONE, Caller, Tokens, scope_of
+from onnxplain.server.tokens import ANYONE, Caller, Callers, scope_of
 
 T = TypeVar("T")
 LOG = logging.getLogger("onnxplain.server.access")
@@ -82,7 +82,7 @@ class Guard:
     def __init__(
         self,
         metrics: Metrics,
-        tokens: Tokens | None = None,
+        tokens: Callers | None = None,
         max_request_seconds: float = 60.0,
         tracing: Tracing | None = None,
         mutual: bool = False,

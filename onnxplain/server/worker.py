@@ -131,6 +131,7 @@ def main(parent: int, folder: Path) -> None:
     try:
         config = WorkerConfig.decode(line)
         limits.confine(config.memory, PROVIDERS["cuda"] in providers(config.options.provider))
+        config.options.begin_environment()
         asyncio.run(serve(config, reports))
     except Exception as error:
         reports.send(failure_report(error))

@@ -78,7 +78,7 @@ class ContentCache:
             index = {"files": listing, "about": about}
             digest = _digest(index)
             self._keep(staged, digest, index)
-            _write(self.root / KEYS / _name(key), digest)
+            write_whole(self.root / KEYS / _name(key), digest)
         except OSError as error:
             raise InputError(
                 f"the model cache cannot be written: {error.strerror or type(error).__name__}. "
@@ -99,7 +99,7 @@ class ContentCache:
         if self._verified(digest) is not None:
             return
         self._remove(digest)
-        _write(self.root / f"{digest}.json", json.dumps(index, sort_keys=True))
+        write_whole(self.root / f"{digest}.json", json.dumps(index, sort_keys=True))
         try:
             staged.rename(self.root / digest)
         except OSError:
@@ -203,7 +203,7 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
     """All of the text or the old content, whatever happens."""
     descriptor, name = tempfile.mkstemp(prefix=STAGED, dir=file.parent)
     try:

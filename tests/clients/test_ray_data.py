@@ -17,6 +17,7 @@ from PIL import Image
 from onnxplain.bulk import Dataset
 
 from .conftest import ROOT, environment
+from .processes import below, gone
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 ROWS, PER_PARTITION = 2000, 40
@@ -62,35 +63,8 @@ def wait_for(out: Path, count: int, running: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def below(pid: int) -> dict[int, str]:
-    """Processes that this one started, and theirs: their command lines."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except (ValueError, OSError):
-            continue
-    found, pending = {}, [pid]
-    while pending:
-        parent = pending.pop()
-        for child in [c for c, p in parents.items() if p == parent]:
-            pending.append(child)
-            try:
-                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-    return found
-
-
 def actors(running: subprocess.Popen[str]) -> list[int]:
     return [pid for pid, command in below(running.pid).items() if "MapWorker" in command]
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_2000_pictures_over_ray_killed_and_resumed_equal_one_process(folder, tmp_path):

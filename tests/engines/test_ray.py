@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
+import yaml
 from google.rpc import error_details_pb2, status_pb2
 from nets import MODELS
 
 from onnxplain import Explainer
+from onnxplain.cli import main
 from onnxplain.engines import ray_proxy
 from onnxplain.engines.ray_methods import METHODS, model_of
 from onnxplain.engines.ray_policy import ROWS, RowsPolicy
 from onnxplain.engines.ray_proxy import DETAILS, LOST, MODEL, SECONDS_LEFT
-from onnxplain.engines.ray_serve import SERVICERS, Servicer
+from onnxplain.engines.ray_serve import Servicer
 from onnxplain.engines.ray_settings import ReplicaSettings
 from onnxplain.errors import UsageError
+from onnxplain.exports.ray_serve import APPLICATION, SERVICERS
 from onnxplain.server.models.served import EXPLAIN
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.inference import messages as oip
@@ -240,20 +244,16 @@ class RayContext:
         self._trailing = list(trailing)
 
 
+TOLD = []  # what Ray is told of, in order
+
+
 def multiplexed(max_num_models_per_replica):
-    """Ray's decorator: the models used last, the others deleted by hand."""
+    """Ray's decorator."""
 
     def decorate(load):
-        held = {}
-
         async def hold(name):
-            if name in held:
-                held[name] = held.pop(name)
-            else:
-                if len(held) >= max_num_models_per_replica:
-                    held.pop(next(iter(held))).__del__()
-                held[name] = await load(name)
-            return held[name]
+            TOLD.append(name)
+            return await load(name)
 
         return hold
 
@@ -348,25 +348,20 @@ def test_a_stream_is_answered_and_its_error_told(on_a_replica):
     replies, context, bad = on_a_replica(ask)
     assert context.code() is None, context.details()
     kinds = {(reply.request_id, reply.WhichOneof("message")) for reply in replies}
-    assert kinds == {("digits_cnn", "response"), ("nope", "error")}
+    assert kinds - {("digits_cnn", "progress")} == {("digits_cnn", "response"), ("nope", "error")}
     assert bad.code() == grpc.StatusCode.INVALID_ARGUMENT and "no valid protobuf" in bad.details()
 
 
-def test_a_replica_holds_so_many_models_and_lets_the_least_used_go(on_a_replica):
+def test_ray_is_told_which_models_a_replica_is_asked_for_and_of_no_others(on_a_replica):
     async def ask(replica):
-        answers = []
-        for name in ("iris_mlp", "digits_cnn", "iris_mlp", "bc_logreg", "digits_cnn"):
-            request = oip.ModelReadyRequest(name=name).SerializeToString()
-            answers.append((await replica.ModelReady(request, RayContext())).ready)
-            await asyncio.sleep(0.05)  # what goes, goes in a task of its own
-        for _ in range(100):
-            if len(replica.repository.names()) == 2:
-                break
-            await asyncio.sleep(0.05)
-        return answers, replica.repository.names()
+        before = len(replica.repository.served())
+        for name in ("iris_mlp", "nope", "../iris_mlp", "bc_logreg.explain.gradient"):
+            await replica.ModelMetadata(oip.ModelMetadataRequest(name=name).SerializeToString(), RayContext())
+        return before, {served.name for served in replica.repository.served()}
 
-    answers, names = on_a_replica(ask, max_models=2)
-    assert all(answers) and names == ["bc_logreg", "digits_cnn"]
+    TOLD.clear()
+    assert on_a_replica(ask) == (0, {"iris_mlp", "bc_logreg"})
+    assert TOLD == ["iris_mlp", "bc_logreg"]
 
 
 def test_a_replica_reports_rows_that_wait_and_run(on_a_replica):
@@ -409,6 +404,20 @@ def test_replicas_are_as_many_as_the_rows_ask_for(reported, queued, wanted):
 def test_an_application_refuses_what_it_does_not_know(args, says):
     with pytest.raises(UsageError, match=says):
         ReplicaSettings.of(args)
+
+
+def test_the_exported_file_names_what_there_is_and_its_arguments_are_taken(tmp_path):
+    main(["export", str(MODELS / "digits_cnn"), "--ray-serve", str(tmp_path)])
+    config = yaml.safe_load((tmp_path / "serve.yaml").read_text())
+    (app,) = config["applications"]
+    settings = ReplicaSettings.of(app["args"])
+    assert list(settings.models) == [str(MODELS)] and list(settings.load) == ["digits_cnn"]
+    defaults = ReplicaSettings(models=settings.models, load=settings.load)
+    assert settings.content() == defaults.content()  # what the file says is what is said nowhere
+    for name in (app["import_path"].replace(":", "."), *config["grpc_options"]["grpc_servicer_functions"]):
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), attribute))
+    assert app["import_path"] == APPLICATION
 
 
 def test_settings_come_back_from_their_content():

@@ -702,7 +702,8 @@ def test_config_survive_the_pipe(tmp_path):
     given = ResolvedModel(
         tmp_path / "model.onnx", "m", "3", ModelSettings(files=(settings,), defaults={"method": "gradient"})
     )
-    options = ServerOptions(port=0, slots=2, queue_rows=7, allow_export=True, isolate=True, host="127.0.0.1")
+    limits = {"slots": 2, "queue_rows": 7, "compile_queue": 3, "max_compile_seconds": 9.0}
+    options = ServerOptions(port=0, allow_export=True, isolate=True, host="127.0.0.1", **limits)
     config = WorkerConfig.of(given, options, tmp_path / "socket")
     line = config.encode()
     assert line.count(b"\n") == 1
@@ -711,7 +712,7 @@ def test_config_survive_the_pipe(tmp_path):
     assert found.model.settings.output.kind == "regression"
     assert found.model.settings.defaults == {"method": "gradient"}
     assert found.options == config.options
-    assert found.options.slots == 2
+    assert {name: getattr(found.options, name) for name in limits} == limits
     assert not found.options.isolate
     assert not found.options.reflection
     assert found.options.token_file is None

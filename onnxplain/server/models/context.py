@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from onnxplain.prepared import GraphCache
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
@@ -23,5 +24,6 @@ class ServerContext:
     scheduler: Scheduler
     session_cache: SessionCache
     metrics: Metrics
+    memory: MemoryLedger | None = None
     compile_queue: CompileQueue = field(default_factory=CompileQueue)
     graph_cache: GraphCache | None = None

@@ -58,7 +58,7 @@ class LoadedModel:
         if serving.dynamic_batching is False:
             self.max_rows = 1
         self.admission = AdmissionControl(
-            serving.queue_rows or options.queue_rows, options.queue_bytes, self.name, context.metrics
+            serving.queue_rows or options.queue_rows, options.queue_bytes, self.name, context.metrics, context.memory
         )
         pictures = Preprocessing.of(self.settings)
         self.labels = tuple(pictures.labels())

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 from onnxplain.compile import Request
+from onnxplain.errors import Busy
 from onnxplain.graph.stored_graph import nodes_of
 from onnxplain.recipes import Recipe, named, recipe_names
 from onnxplain.server.call import CALL
@@ -31,13 +32,17 @@ def requested_variant(model: LoadedModel, recipe: Recipe, request: Request | Non
         future.set_result(cached)
         return future
     require_open(model, *key)
-    return model.context.compile_queue.submit(
-        (model, *key),
-        f"{model.name}: compiling {recipe.title}",
-        lambda: model.variant(*key),
-        compile_bytes(model),
-        lambda error: model.variants.fail(key, error),
-    )
+    try:
+        return model.context.compile_queue.submit(
+            (model, *key),
+            f"{model.name}: compiling {recipe.title}",
+            lambda: model.variant(*key),
+            compile_bytes(model),
+            lambda error: model.variants.fail(key, error),
+        )
+    except Busy:
+        model.context.metrics.refused(model.name, "compile")
+        raise
 
 
 def require_open(model: LoadedModel, recipe: Recipe, request: Request) -> None:

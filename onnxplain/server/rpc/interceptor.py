@@ -14,6 +14,7 @@ from onnxplain.server import grpc_status
 from onnxplain.server.call import CALL, Call
 from onnxplain.server.guard import Guard, Metadata
 from onnxplain.server.isolation import call_fields
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.rpc.handler_shape import KINDS, Answer, Context, Handler, answering, parsing
 from onnxplain.server.rpc.tls import peer_names
 from onnxplain.server.telemetry.logs import event
@@ -25,9 +26,19 @@ CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """The only interceptor. roots: folders that no error may name. worker: its caller is the parent, which logs."""
+    """The only interceptor. roots: folders that no error may name. worker: its caller is the parent, which logs.
 
-    def __init__(self, guard: Guard, roots: Iterable[str | Path] = (), worker: bool = False):
+    memory: where replies are booked until they are sent.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        roots: Iterable[str | Path] = (),
+        worker: bool = False,
+        memory: MemoryLedger | None = None,
+    ):
+        self._memory = memory
         self.guard, self._roots, self._worker = guard, tuple(roots), worker
         self._handlers: dict[str, tuple[Handler, Handler]] = {}
 
@@ -59,7 +70,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         method, answer = self.guard.method(name, kind, capped), answering(name, inner)
 
         async def handle(messages: Any, context: Context) -> Any:
-            work = self._telling(answer) if self._worker else answer
+            work = self._booked(answer)
+            work = self._telling(work) if self._worker else work
             try:
                 return await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))
             except grpc.aio.BaseError:
@@ -71,6 +83,22 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if inner.response_streaming:
             return grpc.stream_stream_rpc_method_handler(handle, parse, inner.response_serializer)
         return grpc.stream_unary_rpc_method_handler(handle, parse, None)
+
+    def _booked(self, answer: Answer) -> Answer:
+        """The same, with the bytes of its one reply booked until the call is over: a client may read slowly."""
+        memory = self._memory
+        if memory is None:
+            return answer
+
+        async def work(messages: Any, context: Context) -> Any:
+            reply = await answer(messages, context)
+            if isinstance(reply, bytes):
+                booking = memory.booking("replies", "the reply", len(reply))
+                done: Any = lambda _: booking.release()  # noqa: E731
+                context.add_done_callback(done)
+            return reply
+
+        return work
 
     @staticmethod
     def _telling(answer: Answer) -> Answer:

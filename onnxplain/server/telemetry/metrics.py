@@ -58,6 +58,7 @@ class Metrics:
         self._evictions = Counter(
             "onnxplain_model_evictions_total", "Lazy models put out of memory to make room.", ("model",), registry=to
         )
+        self._held = Gauge("onnxplain_client_bytes", "Bytes held of what clients send and get.", ("kind",), registry=to)
         self._restarts = Counter("onnxplain_worker_restarts_total", "Child processes started again.", registry=to)
         self._models: set[str] = set()
         self._reasons: set[str] = set()
@@ -117,6 +118,10 @@ class Metrics:
         with self._lock:
             self._reasons.add(reason)
             self._refused.labels(model if model in self._models else "", reason).inc()
+
+    def held(self, kind: str, nbytes: int) -> None:
+        """What is held of clients' data; kind: of MemoryLedger's."""
+        self._held.labels(kind).set(nbytes)
 
     def sessions(self, nbytes: int) -> None:
         """What the open sessions hold."""
