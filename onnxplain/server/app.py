@@ -16,7 +16,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
-from onnxplain.prepared import FolderCache
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.isolation.callers import ForwardedCallers
@@ -44,6 +43,7 @@ from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
 from onnxplain.server.tokens import Callers, Tokens
 from onnxplain.sources import DirectorySource, ModelSource, Release, ResolvedModel
+from onnxplain.sources.graph_bucket import graph_cache
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
 from onnxplain.wire.inference import INFERENCE, POOL
@@ -76,7 +76,7 @@ class Server:
             self.metrics,
             self.memory,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
-            FolderCache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
+            graph_cache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
