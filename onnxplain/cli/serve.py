@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.errors import InputError, OnnxplainError
 from onnxplain.prepared import FolderCache
 from onnxplain.server.app import Server
+from onnxplain.server.going_down import run
 from onnxplain.server.models.readiness import POLICIES
 from onnxplain.server.options import GRAPH_CACHE_BYTES, ServerOptions
 from onnxplain.server.telemetry.logs import event, set_up
@@ -62,6 +62,8 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--webhook-port", type=click.IntRange(0, 65535), default=0, help="Take MLflow's webhooks; 0: not.")
 @_flag("--host", default="127.0.0.1", help="Others than loopback need TLS or --insecure.")
 @_flag("--port", type=click.IntRange(0, 65535), default=8001, help="0 takes a free one.")
+@_flag("--http-port", type=click.IntRange(0, 65535), default=8000, help="REST, for curl; 0: none.")
+@_flag("--http-cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may ask from browsers. Repeatable.")
 @_flag("--metrics-port", type=click.IntRange(0, 65535), default=8002, help="Prometheus; 0: none.")
 @_flag("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 @_flag("--slots", type=click.IntRange(0), default=0, help="Runs at a time; 0: one for each CPU, one on CUDA.")
@@ -74,8 +76,10 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--max-message-bytes", type=click.IntRange(1024), default=64 * 2**20, help="Of one request.")
 @_flag("--memory-budget", type=click.IntRange(0), default=0, help="Bytes of the process; 0: 70 % of what there is.")
 @_flag("--max-request-seconds", type=click.FloatRange(0.01), default=60.0, help="The longest a call may take.")
+@_flag("--idle-seconds", type=click.FloatRange(0.01), default=300.0, help="Of a stream or connection without calls.")
+@_flag("--max-connections", type=click.IntRange(1), default=2048, help="Open at a time; those beyond are closed.")
 @_flag("--drain-delay", type=click.FloatRange(0), default=0.0, help="Seconds from SIGTERM to refusing new calls.")
-@_flag("--drain-timeout", type=click.FloatRange(0), default=30.0, help="Seconds for calls that are being answered.")
+@_flag("--drain-timeout", type=click.FloatRange(0), default=20.0, help="Seconds for calls that are being answered.")
 @_flag("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM; read again when it changes.")
 @_flag("--tls-key", type=click.Path(path_type=Path), help="Its key, PEM.")
 @_flag("--tls-ca", type=click.Path(path_type=Path), help="Clients need a certificate of this authority.")
@@ -101,12 +105,13 @@ def serve(
     repositories: tuple[str, ...], more: tuple[str, ...], registry: tuple[str, ...], control: str | None,
     webhook_port: int, log_format: str, log_level: str, cache: Path | None, graph_cache: str | None, **flags: Any,
 ) -> None:  # fmt: skip
-    """Serve models and their explanations over gRPC.
+    """Serve models and their explanations over gRPC and REST.
 
     Without an argument: the repositories in $ONNXPLAIN_MODELS, else ./models.
     """
     set_up(log_format, log_level.upper())
     control = control or ("poll" if registry else "none")
+    flags["http_port"] = flags["http_port"] or None
     given = {**flags, "control": control} | ({"cache": cache} if cache else {})
     if control != "explicit":
         refuse_idle(["load"], f"models load on demand under --model-control-mode explicit only, and this is {control}.")
@@ -125,13 +130,15 @@ def serve(
         refuse_idle(["cache"], "no download and no graph goes there; leave it out, or give --registry.")
     if not flags["isolate"]:
         refuse_idle(["isolate_memory"], "it limits the children of --isolate; give that too.")
+    if not flags["http_port"]:
+        refuse_idle(["http_cors"], "no page asks without --http-port.")
     options = ServerOptions(**given)
     if keeps:
         options = replace(options, graph_cache=graph_cache or default_graphs(options.cache))
     if options.loopback or options.tls_cert is not None:
         refuse_idle(["insecure"], "nothing goes to other machines in plain text here; leave it out.")
     sources = sources_of((*repositories, *more), registry, options)
-    asyncio.run(_serve(options, sources, webhook_port))
+    run(_serve(options, sources, webhook_port))
 
 
 def default_graphs(cache: Path) -> str | None:

@@ -30,12 +30,16 @@ class ServerOptions:
     graph_cache: folder or bucket of models made ready and compiled graphs, None: they are not kept;
     graph_cache_bytes: of a folder.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
+    idle_seconds: of a stream or connection that asks for nothing. http_port: None: no REST, 0: a free one; http_cors:
+    origins of pages that may ask.
     """
 
     host: str = "127.0.0.1"
     port: int = 8001
     socket: Path | None = None
     metrics_port: int = 8002
+    http_port: int | None = None
+    http_cors: tuple[str, ...] = ()
     control: str = "none"
     poll_seconds: float = 5.0
     provider: str = "auto"
@@ -50,8 +54,10 @@ class ServerOptions:
     memory_budget: int = 0
     model_bytes: int = 0
     max_request_seconds: float = 60.0
+    idle_seconds: float = 300.0
+    max_connections: int = 2048
     drain_delay: float = 0.0
-    drain_timeout: float = 30.0
+    drain_timeout: float = 20.0  # with five seconds of delay and what comes after it less than a pod's grace of 30
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
