@@ -92,9 +92,9 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--cache", type=click.Path(path_type=Path), default=None, help="Folder for downloads and compiled graphs.")
 @_flag(
     "--graph-cache",
-    type=click.Path(path_type=Path),
+    metavar="DIR|URL",
     default=None,
-    help="Folder for compiled graphs, which replicas may share; default graphs/ in --cache.",
+    help="For compiled graphs, which replicas may share: a folder or s3://…; default graphs/ in --cache.",
 )
 @_flag(
     "--graph-cache-bytes", type=click.IntRange(0), default=GRAPH_CACHE_BYTES, help="Of compiled graphs; 0 keeps none."
@@ -103,7 +103,7 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 def serve(
     repositories: tuple[str, ...], more: tuple[str, ...], registry: tuple[str, ...], control: str | None,
-    webhook_port: int, log_format: str, log_level: str, cache: Path | None, graph_cache: Path | None, **flags: Any,
+    webhook_port: int, log_format: str, log_level: str, cache: Path | None, graph_cache: str | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Serve models and their explanations over gRPC and REST.
 
@@ -121,6 +121,10 @@ def serve(
         refuse_idle(["graph_cache", "graph_cache_bytes"], "workers of --isolate write no files; leave it out.")
     elif not flags["graph_cache_bytes"]:
         refuse_idle(["graph_cache"], "--graph-cache-bytes 0 keeps no graphs; leave one of the two out.")
+    elif graph_cache is not None and "://" in graph_cache:
+        refuse_idle(
+            ["graph_cache_bytes"], "it bounds a folder; a bucket has rules of its own for how long objects stay."
+        )
     keeps = not flags["isolate"] and flags["graph_cache_bytes"] > 0
     if not registry and (graph_cache is not None or not keeps):
         refuse_idle(["cache"], "no download and no graph goes there; leave it out, or give --registry.")
@@ -137,7 +141,7 @@ def serve(
     run(_serve(options, sources, webhook_port))
 
 
-def default_graphs(cache: Path) -> Path | None:
+def default_graphs(cache: Path) -> str | None:
     """The folder for compiled graphs where none is named; None where that cannot be, which is said in the log."""
     folder = cache / "graphs"
     try:
@@ -145,7 +149,7 @@ def default_graphs(cache: Path) -> Path | None:
     except OnnxplainError as error:
         event(logging.getLogger("onnxplain.server"), logging.WARNING, "graphs are not kept", reason=str(error))
         return None
-    return folder
+    return str(folder)
 
 
 def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerOptions) -> list[ModelSource]:

@@ -17,7 +17,6 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
-from onnxplain.prepared import FolderCache
 from onnxplain.server.going_down import CLOSE, REST, TELL, drain, force_end, within
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
@@ -52,6 +51,7 @@ from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
 from onnxplain.server.tokens import Callers, Tokens
 from onnxplain.sources import DirectorySource, ModelSource, Release, ResolvedModel
+from onnxplain.sources.graph_bucket import graph_cache
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
 from onnxplain.wire.inference import INFERENCE, POOL
@@ -85,7 +85,7 @@ class Server:
             SessionCache(options.session_bytes, self.metrics.sessions),
             self.metrics,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
-            FolderCache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
+            graph_cache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
             self.memory,
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None

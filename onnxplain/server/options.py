@@ -27,7 +27,8 @@ class ServerOptions:
     share of what it may have. model_bytes: of models and their sessions, 0: by the budget. compile_queue: recipes that
     wait to be compiled; max_compile_seconds: of one. load_slots: models loading at a time, 0: by the CPUs;
     max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first asked for.
-    graph_cache: folder of models made ready and compiled graphs, None: they are not kept; graph_cache_bytes: of it.
+    graph_cache: folder or bucket of models made ready and compiled graphs, None: they are not kept;
+    graph_cache_bytes: of a folder.
     poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
     idle_seconds: of a stream or connection that asks for nothing. http_port: None: no REST, 0: a free one; http_cors:
     origins of pages that may ask.
@@ -72,7 +73,7 @@ class ServerOptions:
     lazy: bool = False
     load: tuple[str, ...] = ()
     cache: Path = field(default_factory=lambda: default_cache())
-    graph_cache: Path | None = None
+    graph_cache: str | None = None
     graph_cache_bytes: int = GRAPH_CACHE_BYTES
 
     def __post_init__(self) -> None:

@@ -78,15 +78,46 @@ class ObjectStore:
             with contextlib.suppress(OnnxplainError):
                 self._call(stream.close)
 
-    def _find(self, below: str) -> Mapping[str, Mapping[str, Any]]:
+    def read(self, path: str) -> bytes | None:
+        """A small file's bytes; None where there is none."""
+
+        def content() -> bytes | None:
+            try:
+                found: bytes = self._opened().cat_file(f"{self._root}/{path}")
+            except FileNotFoundError:
+                return None
+            return found
+
+        return self._call(content)
+
+    def write(self, path: str, content: bytes) -> bool:
+        """A file of these bytes, in place of one of that name."""
+
+        def put() -> bool:
+            system = self._opened()
+            system.makedirs(self._root, exist_ok=True)
+            system.pipe_file(f"{self._root}/{path}", content)
+            return True
+
+        return self._call(put)
+
+    def remove(self, path: str) -> None:
+        """Take a file away; one that is not there is no error."""
+        self._call(
+            lambda: self._opened().exists(f"{self._root}/{path}") and self._system.rm_file(f"{self._root}/{path}")
+        )
+
+    def _opened(self) -> Any:
         if self._system is None:
             fsspec = importlib.import_module("fsspec")
             self._system = fsspec.filesystem(self.scheme, skip_instance_cache=True, use_listings_cache=False)
             self._root = str(self._system._strip_protocol(self.address)).rstrip("/")
-        self._system.invalidate_cache()
-        found: Mapping[str, Mapping[str, Any]] = self._system.find(
-            "/".join(filter(None, (self._root, below))), detail=True
-        )
+        return self._system
+
+    def _find(self, below: str) -> Mapping[str, Mapping[str, Any]]:
+        system = self._opened()
+        system.invalidate_cache()
+        found: Mapping[str, Mapping[str, Any]] = system.find("/".join(filter(None, (self._root, below))), detail=True)
         return found
 
     def _call(self, call: Callable[[], Answer]) -> Answer:

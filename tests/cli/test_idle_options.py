@@ -196,6 +196,7 @@ IDLE: dict[
         ("--cache", [MODELS, "--cache", "c", "--graph-cache-bytes", "0"], "--registry"),
         ("--graph-cache", [MODELS, "--graph-cache", "g", "--isolate"], "write no files"),
         ("--graph-cache-bytes", [MODELS, "--graph-cache-bytes", "9", "--isolate"], "write no files"),
+        ("--graph-cache-bytes", [MODELS, "--graph-cache", "s3://b", "--graph-cache-bytes", "9"], "it bounds a folder"),
         ("--isolate-memory", [MODELS, "--isolate-memory", "1000000000"], "--isolate"),
         ("--insecure", [MODELS, "--insecure"], "leave it out"),
         ("--http-cors", [MODELS, "--http-port", "0", "--http-cors", "https://a.example"], "--http-port"),

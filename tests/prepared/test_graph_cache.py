@@ -170,6 +170,19 @@ def test_a_cache_that_cannot_be_written_costs_time_only(kept, tmp_path):
         same(expected, answers(loaded))
 
 
+def test_a_fault_in_keeping_costs_the_entry_and_no_answer(kept, tmp_path, monkeypatch, caplog):
+    path, _, expected = kept
+    cache = FolderCache(tmp_path / "graphs")
+
+    def fail(*args):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("onnxplain.prepared.model.take_apart", fail)
+    with opened(path, cache) as loaded:
+        same(expected, answers(loaded))
+    assert not entries(cache) and "a fault of ours" in caplog.text
+
+
 def test_a_read_only_cache_is_never_written(kept, tmp_path):
     path, _, expected = kept
     empty = tmp_path / "empty"

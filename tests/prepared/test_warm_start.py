@@ -7,9 +7,11 @@ import logging
 import numpy as np
 import onnx
 import pytest
-from nets import NAMES, counted, relu_net
+from nets import NAMES, counted, relu_net, sample
 from opened import answers, opened, resolved, same, tokens, weighty, whole
+from running import running_server
 
+from onnxplain import Client
 from onnxplain.compile import Request
 from onnxplain.errors import Unavailable
 from onnxplain.methods import of_family
@@ -183,3 +185,17 @@ def test_a_model_that_answers_otherwise_on_this_machine_is_loaded_anew(tmp_path,
     with caplog.at_level(logging.WARNING), opened("digits_cnn", cache) as loaded:
         same(expected, answers(loaded))
     assert "it is not so on this machine: output y differs" in caplog.text
+
+
+@pytest.mark.timeout(240)
+def test_a_second_replica_serves_from_the_first_ones_folder(tmp_path):
+    folder, env = tmp_path / "graphs", {"ONNXPLAIN_GRAPH_CACHE_BYTES": str(2**30)}
+    arguments = (resolved("digits_cnn").path, "--graph-cache", folder)
+    replies, written = [], []
+    for _ in range(2):
+        with running_server(*arguments, env=env) as server, Client(server.address) as client:
+            found = client.explain(client.models()[0].name, sample("digits_cnn"), ledger=True)
+            replies.append((found.relevance.tobytes(), found.conservation, found.graph_digest, found.notes))
+        written.append({file.name: file.stat().st_ino for file in folder.iterdir()})
+    assert replies[0] == replies[1]
+    assert written[0] == written[1] and len(written[0]) == 3  # the model, its default graph, the one with a ledger

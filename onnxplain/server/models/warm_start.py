@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from onnxplain.composites import Bounds
@@ -37,7 +38,8 @@ def prepared_model(source: ResolvedModel, context: ServerContext, max_rows: int)
 
 def keep_subject(prepared: PreparedModel, subject: Subject, queue: ModelQueue, notes: list[str]) -> None:
     """Keep a model with what its queue may do. queue: of the model as its file says."""
-    prepared.keep_subject(subject, {"axes": queue.axes, "notes": notes, "cpu": cpu_kind()})
+    with _never_in_the_way(prepared):
+        prepared.keep_subject(subject, {"axes": queue.axes, "notes": notes, "cpu": cpu_kind()})
 
 
 def adopt_forward(queue: ModelQueue, subject: Subject, known: Mapping[str, Any]) -> str | None:
@@ -58,12 +60,26 @@ def adopt_forward(queue: ModelQueue, subject: Subject, known: Mapping[str, Any])
 
 def keep_variant(prepared: PreparedModel, variant: Variant, bounds: Bounds) -> None:
     """Keep a compiled recipe with what its queues may do, and what it answers to one question."""
+    if not prepared.caches:
+        return  # nor is anything run for it
     explainer, queue = variant.explainer, variant.queue
     forward_axes = variant.forward_queue.axes
     more = {"axes": queue.axes, "forward_axes": forward_axes, "notes": variant.notes, "cpu": cpu_kind()}
     feeds = _question(queue, explainer.subject.normalised.reference.feeds)
-    seeds = probe_seeds(explainer, variant.forward_queue, feeds)
-    prepared.keep_graph(explainer.graph, bounds, more, seeds, queue.session().run({**feeds, **seeds}))
+    with _never_in_the_way(prepared):
+        seeds = probe_seeds(explainer, variant.forward_queue, feeds)
+        prepared.keep_graph(explainer.graph, bounds, more, seeds, queue.session().run({**feeds, **seeds}))
+
+
+@contextmanager
+def _never_in_the_way(prepared: PreparedModel) -> Iterator[None]:
+    """What was made is served, whether or not it can be kept: a fault of ours goes to the log, in full."""
+    try:
+        yield
+    except OnnxplainError:  # such as the end of the call that it was made for
+        raise
+    except Exception:
+        LOG.exception("%s: not kept for later", prepared.path.name)
 
 
 def adopt_variant(variant: Variant, restored: RestoredGraph, distrust: Callable[[str], None]) -> None:
