@@ -27,6 +27,7 @@ from .processes import below
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 DIGITS = np.load(MODELS / "digits_cnn" / "samples" / "ten_digits.npz")["input"]
 CALLERS = 8
+PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # 5: a busy machine's proxy is killed before it is there
 SCALING = {"rows": 2, "min_replicas": 1, "max_replicas": 2, "num_cpus": 0.5}
 DELAYS = {"upscale_seconds": 2, "downscale_seconds": 4}
 
@@ -48,7 +49,7 @@ def cluster(tmp_path_factory):
     config["proxy_location"] = "HeadOnly"  # two on one machine would want the same ports
     config["applications"][0]["args"] |= {**SCALING, **DELAYS, "server": {"max_batch_rows": 1}}
     (folder / "quick.yaml").write_text(yaml.safe_dump(config))
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | PATIENT
     running = subprocess.Popen(
         [python, ROOT / "tests" / "clients" / "ray_cluster.py", folder / "quick.yaml"], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=(folder / "log").open("w"), env={**env, "PYTHONPATH": str(ROOT)}, text=True,
