@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from onnxplain import bfloat16
+from onnxplain import bfloat16, environment
 from onnxplain.errors import Expired, UnsupportedModel
 from onnxplain.interrupt import check_interrupt
 from onnxplain.machine import cpus
@@ -59,8 +59,7 @@ class CpuSession:
         check_interrupt()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = SILENT
-        options.intra_op_num_threads = threads or cpus()
-        options.inter_op_num_threads = 1
+        environment.configure(options, threads or cpus())
         options.enable_mem_reuse = nodes < MANY  # onnxruntime looks for a buffer to reuse through all that are free
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a run or two: idle threads may sleep
         if not optimise:
@@ -137,7 +136,8 @@ def _port(node: Any) -> Port:
 
 
 def give_back() -> None:
-    """Return memory that is free to the system: glibc keeps what a session leaves, between what others still hold."""
+    """Return memory that is free to the system: glibc and the arena keep what sessions leave between others."""
+    environment.give_back()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library, which has its own ways
             ctypes.CDLL(None).malloc_trim(0)

@@ -202,7 +202,7 @@ class Explainer:
         name = self.explained[0]
         values = forward[name] if name in forward else feeds[name]
         search = (lambda: True) if self._graph is None else self._graph.search
-        if (error := score_error(self.subject.normalised.model, feeds, name, values, search)) is not None:
+        if (error := score_error(lambda: self.subject.normalised.model, feeds, name, values, search)) is not None:
             raise error
         separate = self._rows_are_samples(feeds, values)
         scores = values if separate else one_thing(values)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxplain.compile import Compiled, compile_graph
 from onnxplain.compile.ledger import LEDGER
@@ -17,6 +16,7 @@ from onnxplain.errors import InputError
 from onnxplain.frontend.verify import second
 from onnxplain.graph import weight_files
 from onnxplain.graph.outline import release, runtime
+from onnxplain.graph.stored_graph import Ports
 from onnxplain.inputs.targets import Target
 from onnxplain.recipes import Recipe
 from onnxplain.runtime import chunking, verification
@@ -34,13 +34,15 @@ SEARCHES = 8  # of a graph, for where a NaN begins: each is a session and a run
 class ExplanationGraph:
     """The graph of a one-pass recipe. Raises UnsupportedModel, UnsupportedOp, UsageError where there can be none."""
 
-    def __init__(self, subject: Subject, recipe: Recipe, bounds: Bounds = None):
+    def __init__(self, subject: Subject, recipe: Recipe, bounds: Bounds = None, compiled: Compiled | None = None):
+        """compiled: the graph as it was compiled before, for such a subject, recipe and bounds."""
         self.subject, self.recipe = subject, recipe
-        self.compiled: Compiled = compile_graph(
-            subject.normalised, subject.resolved, recipe.propagation(bounds), subject.request
-        )
-        if bounds is None and (note := recipe.without_bounds):
-            self.compiled.notes.append(note)
+        if compiled is None:
+            propagation = recipe.propagation(bounds)
+            compiled = compile_graph(subject.normalised, subject.resolved, propagation, subject.request)
+            if bounds is None and (note := recipe.without_bounds):
+                compiled.notes.append(note)
+        self.compiled: Compiled = compiled
         self._searches = SEARCHES
         self._session: Runs | None = None
 
@@ -48,9 +50,9 @@ class ExplanationGraph:
     def session(self) -> Runs:
         """The graph in onnxruntime; created when first used, and verified where that takes no time."""
         if self._session is None:
-            model = self.compiled.model
-            session = self.subject.open(model, self.recipe.digest)
-            if self.subject.opener is None and nbytes_of_weights(model) + self.bytes_per_stream <= VERIFIED:
+            graph = self.compiled.held
+            session = self.subject.open(graph, self.recipe.digest)
+            if self.subject.opener is None and nbytes_of_weights(graph) + self.bytes_per_stream <= VERIFIED:
                 self.verify(users=lambda: session, batches=1)
             self._session = session
         return self._session
@@ -58,7 +60,7 @@ class ExplanationGraph:
     @property
     def bytes_per_stream(self) -> int:
         """Upper estimate of the memory one more row takes, in bytes."""
-        return bytes_per_stream(self.compiled.model)
+        return bytes_per_stream(self.compiled.held)
 
     def row_axes(self) -> dict[str, int] | None:
         """The axis of every input and output that carries its rows; None: rows do not go apart.
@@ -197,10 +199,10 @@ class ExplanationGraph:
         for out, axis in self.compiled.provenance["stream_axis"].items():
             axes[out] = axis if axis is not None else 0
         for name in self.session.outputs:
-            axes.setdefault(name, 0 if _rows_of(self.compiled.model, name) else None)
+            axes.setdefault(name, 0 if _rows_of(self.compiled.ports, name) else None)
         return axes
 
 
-def _rows_of(model: ir.Model, name: str) -> bool:
-    value = next(v for v in model.graph.outputs if v.name == name)
+def _rows_of(ports: Ports, name: str) -> bool:
+    value = next(v for v in ports.outputs if v.name == name)
     return bool(value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int))

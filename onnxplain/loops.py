@@ -183,7 +183,7 @@ class Loop:
     def _seed_type(self) -> Any:
         if self._graph is None:
             return np.float64
-        value = next(v for v in self._graph.compiled.model.graph.inputs if v.name in self._graph.compiled.seeds)
+        value = next(v for v in self._graph.compiled.ports.inputs if v.name in self._graph.compiled.seeds)
         return np.float64 if value.dtype is not None and value.dtype.numpy() == np.float64 else np.float32
 
     def _size(self, count: int) -> int:

@@ -16,11 +16,12 @@ from onnxplain.errors import InputError, UnsupportedModel, UsageError
 from onnxplain.frontend.load import Source, load
 from onnxplain.frontend.normalise import Normalised, normalise
 from onnxplain.graph import weight_files
+from onnxplain.graph.stored_graph import DeferredModel
 from onnxplain.inputs import InputSpec
-from onnxplain.runtime.open import open_session
+from onnxplain.runtime.open import Graph, open_session
 from onnxplain.runtime.session import Array, Runs
 
-Opener = Callable[[ir.Model, str], Runs]
+Opener = Callable[[Graph, str], Runs]
 
 
 @dataclass
@@ -30,12 +31,14 @@ class Subject:
     source: Source
     normalised: Normalised
     request: Request
-    resolved: Any
+    resolved: Resolved
     provider: str = "auto"
     threads: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     opener: Opener | None = None
+    forward_graph: DeferredModel | None = None  # the normal form that answers; None: made of it
     _forward: Runs | None = None
+    _axes: list[dict[str, int] | None] = field(default_factory=list)  # one entry, when they are known
 
     @classmethod
     def of(
@@ -73,6 +76,27 @@ class Subject:
         seconds = {"load": loaded - begun, "normalise": time.perf_counter() - loaded, **normalised.timings}
         return cls(source, normalised, request, resolved, provider, threads, seconds, opener)
 
+    @classmethod
+    def restored(
+        cls,
+        normalised: Normalised,
+        request: Request,
+        resolved: Resolved,
+        forward_graph: DeferredModel,
+        row_axes: dict[str, int] | None,
+        provider: str = "auto",
+        threads: int = 0,
+        opener: Opener | None = None,
+    ) -> Subject:
+        """A model that was made ready before, as it was then; nothing is run. row_axes: see there.
+
+        normalised, its source and forward_graph may hold models that are read when somebody looks into them.
+        """
+        return cls(
+            normalised.source, normalised, request, resolved, provider, threads, {}, opener, forward_graph,
+            _axes=[row_axes],
+        )  # fmt: skip
+
     def refuse_others(self, asked: Mapping[str, Any]) -> None:
         """Made for one request and one provider: raise UsageError for what it was not made for."""
         held = {**vars(self.request), "provider": self.provider, "threads": self.threads}
@@ -85,32 +109,32 @@ class Subject:
                 "Make another: Subject.of(path, Request(…), provider, threads, …)."
             )
 
-    def open(self, model: ir.Model, role: str) -> Runs:
+    def open(self, graph: Graph, role: str) -> Runs:
         """What runs a graph made from this model. role: "forward", or the recipe's digest."""
         if self.opener is not None:
-            return self.opener(model, role)
-        return open_session(model, self.provider, self.threads)
+            return self.opener(graph, role)
+        return open_session(graph, self.provider, self.threads)
 
     @property
     def inputs(self) -> list[InputSpec]:
         """What the model asks for."""
-        graph = self.normalised.model.graph
         return [
             InputSpec(str(v.name), v.dtype.numpy().name if v.dtype else "float32", _shape(v))
-            for v in graph.inputs
-            if v.name not in graph.initializers
+            for v in self.normalised.ports.inputs
         ]
 
     @property
     def session(self) -> Runs:
         """What answers `forward`; created when first used."""
         if self._forward is None:
-            self._forward = self.open(self._with_protected(), "forward")
+            self._forward = self.open(self.forward_graph or self.with_protected(), "forward")
         return self._forward
 
     def row_axes(self) -> dict[str, int] | None:
         """The same for the model itself, its explained and its kept tensors; see `Explainer.row_axes`."""
-        return batch_axes(self._with_protected().graph)
+        if not self._axes:
+            self._axes.append(batch_axes(self.with_protected().graph))
+        return self._axes[0]
 
     def forward(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The model's outputs, the explained tensors and the kept ones."""
@@ -132,7 +156,7 @@ class Subject:
                         )
                     value.const_value = taken[id(tensor)]
 
-    def _with_protected(self) -> ir.Model:
+    def with_protected(self) -> ir.Model:
         """The normalised model with the explained and the kept tensors as outputs too."""
         model = self.normalised.model.clone()
         values = ir.convenience.create_value_mapping(model.graph)

@@ -61,6 +61,11 @@ def signed(
     return _make(common_name or names[0], by, alternatives, lasts, is_authority=False)
 
 
+def signed_by_itself(name: str, lasts: datetime.timedelta = HOUR) -> Certificate:
+    """What `openssl req -x509` makes for a host name: an authority of its own."""
+    return _make(name, None, [x509.DNSName(name)], lasts, is_authority=True)
+
+
 def _make(
     name: str,
     by: Certificate | None,

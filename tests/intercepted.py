@@ -27,12 +27,13 @@ COLLECT, LIVE = f"/{SERVICE}/GetExplainability", "/inference.GRPCInferenceServic
 
 
 class Echo:
-    """Handlers of all four kinds. What a message says is done: fail, crash, sleep, else answered as it came."""
+    """Handlers of all four kinds. What a message says is done: fail, crash, sleep, wait, else answered as it came."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.stopped: list[Any] = []
         self.cancelled = 0
+        self.go_on = asyncio.Event()
 
     async def act(self, request: bytes, context: Any) -> bytes:
         call = CALL.get()
@@ -45,6 +46,8 @@ class Echo:
             raise RuntimeError("secret at /home/somebody/key.pem")
         if request == b"abort":
             await context.abort(grpc.StatusCode.DATA_LOSS, "mine")
+        if request == b"wait":
+            await self.go_on.wait()
         if request == b"sleep":
             try:
                 await asyncio.sleep(30)

@@ -29,8 +29,10 @@ LAYERS = [
     {"recipes"},  # a method by name, made into a composite, a start and a finish
     {"coverage", "drawing"},
     {"explanation"},
+    {"invocation"},
     {"subject"},
     {"explanation_graph"},  # one compiled graph
+    {"prepared"},  # the same and its subject, kept for other processes
     {"loops"},  # the same graph, many times
     {"explainer"},
     {"evaluate"},

@@ -39,7 +39,9 @@ class _Actor:
         return {"answer": [pickle.dumps(answer) for answer in answers]}
 
 
-def on_ray(job: BulkJob, explainer: Explainer, blocks: Sequence[Block], workers: int) -> Generator[Partition, None, None]:
+def on_ray(
+    job: BulkJob, explainer: Explainer, blocks: Sequence[Block], workers: int
+) -> Generator[Partition, None, None]:
     """Actors of the cluster at RAY_ADDRESS, else of one made on this machine for as long as it takes."""
     ray = require_ray()
     began = not ray.is_initialized()

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from onnxplain.cli import bundle  # noqa: F401 - registers its target
 from onnxplain.cli.command import Command
 from onnxplain.cli.options import (
     RecipeWords,
@@ -21,7 +22,7 @@ from onnxplain.cli.options import (
 )
 from onnxplain.compile import Request
 from onnxplain.errors import UsageError
-from onnxplain.exports import EXPORTS, ExportJob, ExportOption, ExportTarget
+from onnxplain.exports import EXPORTS, Exported, ExportJob, ExportOption, ExportTarget
 from onnxplain.exports.registry import own_options, values_of
 from onnxplain.inputs import Preprocessing
 from onnxplain.sources.directory import NAME
@@ -54,7 +55,7 @@ def _option(option: ExportOption) -> Callable[[Callable[..., Any]], Callable[...
     cls=Command,
     help=f"Package MODEL with its explanation for another system: one of {', '.join(TARGETS)}.",
 )
-@click.argument("model")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @_options_of_targets
 @click.option("--method", default=None, metavar="NAME", help="Method (see `onnxplain methods`); default lrp.")
 @click.option(
@@ -65,7 +66,7 @@ def _option(option: ExportOption) -> Callable[[Callable[..., Any]], Callable[...
 @request_options
 @click.pass_context
 def export(
-    context: click.Context, /, model: str, method: str | None, seed: str, fold: bool, words: RecipeWords,
+    context: click.Context, /, models: tuple[str, ...], method: str | None, seed: str, fold: bool, words: RecipeWords,
     explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...],
     keep: tuple[str, ...], ledger: bool, **given: Any,
 ) -> None:  # fmt: skip
@@ -80,6 +81,12 @@ def export(
     own = values_of(target, given)
     if target.check is not None:
         target.check(**own)
+    if target.places:
+        _report(target.write(models, given[target.option.name], **own))
+        return
+    if len(models) > 1:
+        raise UsageError(f"{target.option.flag} takes one model, not {len(models)}: {', '.join(models)}.")
+    (model,) = models
     request = Request(explain, head or "", seed, attribute_to, keep, ledger, fold)
     resolved, subject = subject_of(model, request)
     if not NAME.fullmatch(resolved.name):
@@ -91,7 +98,10 @@ def export(
     explainer = explainer_of(subject, recipe, bounds=Preprocessing.of(resolved.settings).bounds(subject.inputs))
     for note in explainer.notes:
         click.echo(f"note: {note}", err=True)
-    exported = target.write(ExportJob(explainer, resolved), given[target.option.name], **own)
+    _report(target.write(ExportJob(explainer, resolved), given[target.option.name], **own))
+
+
+def _report(exported: Exported) -> None:
     for note in exported.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(exported.text)
@@ -107,7 +117,7 @@ def _refuse_others(context: click.Context, target: ExportTarget) -> None:
     for parameter in context.command.params:
         name = str(parameter.name)
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if not given or name == "model" or name in EXPORTS or name in _taken(target):
+        if not given or name == "models" or name in EXPORTS or name in _taken(target):
             continue
         where = [other.option.flag for other in EXPORTS.values() if name in _taken(other)]
         hint = target.otherwise if any(name in group for group in OPTIONS.values()) else ""

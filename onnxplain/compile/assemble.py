@@ -24,6 +24,7 @@ from onnxplain.frontend.normalise import Normalised
 from onnxplain.graph.backward_builder import STREAMS
 from onnxplain.graph.node import Node, is_float, rank
 from onnxplain.graph.relevance import Relevance
+from onnxplain.graph.stored_graph import HoldsModel
 from onnxplain.graph.walk import Rule, backward, prune
 from onnxplain.rules import RULES, RuleCall
 from onnxplain.rules.contrast import LAST_LAYER_RULES
@@ -45,7 +46,7 @@ class Propagation:
 
 
 @dataclass
-class Compiled:
+class Compiled(HoldsModel):
     """A compiled explanation graph. streams: whether the stream count is free.
 
     relevances: output → source tensor; references: reference input → the input it is the reference of.

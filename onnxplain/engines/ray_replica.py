@@ -64,7 +64,7 @@ class Replica:
 
         self._note = serve.multiplexed(max_num_models_per_replica=self._settings.max_models)(recent)
         asked: Any = _Noted(self.repository, self._note)
-        self._services = (ExplainerService(asked, options), InferenceService(asked))
+        self._services = (ExplainerService(asked, options), InferenceService(asked, options.max_request_seconds))
         await self.repository.refresh()
         wanted = self._settings.load
         for name in self.repository.names() if "*" in wanted else wanted:

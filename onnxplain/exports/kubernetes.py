@@ -17,6 +17,7 @@ QUEUE_ROWS = 64  # of one model: the server's default
 MODELS = "/models"
 CLAIM = "pvc"  # pvc://CLAIM[/FOLDER], as KServe writes a volume
 LOCAL = ("file", "memory")  # no other machine sees them
+EXTRAS = {"mlflow+http": "mlflow", "mlflow+https": "mlflow", "oci+http": "oci", "abfs": "az"}  # else the scheme itself
 PORTS = {"https": 443, "http": 80}
 
 VOLUMES = """\
@@ -94,4 +95,7 @@ def _check(storage_uri: str | None, **options: object) -> None:
 def to_kubernetes(job: ExportJob, folder: Path, *, storage_uri: str, image: str, force: bool) -> Exported:
     """Where the files lie."""
     files = manifests(storage_uri, image, Sizes.of(job))
-    return Exported(write_texts(files, folder, force))
+    scheme = urlsplit(storage_uri).scheme
+    extra = EXTRAS.get(scheme, scheme)
+    note = f"{scheme}:// needs an extra in the image: docker build --build-arg EXTRAS={extra}."
+    return Exported(write_texts(files, folder, force), () if scheme == CLAIM else (note,))

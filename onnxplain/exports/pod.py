@@ -23,7 +23,7 @@ CPUS = 2
 MIB = 2**20
 BASE = 512 * MIB  # Python, onnxruntime and an empty server
 COPIES = 3  # of the weights: as read, and in the sessions of the answer and of the explanation
-SHARE = 0.4  # of a container's memory that the server gives to sessions
+SHARES = 4  # bytes of the container for each byte of sessions: runs, clients and what nobody counts take the rest
 STEP = 256 * MIB
 URI = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]+")
 IMAGE_NAME = re.compile(r"[!-~]+")
@@ -48,10 +48,14 @@ class Sizes:
         return cls(nbytes, job.explainer.bytes_per_stream)
 
     @property
+    def sessions(self) -> int:
+        """Bytes of the open sessions of an answer and its explanation."""
+        return COPIES * self.weights + self.rows * self.stream
+
+    @property
     def memory(self) -> int:
-        """Bytes of the container, rounded up: what works needs, and sessions fit into their SHARE of it."""
-        sessions = COPIES * self.weights + self.rows * self.stream
-        return STEP * ceil(max(BASE + sessions, sessions / SHARE, 2 * BASE) / STEP)
+        """Bytes of the container, rounded up, of which the server gives the model's sessions as much as they take."""
+        return STEP * ceil((2 * BASE + SHARES * self.sessions) / STEP)
 
 
 def check(storage_uri: str, image: str) -> None:
@@ -114,7 +118,10 @@ readinessProbe:
 def resources(memory: int) -> str:
     """Asked for and at most, the same: memory cannot be taken back, and there are as many threads as CPUs."""
     amount = f'  cpu: "{CPUS}"\n  memory: {memory // MIB}Mi\n'
-    return f"resources:\n  requests:\n{indent(amount, '  ')}  limits:\n{indent(amount, '  ')}"
+    return (
+        f"resources:  # for this model alone: add up for a repository of several\n"
+        f"  requests:\n{indent(amount, '  ')}  limits:\n{indent(amount, '  ')}"
+    )
 
 
 def security() -> str:

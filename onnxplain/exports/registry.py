@@ -55,7 +55,8 @@ class ExportTarget:
 
     option: chooses it. options: its own. takes: which of the command's other options say something to it, those of the
     recipe and those of the request; otherwise: why, where one is given that does not. check: called with `options`
-    before the model is loaded. write: (job, value of option, options by name) -> Exported.
+    before the model is loaded. write: (job, value of option, options by name) -> Exported. places: it takes any number
+    of models, and in place of a job what the user called them.
     """
 
     option: ExportOption
@@ -64,6 +65,7 @@ class ExportTarget:
     takes: frozenset[Taken] = frozenset()
     otherwise: str = ""
     check: Callable[..., None] | None = None
+    places: bool = False
 
 
 EXPORTS: Registry[ExportTarget] = Registry("export target")
@@ -76,11 +78,13 @@ def export_target(
     takes: Iterable[Taken] = (),
     otherwise: str = "",
     check: Callable[..., None] | None = None,
+    places: bool = False,
 ) -> Callable[[Callable[..., Exported]], Callable[..., Exported]]:
     """Register what writes for a system: `function(job, value, *, option=…) -> Exported`, see `ExportTarget`."""
 
     def register(function: Callable[..., Exported]) -> Callable[..., Exported]:
-        EXPORTS.add(option.name, ExportTarget(option, function, tuple(options), frozenset(takes), otherwise, check))
+        about = (tuple(options), frozenset(takes), otherwise, check, places)
+        EXPORTS.add(option.name, ExportTarget(option, function, *about))
         return function
 
     return register

@@ -19,6 +19,7 @@ from onnxplain.frontend.limits import check_sizes
 from onnxplain.frontend.proto_graph import stored_bytes, tensors
 from onnxplain.frontend.validate import check
 from onnxplain.graph.inference import has_map
+from onnxplain.graph.stored_graph import HoldsModel
 from onnxplain.graph.weight_files import Content, File, Store, StoredTensor, sha256
 from onnxplain.graph.weightless import weightless
 
@@ -39,7 +40,7 @@ FORMATS = {  # first bytes of files that people take for models
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(HoldsModel):
     """A model as it came: the graph, where it lies, its fingerprint.
 
     path: None for a model that came as bytes. sha256: of the file (of the serialised bytes without one), in hex;

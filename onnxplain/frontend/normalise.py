@@ -31,11 +31,12 @@ from onnxplain.frontend.passes.shape_arithmetic import fold_shape_arithmetic
 from onnxplain.frontend.passes.shapes import infer_shapes
 from onnxplain.frontend.passes.windows import rewrite_windows
 from onnxplain.frontend.verify import Reference, before_squashing, expose, reference
+from onnxplain.graph.stored_graph import HoldsModel
 from onnxplain.interrupt import check_interrupt
 
 
 @dataclass
-class Normalised:
+class Normalised(HoldsModel):
     """A model ready to be walked.
 
     model: valid, topologically sorted, opset 18 or later, tensors under the source's names. changes: what was

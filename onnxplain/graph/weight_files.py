@@ -62,15 +62,19 @@ class File(Store):
 
 
 class Content(Store):
-    """The bytes of a model that came in memory."""
+    """Bytes that are in memory: of a model that came so, of a file that is kept as it was."""
 
-    def __init__(self, content: bytes):
+    def __init__(self, content: bytes | memoryview):
         self._content = content
         self.size = len(content)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """As in `Store`."""
         buffer[:] = memoryview(self._content)[offset : offset + len(buffer)]
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """Bytes without a copy of them."""
+        return memoryview(self._content)[offset : offset + length]
 
 
 class StoredTensor(ir.LazyTensor):

@@ -46,12 +46,12 @@ def answer_error(compiled: Compiled, feeds: Arrays, found: Arrays, search: Searc
 
 
 def score_error(
-    model: ir.Model, feeds: Arrays, name: str, scores: np.ndarray, search: Search = _always
+    model: Callable[[], ir.Model], feeds: Arrays, name: str, scores: np.ndarray, search: Search = _always
 ) -> NotFinite | None:
-    """The error for explained scores of which one is not finite; None where all are."""
+    """The error for explained scores of which one is not finite; None where all are. model: asked for only then."""
     if (holes := Holes.of(scores)) is None:
         return None
-    return NotFinite(f"the score {name} is no answer: {holes}. {_origin(model, feeds, holes, None, search)}")
+    return NotFinite(f"the score {name} is no answer: {holes}. {_origin(model(), feeds, holes, None, search)}")
 
 
 def _judged(compiled: Compiled) -> dict[str, str]:

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import onnxruntime
 from numpy.typing import NDArray
 
-from onnxplain import bfloat16
+from onnxplain import bfloat16, environment
 from onnxplain.errors import InputError, OutOfMemory, UnsupportedModel, UsageError
 from onnxplain.machine import cpus, restricted
 
 Array = NDArray[Any]
+VERSION: str = onnxruntime.__version__
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 SILENT = 4  # onnxruntime's "fatal": what goes wrong arrives as an exception
 OUT_OF_MEMORY = re.compile(
@@ -72,7 +73,7 @@ class Session:
     ):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = SILENT
-        options.intra_op_num_threads = threads or (cpus() if restricted() else 0)  # 0: a thread for each core
+        environment.configure(options, threads or (cpus() if restricted() else 0))  # 0: a thread for each core
         wanted = providers(provider)
         self._weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(w) for name, w in (weights or {}).items()}
         if self._weights:
@@ -82,7 +83,9 @@ class Session:
                 str(model) if isinstance(model, Path) else model, options, providers=wanted
             )
         except Exception as error:
-            raise UnsupportedModel(f"onnxruntime cannot load the model: {one_line(error)}") from error
+            if OUT_OF_MEMORY.search(reason := one_line(error)):
+                raise OutOfMemory(f"the model needs more memory to be loaded than there is: {reason}") from error
+            raise UnsupportedModel(f"onnxruntime cannot load the model: {reason}") from error
         self.providers: list[str] = self._session.get_providers()
         if provider == "cuda" and PROVIDERS["cuda"] not in self.providers:
             raise UsageError(
@@ -97,18 +100,27 @@ class Session:
     ) -> dict[str, Array]:
         """Outputs by name. Raises InputError or OutOfMemory with onnxruntime's reason in one line."""
         names = list(self.outputs if outputs is None else outputs)
+        options = (stop or Stop()).options
         try:
-            options = (stop or Stop()).options
+            found = self._found(names, feeds, options)
+        except OutOfMemory:
+            if environment.begun() is None or options.terminate:
+                raise
+            environment.give_back()  # what other runs left in pieces too small for this one
+            found = self._found(names, feeds, options)
+        return dict(zip(names, found, strict=True))
+
+    def _found(self, names: list[str], feeds: Mapping[str, Array], options: onnxruntime.RunOptions) -> Sequence[Any]:
+        try:
             if self._bfloat16:
-                found = bfloat16.run(self._session, names, feeds, options)
-            else:
-                found = self._session.run(names, dict(feeds), options)
+                return bfloat16.run(self._session, names, feeds, options)
+            found: Sequence[Any] = self._session.run(names, dict(feeds), options)
+            return found
         except Exception as error:
             reason = one_line(error)
             if OUT_OF_MEMORY.search(reason):
-                raise OutOfMemory(f"onnxruntime ran out of memory: {reason}") from error
+                raise OutOfMemory(f"the run needs more memory than there is: {reason}") from error
             raise InputError(f"onnxruntime could not run the model: {reason}") from error
-        return dict(zip(names, found, strict=True))
 
 
 def one_line(error: Exception) -> str:

@@ -8,18 +8,24 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from onnxplain.errors import InputError
+from onnxplain.prepared import FolderCache
+from onnxplain.server.going_down import CLOSE, REST, drain, force_end, within
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.http.server import HttpServer
+from onnxplain.server.isolation.callers import ForwardedCallers
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.lifecycle import Loader
 from onnxplain.server.models.load_turns import LoadTurns
@@ -28,18 +34,22 @@ from onnxplain.server.models.loading import ModelLoading, Opener
 from onnxplain.server.models.repository import ModelRepository
 from onnxplain.server.models.residency import ModelResidency
 from onnxplain.server.models.served import Served
+from onnxplain.server.open_files import raise_limit
 from onnxplain.server.options import ServerOptions
+from onnxplain.server.rpc.channel_options import channel_options
 from onnxplain.server.rpc.explainer_service import ExplainerService
+from onnxplain.server.rpc.health_service import NOT_SERVING, SERVING, Health
 from onnxplain.server.rpc.inference_service import InferenceService
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.rpc.tls import server_credentials
+from onnxplain.server.runtime_folder import sweep_runtime_folders
 from onnxplain.server.scheduling.compile_queue import CompileQueue
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
-from onnxplain.server.telemetry.logs import event
+from onnxplain.server.telemetry.logs import dropped_lines, event
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.telemetry.tracing import tracing
-from onnxplain.server.tokens import Tokens
+from onnxplain.server.tokens import Callers, Tokens
 from onnxplain.sources import DirectorySource, ModelSource, Release, ResolvedModel
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.v1 import explainer_pb2_grpc
@@ -47,8 +57,9 @@ from onnxplain.wire.inference import INFERENCE, POOL
 
 LOG = logging.getLogger("onnxplain.server")
 EXPLAINER = v1.DESCRIPTOR.services_by_name["ExplainerService"].full_name
+LIVENESS = "liveness"  # a health name that no model and no source can make fail
 THREADS = 128  # explanations that compute or wait at a time; those beyond wait for a thread
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+HEALTH = "grpc.health.v1.Health"
 
 
 class Server:
@@ -61,15 +72,19 @@ class Server:
     def __init__(self, options: ServerOptions, sources: Sequence[ModelSource], loader: Loader | None = None):
         self.options = options
         self.metrics = Metrics()
+        self.metrics.count_dropped_lines(dropped_lines)
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
-        self.scheduler = Scheduler(options.slots)
+        self.scheduler = Scheduler(options.run_slots)
+        self.memory = MemoryLedger(options.client_bytes, self.metrics.held, lambda: self.metrics.refused("", "memory"))
         self.context = ServerContext(
             options,
             self.scheduler,
             SessionCache(options.session_bytes, self.metrics.sessions),
             self.metrics,
+            self.memory,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
+            FolderCache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
         )
         self._worker_pool = WorkerPool(options, self.metrics) if options.isolate else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
@@ -86,22 +101,27 @@ class Server:
         self.residency: ModelResidency | None = None
         if options.lazy:
             lifecycle = self.repository.lifecycle
-            self.residency = ModelResidency(options.session_bytes, lifecycle, self.metrics)
+            self.residency = ModelResidency(options.model_bytes or options.process_bytes, lifecycle, self.metrics)
             lifecycle.used = self.residency.soon
         self._sources = sources
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._known: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop_metrics: Callable[[], None] = lambda: None
+        self._hurry = asyncio.Event()  # a second signal
         self._stopping: asyncio.Task[None] | None = None
+        self._tracing = tracing()
         self._guard = Guard(
             self.metrics,
-            Tokens(options.token_file) if options.token_file else None,
+            _callers(options),
             options.max_request_seconds,
-            tracing(),
+            self._tracing,
             options.tls_ca is not None,
         )
-        interceptor = Interceptor(self._guard, roots, worker=options.socket is not None)
+        self.http = HttpServer(options, self._guard, self.repository, roots)
+        interceptor = Interceptor(
+            self._guard, roots, options.idle_seconds, worker=options.socket is not None, memory=self.memory
+        )
         self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
 
     async def start(self) -> None:
@@ -109,12 +129,11 @@ class Server:
         options, server = self.options, self._server
         register: Any = explainer_pb2_grpc.add_ExplainerServiceServicer_to_server  # generated, without types
         register(ExplainerService(self.repository, options), server)
-        server.add_generic_rpc_handlers((InferenceService(self.repository).handler(),))
+        server.add_generic_rpc_handlers((InferenceService(self.repository, options.max_request_seconds).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if options.reflection:
-            names = [EXPLAINER, INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            names = [EXPLAINER, INFERENCE, HEALTH, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, server, pool=POOL)
-        await self._set_health("", NOT_SERVING)
         address = f"unix:{options.socket}" if options.socket else f"{_bracketed(options.host)}:{options.port}"
         try:
             if options.tls_cert is not None and options.tls_key is not None:
@@ -128,14 +147,18 @@ class Server:
             ) from error
         if options.metrics_port:
             self._stop_metrics = self.metrics.serve(options.host, options.metrics_port)
+        await self.http.start()
         await server.start()
-        for service in (EXPLAINER, INFERENCE):
+        for service in (EXPLAINER, INFERENCE, LIVENESS):
             await self._set_health(service, SERVING)
         event(LOG, logging.INFO, "listening", address=address if options.socket else f"{options.host}:{self.port}")
         self._spawn(self._follow())
 
     async def serve(self) -> None:
         """Until SIGTERM or SIGINT, then drain; a second signal ends it at once."""
+        if self.options.socket is None:
+            raise_limit(self.options.max_connections)
+            sweep_runtime_folders()
         gc.collect()
         gc.freeze()  # what was imported stays: no collection, such as after each unload, looks through it again
         loop = asyncio.get_running_loop()
@@ -147,33 +170,46 @@ class Server:
 
     async def stop(self, grace: float | None = None) -> None:
         """Refuse new calls, let those being answered end, close everything. grace: seconds, None: --drain-timeout."""
-        await self._health.enter_graceful_shutdown()
+        self._health.shut_down()
         if grace is None and self.options.drain_delay:
-            await asyncio.sleep(self.options.drain_delay)
-        self._guard.draining = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self.options.drain_delay)
+        self._health.end_watches()
         for task in self._tasks:
             task.cancel()
-        grace = self.options.drain_timeout if grace is None else grace
-        self.context.compile_queue.close(grace)
-        await self._server.stop(grace)
+        seconds = self.options.drain_timeout if grace is None else grace
+        seconds = 0.0 if self._hurry.is_set() else seconds
+        self.context.compile_queue.close(seconds)
+        await asyncio.gather(drain(self._server, self._guard.calls, seconds), self.http.stop(seconds))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        threads: list[Callable[[], None]] = [
+            self.scheduler.close,
+            partial(self.context.compile_queue.join, CLOSE),
+            self._stop_metrics,
+        ]
+        if self._tracing is not None:
+            threads.append(self._tracing.close)
+        await within(CLOSE, "models and threads", self._close_models(), *map(asyncio.to_thread, threads))
+        event(LOG, logging.INFO, "stopped")
+
+    async def _close_models(self) -> None:
         await self.repository.close()
         await self._loading.close()
         if self.residency is not None:
             self.residency.close()
         if self._worker_pool is not None:
             await self._worker_pool.close()
-        self.scheduler.close()
-        self.context.compile_queue.join(1.0)
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._stop_metrics()
-        event(LOG, logging.INFO, "stopped")
 
     def _signalled(self) -> None:
         if self._stopping is None:
             event(LOG, logging.INFO, "draining")
+            force_end(self.options.drain_delay + self.options.drain_timeout + REST)
             self._stopping = asyncio.get_running_loop().create_task(self.stop())
         else:
+            self._hurry.set()
+            self._guard.calls.cut()
             self._spawn(self._server.stop(0))
+            self._spawn(self.http.stop(0))
 
     async def _follow(self) -> None:
         """Load what there is; look again for ever where the sources may change."""
@@ -221,7 +257,7 @@ class Server:
             await self._set_health(service, state)
 
     async def _set_health(self, service: str, state: Any) -> None:
-        await self._health.set(service, state)
+        self._health.set(service, state)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -234,22 +270,11 @@ def close_model(model: LocalModel) -> None:
     model.model.close()
 
 
-def channel_options(options: ServerOptions) -> list[tuple[str, int]]:
-    """gRPC's own limits: of a message, of a connection's age and streams, of pings."""
-    return [
-        ("grpc.max_receive_message_length", options.max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),  # else a second server would take half of the calls in silence
-        # gRPC refuses streams while so many are not cleared away, answered ones too: clients see UNAVAILABLE. Far above
-        # what one connection needs, so that our own admission control is what says no.
-        ("grpc.max_concurrent_streams", 1024),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
-        ("grpc.max_connection_age_ms", 1_800_000),  # so that balancers in front see new connections
-        ("grpc.max_connection_age_grace_ms", 60_000),
-    ]
+def _callers(options: ServerOptions) -> Callers | None:
+    """By tokens where there is a file of them; a worker is told by its parent; None: anybody is let in."""
+    if options.token_file is not None:
+        return Tokens(options.token_file)
+    return ForwardedCallers() if options.socket is not None else None
 
 
 def _bracketed(host: str) -> str:

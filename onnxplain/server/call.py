@@ -95,11 +95,18 @@ class Call:
     def part(self, request_id: str, seconds: float | None = None) -> tuple[Call, Callable[[], None]]:
         """A call for one request of this stream, and what to call when it is answered.
 
-        It ends with the stream, and after `seconds` at the latest. Set CALL to it in the task of that request.
+        It ends with the stream, and after `seconds` at the latest. Set CALL to it in the task of that request. The log
+        shows of a stream what the last request of it wrote.
         """
         ends = [self.deadline, None if seconds is None else time.monotonic() + seconds]
         part = Call(request_id, self.method, self.caller, min((end for end in ends if end is not None), default=None))
-        return part, self.on_stop(lambda: part.stop(self._reason))
+        forget = self.on_stop(lambda: part.stop(self._reason))
+
+        def end() -> None:
+            forget()
+            self.log_fields.update(part.log_fields)
+
+        return part, end
 
     def _forget(self, key: object) -> None:
         with self._lock:

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -17,10 +18,11 @@ import grpc
 from onnxplain.errors import Cancelled, Expired, OnnxplainError, Unavailable
 from onnxplain.server import grpc_status
 from onnxplain.server.call import CALL, Call
+from onnxplain.server.open_calls import OpenCalls
 from onnxplain.server.telemetry.logs import event
 from onnxplain.server.telemetry.metrics import MethodCounts, Metrics
 from onnxplain.server.telemetry.tracing import Tracing
-from onnxplain.server.tokens import ANYONE, Caller, Tokens, scope_of
+from onnxplain.server.tokens import ANYONE, Caller, Callers, scope_of
 
 T = TypeVar("T")
 LOG = logging.getLogger("onnxplain.server.access")
@@ -33,8 +35,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 class GuardedMethod:
     """One method as it is to be guarded.
 
-    name: "/package.Service/Method", which the scopes go by. open: no token, and answered while draining. capped: the
-    server's own limit of time holds for the call as a whole.
+    name: "/package.Service/Method", which the scopes go by. open: no token, answered while draining, and never waited
+    for. capped: the server's own limit of time holds for the call as a whole.
     """
 
     name: str
@@ -73,7 +75,7 @@ class Arrival(Protocol):
 
 
 class Guard:
-    """Around every call of a server. draining: set it, and new work is refused while health and reflection answer.
+    """Around every call of a server. calls: those that are open; after `calls.drain()` new ones are refused.
 
     tokens: None lets anybody in. max_request_seconds: for calls with one request message; requests of a stream have
     theirs from Call.part. mutual: clients show certificates; without tokens the first name in one is the caller's.
@@ -82,14 +84,19 @@ class Guard:
     def __init__(
         self,
         metrics: Metrics,
-        tokens: Tokens | None = None,
+        tokens: Callers | None = None,
         max_request_seconds: float = 60.0,
         tracing: Tracing | None = None,
         mutual: bool = False,
     ):
-        self.draining = False
+        self.calls = OpenCalls()
         self.metrics, self._tokens, self._tracing, self._mutual = metrics, tokens, tracing, mutual
-        self._seconds = max_request_seconds
+        self.max_request_seconds = max_request_seconds
+
+    @property
+    def draining(self) -> bool:
+        """New work is refused; health, liveness and reflection answer."""
+        return self.calls.draining
 
     def method(self, name: str, kind: str, capped: bool = True) -> GuardedMethod:
         """A method of a service. kind: as the metrics of gRPC name it, such as unary or bidi_stream."""
@@ -111,7 +118,8 @@ class Guard:
         problem: BaseException | None = None
         try:
             self._admit(method, call, arrival)
-            reply = await self._in_time(method, call, arrival, work, began)
+            with nullcontext() if method.open else self.calls.answering(call):
+                reply = await self._in_time(method, call, arrival, work, began)
             code = arrival.code()
             return reply
         except asyncio.CancelledError:  # by the client or its deadline; the transport answers, if anybody still listens
@@ -155,10 +163,10 @@ class Guard:
         left = arrival.seconds_left()
         if left is not None:
             call.deadline = began + left
-        if not method.capped or (left is not None and left <= self._seconds):
+        if not method.capped or (left is not None and left <= self.max_request_seconds):
             return await work()
-        call.deadline = began + self._seconds
-        timer = asyncio.timeout(self._seconds)
+        call.deadline = began + self.max_request_seconds
+        timer = asyncio.timeout(self.max_request_seconds)
         try:
             async with timer:
                 return await work()
@@ -166,7 +174,8 @@ class Guard:
             if not timer.expired():
                 raise
             raise Expired(
-                f"no answer within the {self._seconds:g} s that this server gives a request (--max-request-seconds)."
+                f"no answer within the {self.max_request_seconds:g} s that this server gives a request "
+                "(--max-request-seconds)."
             ) from error
 
     def _record(

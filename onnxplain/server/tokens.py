@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from onnxplain.errors import Denied, InputError, OnnxplainError, Unauthenticated, UsageError
 from onnxplain.server.row_rate import RowRate
@@ -103,6 +103,14 @@ class Caller:
 
 # Without a token file. Compiled graphs and loading stay behind flags of their own, whatever the caller's scopes.
 ANYONE = Caller("", frozenset(SCOPES))
+
+
+class Callers(Protocol):
+    """Who tells callers by their `authorization`."""
+
+    def caller(self, authorization: Iterable[str | bytes]) -> Caller:
+        """Whose it is. Raises Unauthenticated."""
+        ...
 
 
 class Tokens:

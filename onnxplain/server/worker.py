@@ -24,6 +24,7 @@ from onnxplain.errors import UnsupportedModel
 from onnxplain.inputs.settings import ModelSettings
 from onnxplain.runtime.session import PROVIDERS, providers
 from onnxplain.server.app import THREADS, Server
+from onnxplain.server.going_down import run
 from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.isolation import limits
 from onnxplain.server.isolation.messages import WorkerConfig, failure_report
@@ -131,7 +132,8 @@ def main(parent: int, folder: Path) -> None:
     try:
         config = WorkerConfig.decode(line)
         limits.confine(config.memory, PROVIDERS["cuda"] in providers(config.options.provider))
-        asyncio.run(serve(config, reports))
+        config.options.begin_environment()
+        run(serve(config, reports))
     except Exception as error:
         reports.send(failure_report(error))
         raise SystemExit(1) from None

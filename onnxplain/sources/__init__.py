@@ -7,6 +7,7 @@ from onnxplain.registry import import_modules
 from onnxplain.sources.directory import DirectoryRepository, default_repositories, resolve_model
 from onnxplain.sources.folder import DirectorySource, FileSource
 from onnxplain.sources.registry import REGISTRIES, from_address, model_registry
+from onnxplain.sources.remembered import RememberingSource
 from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import ModelSource, Release
 
@@ -19,6 +20,7 @@ __all__ = [
     "FileSource",
     "ModelSource",
     "Release",
+    "RememberingSource",
     "ResolvedModel",
     "default_repositories",
     "from_address",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxplain.errors import InputError
+from onnxplain.sources.owned_folder import OwnedFolder, sweep
 
 About = Mapping[str, Any]  # what the filler found out about the files; kept with them as JSON
 FILES, BYTES = 1000, 16 * 2**30  # of one entry
@@ -48,6 +49,10 @@ class ContentCache:
     kept: int = KEPT
     _taken: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sweep()
+
     def get(self, key: str) -> Cached | None:
         """The entry of a key; None where there is none or it is damaged."""
         try:
@@ -67,18 +72,19 @@ class ContentCache:
 
         Raises InputError for links, special files, too many or too large ones, and where the disk is full.
         """
-        staged: Path | None = None
+        staged: OwnedFolder | None = None
         try:
             (self.root / KEYS).mkdir(parents=True, exist_ok=True, mode=0o700)
             self._sweep()
-            staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=self.root))
-            about = dict(fill(staged))
-            sizes = measured(staged, self.files, self.total)
-            listing = {name: [size, _sha256(staged / name)] for name, size in sizes.items()}
+            staged = OwnedFolder(self.root, STAGED)
+            folder = staged.path
+            about = dict(fill(folder))
+            sizes = measured(folder, self.files, self.total)
+            listing = {name: [size, _sha256(folder / name)] for name, size in sizes.items()}
             index = {"files": listing, "about": about}
             digest = _digest(index)
-            self._keep(staged, digest, index)
-            _write(self.root / KEYS / _name(key), digest)
+            self._keep(folder, digest, index)
+            write_whole(self.root / KEYS / _name(key), digest)
         except OSError as error:
             raise InputError(
                 f"the model cache cannot be written: {error.strerror or type(error).__name__}. "
@@ -86,7 +92,7 @@ class ContentCache:
             ) from error
         finally:
             if staged is not None:
-                shutil.rmtree(staged, ignore_errors=True)
+                staged.remove()
         cached = self._take(digest, about)
         self._trim()
         return cached
@@ -99,7 +105,7 @@ class ContentCache:
         if self._verified(digest) is not None:
             return
         self._remove(digest)
-        _write(self.root / f"{digest}.json", json.dumps(index, sort_keys=True))
+        write_whole(self.root / f"{digest}.json", json.dumps(index, sort_keys=True))
         try:
             staged.rename(self.root / digest)
         except OSError:
@@ -152,10 +158,17 @@ class ContentCache:
                 sizes[digest] -= size
 
     def _sweep(self) -> None:
-        """Folders that a killed process left behind."""
-        for folder in (*self.root.glob(f"{STAGED}*"), *self.root.glob(f"{GONE}*")):
-            if time.time() - _used(folder) > STALE:
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove what a killed process left behind: downloads by their lock, what has none by its age."""
+        sweep(self.root, STAGED)
+        for place in (self.root, self.root / KEYS):
+            for rubbish in (*place.glob(f"{STAGED}*"), *place.glob(f"{GONE}*")):
+                if time.time() - _used(rubbish) <= STALE:
+                    continue
+                if rubbish.is_dir():
+                    shutil.rmtree(rubbish, ignore_errors=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        rubbish.unlink()
 
 
 def measured(folder: Path, files: int, total: int) -> dict[str, int]:
@@ -203,7 +216,7 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
     """All of the text or the old content, whatever happens."""
     descriptor, name = tempfile.mkstemp(prefix=STAGED, dir=file.parent)
     try:

@@ -31,6 +31,7 @@ LOG = logging.getLogger(__name__)
 SERVED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of a model that clients may ask for
 RESERVED = re.compile(r"\.explain(\.|$)")  # M.explain and M.explain.RECIPE are the explanations of M
 MODES = ("none", "poll", "explicit")
+GRAPHS = ".graphs"  # beside the models: compiled graphs, as `onnxplain export --bundle` writes them
 FILES = 10_000  # of one version: a model with each weight in its own file has hundreds
 
 
@@ -95,7 +96,8 @@ class DirectorySource:
             for path in settings.files:
                 check_safe(path, self._inside(path, self.root))
             labels_inside(settings, home)
-            return ResolvedModel(only_model(place), name, version, settings)
+            graphs = self.root / GRAPHS
+            return ResolvedModel(only_model(place), name, version, settings, graphs if _folder(graphs) else None)
         except NotFound:
             raise
         except (OnnxplainError, OSError) as error:
@@ -243,3 +245,8 @@ def _servable(stem: str) -> str:
     """A stem as a name that clients can ask for."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("._-")[:128].replace(".explain", "_explain")
     return name or "model"
+
+
+def _folder(path: Path) -> bool:
+    """Whether it is a folder of its own, and no link to one."""
+    return path.is_dir() and not path.is_symlink()

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from onnxplain.errors import UsageError
 from onnxplain.registry import Registry
+from onnxplain.sources.remembered import RememberingSource
 from onnxplain.sources.source import ModelSource
 
 Opening = TypeVar("Opening", bound=Callable[[str, Path], ModelSource])
@@ -42,9 +43,9 @@ def examples() -> list[str]:
     return list(dict.fromkeys(kind.example for kind in REGISTRIES.values()))
 
 
-def from_address(address: str, cache: Path) -> ModelSource:
+def from_address(address: str, cache: Path) -> RememberingSource:
     """The source of a registry's address. cache: folder for downloads. Raises UsageError."""
     scheme = urlsplit(address).scheme
     if scheme not in REGISTRIES:
         raise UsageError(f"{scheme or address[:40]!r} is no registry: write {' or '.join(examples())}.")
-    return REGISTRIES[scheme].open(address, cache)
+    return RememberingSource(REGISTRIES[scheme].open(address, cache), address, cache)

@@ -10,9 +10,10 @@ from onnxplain.inputs.settings import ModelSettings
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """One model file. version is "" for a file outside a repository."""
+    """One model file. version is "" for a file outside a repository. graphs: a graph cache that came with it."""
 
     path: Path
     name: str
     version: str
     settings: ModelSettings
+    graphs: Path | None = None

@@ -27,7 +27,11 @@ class ModelSource(Protocol):
     """A place that models come from. Both methods block; the service calls them from threads, never two at a time."""
 
     name: str  # as the repository index shows it
-    problems: dict[str, str]  # what is there but cannot be served -> why, as of the last look
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What is there but cannot be served -> why, as of the last look."""
+        ...
 
     def releases(self) -> Sequence[Release]:
         """What is to be served now, after the source's version policy. Raises InputError or Unavailable."""

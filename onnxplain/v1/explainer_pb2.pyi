@@ -107,7 +107,7 @@ class OutputFormat(_message.Message):
     def __init__(self, datatype: _Optional[str] = ..., sum_axes: _Optional[_Iterable[int]] = ..., validate_only: bool = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("model", "request_id", "inputs", "targets", "recipe", "attribute_to", "outputs", "diagnostics", "output_format")
+    __slots__ = ("model", "request_id", "inputs", "targets", "recipe", "attribute_to", "outputs", "diagnostics", "output_format", "priority", "queue_timeout")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +117,8 @@ class ExplainRequest(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     DIAGNOSTICS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     request_id: str
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
@@ -126,7 +128,9 @@ class ExplainRequest(_message.Message):
     outputs: _containers.RepeatedScalarFieldContainer[str]
     diagnostics: Diagnostics
     output_format: OutputFormat
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., attribute_to: _Optional[_Iterable[str]] = ..., outputs: _Optional[_Iterable[str]] = ..., diagnostics: _Optional[_Union[Diagnostics, str]] = ..., output_format: _Optional[_Union[OutputFormat, _Mapping]] = ...) -> None: ...
+    priority: int
+    queue_timeout: _duration_pb2.Duration
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., request_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., attribute_to: _Optional[_Iterable[str]] = ..., outputs: _Optional[_Iterable[str]] = ..., diagnostics: _Optional[_Union[Diagnostics, str]] = ..., output_format: _Optional[_Union[OutputFormat, _Mapping]] = ..., priority: _Optional[int] = ..., queue_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ResolvedTarget(_message.Message):
     __slots__ = ("name", "names", "score", "index")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,10 +82,11 @@ class Incoming:
     """Collects the chunks of one message's tensors and fills them in. Raises InputError for whatever does not fit.
 
     message: with tensors marked ChunkedRef, at any depth. limit: bytes of all of them together. Memory grows with what
-    has arrived, not with what was announced.
+    has arrived, not with what was announced; grown: told by how much before it does, and may refuse by raising.
     """
 
-    def __init__(self, message: Any, limit: int):
+    def __init__(self, message: Any, limit: int, grown: Callable[[int], None] = lambda nbytes: None):
+        self._grown = grown
         self._parts: dict[str, _Part] = {}
         announced = 0
         for path, tensor in tensors(message):
@@ -124,6 +125,7 @@ class Incoming:
         if not 1 <= len(data) <= left:
             message = f"chunk.data: {len(data)} bytes of {quoted(chunk.key)}, 1 to {left} can come."
             raise InputError(message).at("chunk.data")
+        self._grown(len(data))
         part.data += data
 
     def fill(self) -> None:

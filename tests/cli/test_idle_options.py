@@ -14,6 +14,7 @@ from test_cli import fails, onnxplain  # noqa: F401
 from onnxplain import Explainer
 from onnxplain.cli import COMMANDS
 from onnxplain.cli.bench_server import bench_server
+from onnxplain.cli.bundle import to_bundle
 from onnxplain.cli.command import Command
 from onnxplain.client import Client
 from onnxplain.compile import Request
@@ -26,6 +27,7 @@ from onnxplain.inputs.specs import InputSpec
 from onnxplain.recipes import Recipe
 from onnxplain.subject import Subject
 
+assert to_bundle  # which its import makes an export target
 CNN, DIGIT = MODELS / "digits_cnn", MODELS / "digits_cnn/samples/digit_3.png"
 ARRAY = MODELS / "digits_cnn/samples/three.npy"
 ALWAYS = {  # options that can act whatever else is given
@@ -54,11 +56,12 @@ ALWAYS = {  # options that can act whatever else is given
     "doctor": {"json"},
     "health": {"service", "timeout", "json", "tls-ca"},
     "serve": {
-        *("model-repository", "registry", "model-control-mode", "poll-seconds", "host", "port", "metrics-port"),
+        *("model-repository", "registry", "model-control-mode", "poll-seconds", "host", "port", "http-port"),
+        "metrics-port",
         *("provider", "slots", "threads", "max-batch-rows", "queue-rows", "queue-bytes", "max-message-bytes"),
         *("memory-budget", "max-request-seconds", "drain-delay", "drain-timeout", "token-file", "reflection"),
         *("allow-export", "isolate", "log-format", "log-level", "compile-queue", "max-compile-seconds"),
-        *("load-slots", "max-load-seconds", "readiness", "lazy"),
+        *("load-slots", "max-load-seconds", "readiness", "lazy", "idle-seconds", "max-connections"),
     },
     "bench HOST:PORT": {"model", "duration", "processes", "json", "rows"},
 }
@@ -169,6 +172,7 @@ IDLE: dict[
     "export": [
         *((option, [CNN, "--triton", "t", *given], says) for option, given, says in (*RECIPE, *REQUEST)),
         *((option.flag, [CNN, *said(target.option), *said(option)], says) for option, target, says in OF_OTHER_TARGETS),
+        ("--method", [CNN, "--bundle", "b", "--method", "lrp"], "name more recipes by --with-recipes"),
         ("--seed", [CNN, "--mlflow", "http://h", "--seed", "index"], "says nothing to --mlflow"),
         ("--fold", [CNN, "--kserve", "--storage-uri", "s3://b", "--fold"], "says nothing to --kserve"),
         ("--method", [CNN, "--kserve", "--storage-uri", "s3://b", "--method", "lrp"], "says nothing to --kserve"),
@@ -189,9 +193,12 @@ IDLE: dict[
     "serve": [
         ("--load-model", [MODELS, "--load-model", "m"], "explicit"),
         ("--webhook-port", [MODELS, "--webhook-port", "9"], "--registry"),
-        ("--cache", [MODELS, "--cache", "c"], "--registry"),
+        ("--cache", [MODELS, "--cache", "c", "--graph-cache-bytes", "0"], "--registry"),
+        ("--graph-cache", [MODELS, "--graph-cache", "g", "--isolate"], "write no files"),
+        ("--graph-cache-bytes", [MODELS, "--graph-cache-bytes", "9", "--isolate"], "write no files"),
         ("--isolate-memory", [MODELS, "--isolate-memory", "1000000000"], "--isolate"),
         ("--insecure", [MODELS, "--insecure"], "leave it out"),
+        ("--http-cors", [MODELS, "--http-port", "0", "--http-cors", "https://a.example"], "--http-port"),
         ("--tls-cert", [MODELS, "--tls-cert", "c.pem"], "go together"),
         ("--tls-key", [MODELS, "--tls-key", "k.pem"], "go together"),
         ("--tls-ca", [MODELS, "--tls-ca", "c.pem"], "--tls-cert"),

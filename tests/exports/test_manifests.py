@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import click
@@ -21,7 +22,8 @@ from onnxplain.cli.serve import serve
 from onnxplain.errors import InputError, Unavailable, UsageError
 from onnxplain.exports import kserve, kubernetes, pod
 from onnxplain.exports.pod import Sizes
-from onnxplain.server.options import MEMORY_SHARE, ServerOptions
+from onnxplain.server.options import ServerOptions
+from onnxplain.sources import REGISTRIES
 
 jsonschema = pytest.importorskip("jsonschema")
 yaml = pytest.importorskip("yaml")
@@ -161,13 +163,12 @@ def test_what_is_asked_for_is_the_limit(spec, container, flags):
     assert container["resources"]["limits"].keys() == {"cpu", "memory"}
 
 
-def test_a_models_sessions_fit_into_the_servers_share_of_its_container():
-    assert pod.SHARE == MEMORY_SHARE
-    for weights in (0, 10 * 2**20, 2**30, 20 * 2**30):
-        sizes = Sizes(weights, stream=2**24)
-        sessions = pod.COPIES * weights + 8 * 2**24
-        assert sizes.memory % pod.STEP == 0
-        assert sizes.memory >= pod.BASE + sessions and sizes.memory * pod.SHARE >= sessions
+@pytest.mark.parametrize("weights", [0, 10 * 2**20, 2**30, 20 * 2**30])
+def test_a_server_in_such_a_container_gives_the_models_sessions_what_they_take(weights, monkeypatch):
+    sizes = Sizes(weights, stream=2**24)
+    monkeypatch.setattr("onnxplain.server.options.memory_bytes", lambda: sizes.memory)
+    assert ServerOptions(provider="cpu").session_bytes >= sizes.sessions
+    assert sizes.memory % pod.STEP == 0 and sizes.memory >= 2 * pod.BASE
 
 
 def test_ports_and_queues_are_the_servers():
@@ -332,6 +333,12 @@ def test_models_come_from_the_volume_or_the_registry_and_the_network_lets_that_p
     if port is None:
         assert mounts["models"] == {"name": "models", "mountPath": "/models", "readOnly": True, "subPath": "a/b"}
     assert {volume["name"] for volume in spec["volumes"]} == set(mounts)
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in REGISTRIES if scheme not in kubernetes.LOCAL])
+def test_what_the_image_needs_for_a_registry_is_an_extra(scheme):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert kubernetes.EXTRAS.get(scheme, scheme) in project["optional-dependencies"]
 
 
 def test_a_kustomization_names_all_files_beside_it(tmp_path):

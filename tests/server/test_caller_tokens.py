@@ -19,7 +19,7 @@ from intercepted import (
     refused,
 )
 
-from onnxplain.errors import Denied, InputError, Unauthenticated
+from onnxplain.errors import Busy, Denied, InputError, Unauthenticated, UsageError
 from onnxplain.server import tokens
 from onnxplain.server.guard import Guard
 from onnxplain.server.rpc.interceptor import Interceptor
@@ -156,3 +156,68 @@ def test_a_wrong_token_file_is_one_line_that_never_shows_a_token(token_file, tex
 def test_require_names_what_the_caller_has():
     with pytest.raises(Denied, match=r"'admin'; it has: infer, explain"):
         tokens.Caller("ann", frozenset({"explain", "infer"})).require("admin")
+
+
+LIMITED = f'''
+[tokens.ann]
+token = "{SECRET}"
+scopes = ["infer"]
+rows_per_second = 100
+burst = 200
+share = 2
+priority = 2
+'''
+
+
+def test_a_token_has_a_rate_a_share_and_a_most_urgent_priority(token_file):
+    (ann,) = read_tokens(token_file(LIMITED)).values()
+    assert (ann.share, ann.most_urgent, ann.usual_priority) == (2.0, 2, 5)
+    assert (ann.rate.rows_per_second, ann.rate.burst) == (100.0, 200.0)
+    (bob,) = read_tokens(token_file(f'[tokens.bob]\ntoken = "{SECRET}"\nscopes = ["infer"]')).values()
+    assert (bob.share, bob.rate, bob.most_urgent) == (1.0, None, 5)
+    (late,) = read_tokens(token_file(LIMITED.replace("priority = 2", "priority = 8"))).values()
+    assert late.usual_priority == 8
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("share = 2", "share = 0"),
+        ("share = 2", 'share = "2"'),
+        ("share = 2", "share = nan"),
+        ("priority = 2", "priority = 0"),
+        ("priority = 2", "priority = 11"),
+        ("priority = 2", "priority = true"),
+        ("rows_per_second = 100", "rows_per_second = -1"),
+        ("rows_per_second = 100", ""),  # burst alone
+        ("burst = 200", "burst = inf"),
+        ("share = 2", "shares = 2"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused_by_name(token_file, old, new):
+    with pytest.raises(InputError, match=old.split()[0].split("_")[0].replace("rows", "rows|burst")):
+        read_tokens(token_file(LIMITED.replace(old, new)))
+
+
+def test_a_priority_is_asked_for_within_what_the_token_may(token_file):
+    (ann,) = read_tokens(token_file(LIMITED)).values()
+    for priority in (0, 2, 10):
+        ann.require_priority(priority)
+    with pytest.raises(Denied, match="'ann' may ask for priority 2"):
+        ann.require_priority(1)
+    with pytest.raises(UsageError, match="priority 11"):
+        ann.require_priority(11)
+    tokens.ANYONE.require_priority(1)  # without a token file
+
+
+def test_reading_the_file_again_gives_nobody_his_rows_anew(token_file, monkeypatch):
+    monkeypatch.setattr(tokens, "LOOK_SECONDS", 0.0)
+    watched = Tokens(token_file(LIMITED))
+    watched.caller([f"Bearer {SECRET}"]).rate.take(190)
+    token_file(LIMITED.replace("share = 2", "share = 3"))
+    again = watched.caller([f"Bearer {SECRET}"])
+    assert again.share == 3.0
+    with pytest.raises(Busy):
+        again.rate.take(100)
+    token_file(LIMITED.replace("burst = 200", "burst = 300"))
+    watched.caller([f"Bearer {SECRET}"]).rate.take(300)

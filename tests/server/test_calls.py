@@ -9,7 +9,7 @@ import time
 import grpc
 import pytest
 from google.rpc import status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from intercepted import (
     COLLECT,
     COMPILE,
@@ -27,6 +27,7 @@ from onnxplain.errors import Cancelled, Expired
 from onnxplain.server import grpc_status
 from onnxplain.server.call import Call
 from onnxplain.server.guard import Guard
+from onnxplain.server.rpc.health_service import NOT_SERVING, SERVING, Health
 from onnxplain.server.rpc.interceptor import Interceptor
 from onnxplain.server.telemetry.metrics import Metrics
 
@@ -167,22 +168,29 @@ def test_of_many_calls_those_not_cancelled_are_answered_and_nothing_is_left():
     asyncio.run(main())
 
 
-def test_draining_refuses_new_work_and_lets_old_work_and_probes_go_on():
+def test_draining_refuses_new_work_ends_idle_streams_and_lets_old_work_and_probes_go_on():
     async def main():
         interceptor = Interceptor(Guard(Metrics()))
-        async with intercepted(interceptor) as (_echo, channel, metrics):
+        async with intercepted(interceptor) as (echo, channel, metrics):
             stream = channel.stream_stream(STREAM)()
             await stream.write(b"1")
             assert await stream.read() == b"1"
-            interceptor.guard.draining = True
+            working = asyncio.ensure_future(_wait(channel.unary_unary(EXPLAIN)(b"wait")))
+            busy = channel.stream_stream(STREAM)()
+            await busy.write(b"wait")
+            await eventually(lambda: len(echo.calls) == 3)
+            interceptor.guard.calls.drain()
             error = await refused(channel.unary_unary(EXPLAIN)(b"x"))
             assert error.code() is grpc.StatusCode.UNAVAILABLE
             status = status_pb2.Status.FromString(dict(error.trailing_metadata())[grpc_status.DETAILS])
             assert "RetryInfo" in details(status)
             assert await channel.unary_unary(LIVE)(b"x") == b"x"
-            await stream.write(b"2")
-            assert await stream.read() == b"2"
-            await stream.done_writing()
+            assert (await refused(stream.read())).code() is grpc.StatusCode.UNAVAILABLE  # nothing was asked of it
+            assert not await interceptor.guard.calls.until_none(0.05)
+            echo.go_on.set()
+            assert await working == await busy.read() == b"wait"
+            assert (await refused(busy.read())).code() is grpc.StatusCode.UNAVAILABLE
+            assert await interceptor.guard.calls.until_none(5)
             assert metrics.registry.get_sample_value(
                 "onnxplain_admission_refused_total", {"model": "", "reason": "draining"}
             )
@@ -192,8 +200,8 @@ def test_draining_refuses_new_work_and_lets_old_work_and_probes_go_on():
 
 def test_health_can_be_watched_longer_than_a_request_may_take():
     async def main():
-        servicer = health.aio.HealthServicer()
-        await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+        servicer = Health()
+        servicer.set("", SERVING)
         server = grpc.aio.server(interceptors=[Interceptor(Guard(Metrics(), max_request_seconds=0.05))])
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
@@ -203,13 +211,14 @@ def test_health_can_be_watched_longer_than_a_request_may_take():
             watch = stub.Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
             await asyncio.sleep(0.2)
-            await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+            servicer.set("", NOT_SERVING)
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert (await stub.Check(health_pb2.HealthCheckRequest())).status
             missing = await refused(stub.Check(health_pb2.HealthCheckRequest(service="nothing")))
             assert missing.code() is grpc.StatusCode.NOT_FOUND
-            listed = await refused(stub.List(health_pb2.HealthListRequest()))
-            assert listed.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert {k: v.status for k, v in (await stub.List(health_pb2.HealthListRequest())).statuses.items()} == {
+                "": NOT_SERVING
+            }
             watch.cancel()
         await server.stop(None)
 

@@ -12,21 +12,24 @@ import pytest
 from running import MODELS
 
 from onnxplain import Explainer
-from onnxplain.errors import InputError, OnnxplainError, UnknownName, UsageError
+from onnxplain.errors import Denied, InputError, OnnxplainError, UnknownName, UsageError
 from onnxplain.recipes import named, recipe_names
+from onnxplain.server.call import CALL, Call
 from onnxplain.server.handlers.explain_request import explain_query, recipe_and_head, target_count
 from onnxplain.server.handlers.local_model import LocalModel
 from onnxplain.server.handlers.model_description import ModelDescription, list_recipes
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.loaded import LoadedModel
+from onnxplain.server.models.variant import Variant
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.metrics import Metrics
+from onnxplain.server.tokens import SCOPES, Caller
 from onnxplain.sources import DirectoryRepository
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.inference import messages as oip
-from onnxplain.wire.tensors import v1_tensor
+from onnxplain.wire.tensors import to_raw, v1_tensor
 
 X = np.load(MODELS / "digits_cnn/samples/three.npy")
 
@@ -263,12 +266,12 @@ def test_a_recipe_that_fails_and_a_model_that_is_closed_leave_no_session(monkeyp
     before = session_cache.nbytes
     assert before > 0
 
-    def fail(variant):
+    def fail(variant, name):
         variant.queue.session()
         raise InputError("no")
 
     with monkeypatch.context() as patched:
-        patched.setattr(loaded, "_verify", fail)
+        patched.setattr(Variant, "verify", fail)
         with pytest.raises(InputError):
             loaded.variant(named("lrp-epsilon"))
     assert session_cache.nbytes == before
@@ -277,3 +280,74 @@ def test_a_recipe_that_fails_and_a_model_that_is_closed_leave_no_session(monkeyp
     loaded.close()
     assert session_cache.nbytes == 0
     scheduler.close()
+
+
+def inferring(**parameters):
+    request = oip.ModelInferRequest(model_name="digits_cnn")
+    request.inputs.add(name="input", datatype="FP32", shape=X.shape)
+    request.raw_input_contents.append(to_raw(X))
+    for name, (kind, value) in parameters.items():
+        setattr(request.parameters[name], kind, value)
+    return request
+
+
+def queue_timeout(seconds):
+    request = asking(priority=3)
+    request.queue_timeout.FromNanoseconds(int(seconds * 1e9))
+    return request
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda served: served.infer(inferring(priority=("uint64_param", 3), timeout=("int64_param", 500_000))),
+        lambda served: served.infer(inferring(priority=("int64_param", 3), timeout=("string_param", "500000"))),
+        lambda served: served.explain(queue_timeout(0.5)),
+    ],
+)
+def test_priority_and_timeout_reach_the_runs_of_a_call(ask, served, monkeypatch):
+    seen, submit = [], served.model.context.scheduler.submit
+    monkeypatch.setattr(
+        served.model.context.scheduler, "submit", lambda ticket: (seen.append(ticket), submit(ticket))[1]
+    )
+    token = CALL.set(Call())
+    asyncio.run(ask(served))
+    CALL.reset(token)
+    assert seen and {ticket.priority for ticket in seen} == {3}
+    assert all(ticket.expires - ticket.queued_at == pytest.approx(0.5) for ticket in seen)
+
+
+@pytest.mark.parametrize(
+    "ask, error, field",
+    [
+        (lambda: inferring(priority=("uint64_param", 11)), UsageError, "parameters[priority]"),
+        (lambda: inferring(priority=("int64_param", -1)), UsageError, "parameters[priority]"),
+        (lambda: inferring(priority=("bool_param", True)), UsageError, "parameters[priority]"),
+        (lambda: inferring(timeout=("string_param", "soon")), UsageError, "parameters[timeout]"),
+        (lambda: inferring(timeout=("double_param", 0.5)), UsageError, "parameters[timeout]"),
+        (lambda: inferring(priority=("uint64_param", 1)), Denied, "parameters[priority]"),
+        (lambda: asking(priority=1), Denied, "priority"),
+        (lambda: asking(priority=99), UsageError, "priority"),
+        (lambda: queue_timeout(-1), UsageError, "queue_timeout"),
+    ],
+)
+def test_a_turn_that_there_is_not_or_that_is_not_the_callers_is_refused_by_name(ask, error, field, served):
+    request, caller = ask(), Caller("ann", frozenset(SCOPES), most_urgent=2)
+    token = CALL.set(Call(caller=caller))
+    answer = served.explain if isinstance(request, v1.ExplainRequest) else served.infer
+    with pytest.raises(error) as caught:
+        asyncio.run(answer(request))
+    CALL.reset(token)
+    assert caught.value.field == field
+
+
+def test_each_request_of_a_stream_asks_for_its_own_turn(served, monkeypatch):
+    seen, submit = [], served.model.context.scheduler.submit
+    monkeypatch.setattr(
+        served.model.context.scheduler, "submit", lambda ticket: (seen.append(ticket), submit(ticket))[1]
+    )
+    token = CALL.set(Call())
+    asyncio.run(served.infer(inferring(priority=("uint64_param", 1), timeout=("int64_param", 10**6))))
+    asyncio.run(served.infer(inferring()))
+    CALL.reset(token)
+    assert [(t.priority, t.expires is None) for t in seen] == [(1, False), (5, True)]

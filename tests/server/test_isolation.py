@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -41,6 +42,7 @@ from onnxplain.errors import (
     UnsupportedOp,
 )
 from onnxplain.inputs.settings import ModelSettings
+from onnxplain.server import runtime_folder
 from onnxplain.server.grpc_status import DETAILS, status_of
 from onnxplain.server.isolation import proxy
 from onnxplain.server.isolation.errors import worker_error
@@ -52,6 +54,7 @@ from onnxplain.server.isolation.proxy import IsolatedModel
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.sources import DirectorySource, ResolvedModel
+from onnxplain.sources.cache import ContentCache
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
@@ -702,7 +705,8 @@ def test_config_survive_the_pipe(tmp_path):
     given = ResolvedModel(
         tmp_path / "model.onnx", "m", "3", ModelSettings(files=(settings,), defaults={"method": "gradient"})
     )
-    options = ServerOptions(port=0, slots=2, queue_rows=7, allow_export=True, isolate=True, host="127.0.0.1")
+    limits = {"slots": 2, "queue_rows": 7, "compile_queue": 3, "max_compile_seconds": 9.0}
+    options = ServerOptions(port=0, allow_export=True, isolate=True, host="127.0.0.1", **limits)
     config = WorkerConfig.of(given, options, tmp_path / "socket")
     line = config.encode()
     assert line.count(b"\n") == 1
@@ -711,7 +715,7 @@ def test_config_survive_the_pipe(tmp_path):
     assert found.model.settings.output.kind == "regression"
     assert found.model.settings.defaults == {"method": "gradient"}
     assert found.options == config.options
-    assert found.options.slots == 2
+    assert {name: getattr(found.options, name) for name in limits} == limits
     assert not found.options.isolate
     assert not found.options.reflection
     assert found.options.token_file is None
@@ -794,6 +798,7 @@ def test_a_long_folder_for_temporary_files_is_refused(tmp_path, monkeypatch):
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))
+    monkeypatch.setattr(runtime_folder, "_owned", runtime_folder._owned.__wrapped__)  # none was made yet
     with pytest.raises(InputError, match="TMPDIR"):
         asyncio.run(started())
     assert not list(deep.iterdir())
@@ -801,3 +806,29 @@ def test_a_long_folder_for_temporary_files_is_refused(tmp_path, monkeypatch):
 
 async def started() -> WorkerProcess:
     return WorkerProcess()
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(tmp_path):
+    """Folders of its worker processes, and downloads in the cache."""
+    temporary, cache = tmp_path / "t", tmp_path / "cache"
+    temporary.mkdir()
+    model = MODELS / "iris_mlp" / "1" / "model.onnx"
+    environment = {"TMPDIR": str(temporary)}
+    with running_server(model, "--isolate", env=environment) as killed:
+        assert list(temporary.glob("onnxplain-*"))
+        killed.process.kill()
+        killed.process.wait(10)
+    left = set(temporary.glob("onnxplain-*"))
+    assert left
+    with running_server(model, "--isolate", env=environment) as living:
+        assert not left & set(temporary.glob("onnxplain-*"))
+        assert "removed what a killed server left" in living.log
+        with running_server(model, env=environment):  # which leaves the living one's alone
+            assert list(temporary.glob("onnxplain-*/*"))
+    assert not list(temporary.glob("onnxplain-*"))
+    filling = "import sys, os; from pathlib import Path; from onnxplain.sources.cache import ContentCache\n"
+    filling += "ContentCache(Path(sys.argv[1])).put('k', lambda folder: os._exit(9))"
+    assert subprocess.run([sys.executable, "-c", filling, cache], timeout=60).returncode == 9
+    assert list(cache.glob(".staged-*"))
+    ContentCache(cache)
+    assert not list(cache.glob(".staged-*"))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from onnxplain.errors import InputError, NotFound, Unavailable, UnsupportedModel
-from onnxplain.server.models.entry import READY, UNAVAILABLE
+from onnxplain.server.models import source_answers
+from onnxplain.server.models.entry import LOADING, READY, UNAVAILABLE
+from onnxplain.server.models.load_turns import LoadTurns
 from onnxplain.server.models.repository import ModelRepository, Unsupported
 from onnxplain.sources import Release
 
@@ -276,5 +279,183 @@ def test_input_errors_of_a_load_are_raised_to_who_asked():
         found = ModelRepository([shop], load, "explicit")
         with pytest.raises(InputError, match="corrupt"):
             await found.load("m")
+
+    asyncio.run(story())
+
+
+def test_the_index_names_no_folder_of_this_machine(tmp_path):
+    async def story():
+        shop = Shop(("m", "1", "a"))
+        shop.problems = {"n": f"cannot read {tmp_path}/models/n/1/model.onnx"}
+
+        async def load(source, release):
+            raise UnsupportedModel(f"'{tmp_path}/models/m/1/model.onnx' is broken; see /etc/passwd and /usr/lib/x.so.")
+
+        found = repository(shop, roots=[tmp_path / "models"])
+        found.lifecycle._load = load
+        await found.refresh()
+        reasons = {name: reason for name, _, _, reason in found.index()}
+        assert reasons == {"m": "'m/1/model.onnx' is broken; see passwd and x.so.", "n": "cannot read n/1/model.onnx"}
+
+    asyncio.run(story())
+
+
+def test_versions_are_those_that_answer_oldest_first():
+    async def story():
+        shop = Shop(("m", "10", "a"), ("m", "9", "b"), ("m", "11", "c"))
+        shop.bad = {"c"}
+        found = repository(shop)
+        await found.refresh()
+        assert found.versions("m") == ["9", "10"]
+        with pytest.raises(NotFound):
+            found.versions("n")
+
+    asyncio.run(story())
+
+
+def test_one_load_of_a_release_goes_on_however_many_ask_and_whoever_leaves():
+    async def story():
+        shop = Shop(("m", "1", "a"))
+        go = asyncio.Event()
+
+        async def load(source, release):
+            await go.wait()
+            return await shop.load(source, release)
+
+        found = ModelRepository([shop], load, "explicit")
+        asking = [asyncio.create_task(found.load("m")) for _ in range(3)]
+        while not found.lifecycle.loads():
+            await asyncio.sleep(0)
+        asking[0].cancel()
+        await settled()
+        assert [row[2] for row in found.index()] == [LOADING]
+        go.set()
+        await asyncio.gather(*asking[1:])
+        assert len(shop.loaded) == 1 and found.names() == ["m"]
+
+    asyncio.run(story())
+
+
+def test_a_newer_release_ends_the_load_of_an_older_one_and_the_one_that_answers_stays():
+    async def story():
+        shop = Shop(("m", "1", "a"))
+        found = repository(shop)
+        await found.refresh()
+        begun, ended = [], []
+
+        async def load(source, release):
+            begun.append(release.fingerprint)
+            if release.fingerprint == "b":
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.append(release.fingerprint)
+            return await shop.load(source, release)
+
+        found.lifecycle._load = load
+        shop.offers = [("m", "2", "b")]
+        await found.look()
+        await settled()
+        assert begun == ["b"] and await answer(found) == ("1", "a")
+        shop.offers = [("m", "2", "c")]
+        await found.refresh()
+        assert ended == ["b"] and begun == ["b", "c"] and await answer(found) == ("2", "c")
+
+    asyncio.run(story())
+
+
+def test_a_load_that_is_slow_holds_up_no_other_model_and_no_look():
+    async def story():
+        shop = Shop(("slow", "1", "a"), ("m", "1", "b"))
+
+        async def load(source, release):
+            if release.name == "slow":
+                await asyncio.Event().wait()
+            return await shop.load(source, release)
+
+        found = ModelRepository([shop], load, "poll")
+        for fingerprint in ("b", "c", "d"):
+            shop.offers[1] = ("m", "1", fingerprint)
+            await found.look()
+            await settled()
+            assert await answer(found) == ("1", fingerprint)
+        await found.close()
+
+    asyncio.run(story())
+
+
+def test_a_dead_source_does_not_keep_another_from_loading_on_demand():
+    async def story():
+        shop, dead = Shop(("m", "1", "a")), Shop()
+        dead.name, dead.error = "dead", Unavailable("registry down")
+        found = ModelRepository([dead, shop], shop.load, "explicit")
+        await found.load("m")
+        assert found.names() == ["m"]
+        with pytest.raises(Unavailable, match="registry down"):
+            await found.load("n")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_so_many_load_at_a_time_and_one_more_that_is_awaited(count):
+    async def story():
+        shop = Shop(*((f"m{n}", "1", "a") for n in range(8)))
+        turns, going, most = LoadTurns(count), set(), 0
+        go = asyncio.Event()
+
+        async def load(source, release):
+            nonlocal most
+            async with turns.load((release.name, release.version)):
+                going.add(release.name)
+                most = max(most, len(going))
+                await go.wait()
+                going.discard(release.name)
+            return await shop.load(source, release)
+
+        found = ModelRepository([shop], load, "poll", turns=turns)
+        await found.look()
+        await settled()
+        assert len(going) == count
+        for _ in range(2):  # callers that find two models loading
+            with pytest.raises(Unavailable, match="is loading"):
+                await answer(found, "m7")
+            with pytest.raises(Unavailable, match="is loading"):
+                await answer(found, "m6")
+            await settled()
+            assert len(going) == count + 1 and "m7" in going
+        go.set()
+        await found.refresh()
+        assert most == count + 1 and [m.name for m in shop.loaded].index("m6") <= count + 1
+
+    asyncio.run(story())
+
+
+def test_a_source_that_hangs_or_is_being_copied_from_holds_up_no_other(monkeypatch):
+    monkeypatch.setattr(source_answers, "ANSWER", 0.2)
+
+    async def story():
+        shop, hung, copied = Shop(("m", "1", "a")), Shop(), Shop(("c", "1", "c"))
+        hung.name, copied.name = "hung", "copied"
+        go = threading.Event()
+        hung.releases = lambda: go.wait(10)
+        copied.fetch = lambda release: go.wait(10)
+        turns = LoadTurns(1)
+
+        async def load(source, release):
+            if source is copied:
+                async with turns.source(source, (release.name, release.version)) as turn:
+                    await turn.run(lambda: source.fetch(release))
+            return await shop.load(source, release)
+
+        found = ModelRepository([hung, copied, shop], load, "poll", turns=turns)
+        for fingerprint in ("a", "b"):
+            shop.offers = [("m", "1", fingerprint)]
+            await found.look()
+            await settled()
+            assert await answer(found) == ("1", fingerprint)
+        assert found.health.silent == {"hung": "no answer within 0.2 s"}
+        go.set()
+        await found.close()
 
     asyncio.run(story())

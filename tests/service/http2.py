@@ -60,12 +60,17 @@ class Connection:
         """Send a message and read what the call ends with: the number of its status, "" if it was cut off."""
         with contextlib.suppress(OSError):
             self.begin(path, len(content), encoding).send(content, last=True)
-        until = time.monotonic() + timeout
-        while time.monotonic() < until and b"grpc-status" not in self.trailers:
-            if not self._frames(1.0):
-                break
+        return self.end(timeout) or ""
+
+    def end(self, timeout: float) -> str | None:
+        """What the call ends with: the number of its status, "" if it was cut off, None if it has not ended in time."""
+        until, cut_off = time.monotonic() + timeout, False
+        while time.monotonic() < until and not cut_off and b"grpc-status" not in self.trailers:
+            cut_off = not self._frames(0.2)
         _, found, rest = self.trailers.partition(b"grpc-status")
-        return rest[1 : 1 + (rest[0] & 0x7F)].decode("ascii", "replace") if found else ""
+        if found:
+            return rest[1 : 1 + (rest[0] & 0x7F)].decode("ascii", "replace")
+        return "" if cut_off else None
 
     def close(self) -> None:
         """Hang up without a word."""

@@ -73,7 +73,7 @@ def test_thirty_models_where_five_fit_all_answer_and_memory_stays_bounded(tmp_pa
 
     async def story() -> None:
         nonlocal most
-        async with serving(tmp_path, memory_budget=budget) as (server, channel):
+        async with serving(tmp_path, model_bytes=budget) as (server, channel):
             assert server.residency is not None
             answers: dict[str, set[bytes]] = {"": set(), ".explain": set()}
 
@@ -172,7 +172,7 @@ def test_a_bad_new_version_never_replaces_a_lazy_one_that_was_good(tmp_path):
     store(times(3), tmp_path, "other")
 
     async def story() -> None:
-        async with serving(tmp_path, control="poll", poll_seconds=0.1, memory_budget=TINY) as (server, channel):
+        async with serving(tmp_path, control="poll", poll_seconds=0.1, model_bytes=TINY) as (server, channel):
             assert await factor(channel, "m") == 2
             assert await factor(channel, "other") == 3  # m makes room
             assert evictions(server) == 1
@@ -198,7 +198,7 @@ def test_where_running_calls_use_all_memory_the_next_model_is_refused_with_a_tim
     store(times(3), tmp_path, "m")
 
     async def story() -> None:
-        async with serving(tmp_path, memory_budget=TINY) as (server, channel):
+        async with serving(tmp_path, model_bytes=TINY) as (server, channel):
             feeds = {"x": np.ones((1, 1, 256), np.float32), "steps": np.array(100_000, np.int64)}
             long = infer(channel)(infer_request("work", feeds), timeout=60)
             while not server.repository.entry("work").served:
@@ -221,7 +221,7 @@ def test_evicting_an_isolated_model_ends_its_process(tmp_path):
         store(times(n + 2), tmp_path, f"m{n}")
 
     async def story() -> None:
-        async with serving(tmp_path, memory_budget=350 * 2**20, isolate=True) as (server, channel):
+        async with serving(tmp_path, model_bytes=350 * 2**20, isolate=True) as (server, channel):
             pids = []
             for n in (0, 1, 2, 0):
                 assert await factor(channel, f"m{n}", timeout=60) == n + 2

@@ -20,6 +20,7 @@ from onnxplain.errors import InputError, NotFound, OnnxplainError, Unavailable, 
 from onnxplain.sources import mlflow_process
 from onnxplain.sources.mlflow import MlflowSource, Wanted, opened
 from onnxplain.sources.mlflow_agent import AgentError, about, check_place, member, reason
+from onnxplain.sources.remembered import RememberingSource
 from onnxplain.sources.source import Release
 
 IRIS = (Path(__file__).parents[2] / "models/iris_mlp/1/model.onnx").read_bytes()
@@ -160,6 +161,22 @@ def test_an_entry_that_never_resolved_is_an_error_and_one_that_did_stays_what_it
     assert "Version 1 stays" in next(iter(source.problems.values()))
     registry.models["clf"]["champion"] = "1"
     assert source.releases() == before and not source.problems
+
+
+def test_a_release_that_is_remembered_is_fetched_while_the_registry_is_down(registry, tmp_path):
+    address = "mlflow+http://127.0.0.1:1?model=clf@champion"
+    first = RememberingSource(source_of(registry, "model=clf@champion", tmp_path), address, tmp_path)
+    released = first.releases()
+    first.fetch(released[0])
+    first.remember(released)
+    registry.down = True
+    again = RememberingSource(source_of(registry, "model=clf@champion", tmp_path), address, tmp_path)
+    with pytest.raises(Unavailable):
+        again.releases()
+    assert again.remembered() == released
+    assert again.fetch(released[0]).path.read_bytes() == IRIS
+    other = RememberingSource(source_of(registry, "model=clf/1", tmp_path), f"{address}&model=clf/1", tmp_path)
+    assert other.remembered() == []  # of another address
 
 
 def test_a_version_that_is_not_ready_is_not_released(registry, tmp_path):

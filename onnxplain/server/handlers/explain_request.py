@@ -16,6 +16,7 @@ from onnxplain.inputs import bind, resolve_targets
 from onnxplain.inputs.targets import Target, contrast, from_classes, from_seed
 from onnxplain.recipes import Recipe, named
 from onnxplain.runtime.session import Array
+from onnxplain.server.call import CALL
 from onnxplain.server.models.explain_query import ExplainQuery
 from onnxplain.server.models.loaded import LoadedModel
 from onnxplain.v1 import explainer_pb2 as v1
@@ -44,6 +45,20 @@ def explain_query(request: v1.ExplainRequest, model: LoadedModel) -> ExplainQuer
     ledger = request.diagnostics == v1.DIAGNOSTICS_LAYERS
     tensors = compile_request(model, request.targets, request.attribute_to, head, tuple(request.outputs), ledger)
     return ExplainQuery(feeds, asks, recipe, tensors)
+
+
+def ask_for_turn(request: v1.ExplainRequest) -> None:
+    """Tell the current call how urgent the request is, and how long its runs may wait. Raises UsageError, Denied."""
+    call = CALL.get(None)
+    seconds = request.queue_timeout.ToNanoseconds() / 1e9 if request.HasField("queue_timeout") else None
+    if seconds is not None and seconds < 0:
+        raise UsageError(f"{seconds:g} s: a run cannot wait less than no time.").at("queue_timeout")
+    if call is None:
+        return
+    try:
+        call.ask_for_turn(request.priority, seconds)
+    except OnnxplainError as error:
+        raise error.at("priority") from None
 
 
 def graph_query(request: v1.CompileGraphRequest, model: LoadedModel) -> tuple[Recipe, Request]:
@@ -156,7 +171,7 @@ def compile_request(
         ).at("targets")
     if len(attribute_to) > 64 or len(outputs) > 64:
         raise UsageError("at most 64 tensors can be asked for at once.").at("attribute_to")
-    own = {str(value.name) for value in model.subject.source.model.graph.outputs}
+    own = {str(value.name) for value in model.subject.source.ports.outputs}
     kept = tuple(name for name in outputs if name not in own)
     explained = tuple(explain) or model.request.explain
     head = "" if head == "cut" and not explained else head  # the default, by its name

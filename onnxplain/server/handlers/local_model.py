@@ -16,6 +16,7 @@ from onnxplain.runtime.nonfinite import all_finite
 from onnxplain.runtime.open import serialised
 from onnxplain.runtime.session import Array
 from onnxplain.server.call import CALL, in_thread, log_fields
+from onnxplain.server.handlers import explain_request, request_parameters
 from onnxplain.server.handlers.description_cache import DescriptionCache
 from onnxplain.server.handlers.explain_request import explain_query, graph_query, require_graph, target_count
 from onnxplain.server.handlers.explain_response import explain_response
@@ -50,9 +51,8 @@ class LocalModel:
     def __init__(self, model: LoadedModel, threads: ThreadPoolExecutor):
         self.model, self.name, self.version = model, model.name, model.version
         self._threads = threads
-        graph = model.subject.source.model.graph
-        self._inputs = tensor_metadata(v for v in graph.inputs if v.name not in graph.initializers)
-        self._outputs = tensor_metadata(graph.outputs)
+        ports = model.subject.source.ports
+        self._inputs, self._outputs = tensor_metadata(ports.inputs), tensor_metadata(ports.outputs)
         self._descriptions = DescriptionCache(model, threads, self._inputs, self._outputs)
 
     @property
@@ -70,6 +70,7 @@ class LocalModel:
         with self.model.admission.admit(rows, request.ByteSize(), self.model.forward_queue.expected(1)):
             arrays = infer_arrays(request)
             parameters = own_parameters(request)
+            request_parameters.ask_for_turn(request)
             if recipe is None:
                 if parameters:
                     raise UnknownName("parameter of a model", PREFIX + next(iter(parameters)), ()).at("parameters")
@@ -172,6 +173,7 @@ class LocalModel:
         rows = max((row_count(tensor, self._inputs) for tensor in request.inputs), default=1)
         targets = sum(map(target_count, request.targets)) or 1
         log_fields(model=self.name, version=self.version, rows=rows * targets, recipe=request.recipe.name or None)
+        explain_request.ask_for_turn(request)
         with self.model.admission.admit(rows * targets, request.ByteSize(), self.model.forward_queue.expected(1)):
             answer = await self._in_thread(lambda: self._explain(request, progress))
             if isinstance(answer, ExplainQuery):  # no thread is held while the graph is being compiled
@@ -234,7 +236,7 @@ class LocalModel:
         variant = await self._requested(*await self._in_thread(lambda: graph_query(request, self.model)))
 
         def make() -> tuple[bytes, v1.CompileGraphResponse]:
-            content, first = serialised(variant.explainer.compiled.model), v1.CompileGraphResponse()
+            content, first = serialised(variant.explainer.compiled.held), v1.CompileGraphResponse()
             first.graph.graph_digest, first.graph.byte_size = variant.digest, len(content)
             first.graph.warnings.extend(variant.notes)
             if request.with_triton_config:

@@ -15,7 +15,6 @@ from onnxplain.exports.triton import config_of
 from onnxplain.methods import METHODS
 from onnxplain.methods.options import Option
 from onnxplain.recipes import named, recipe_names
-from onnxplain.runtime.open import bytes_per_stream
 from onnxplain.server.handlers.explain_request import recipe_and_head, struct_fields
 from onnxplain.server.models.inference_metadata import TensorMetadata
 from onnxplain.server.models.loaded import LoadedModel
@@ -74,7 +73,7 @@ class ModelDescription:
         self._ops(reply, covered.rules.get(recipe.method, {}), covered.nodes.get(recipe.method, {}))
         if recipe.method not in covered.blocked:
             variant = model.variant(recipe.one_pass)
-            reply.estimated_bytes_per_row = bytes_per_stream(variant.explainer.compiled.model)
+            reply.estimated_bytes_per_row = variant.explainer.bytes_per_stream
 
     def _ops(self, reply: v1.GetExplainabilityResponse, rules: dict[str, str], blocked: dict[str, str]) -> None:
         """Counts by op type and rule."""

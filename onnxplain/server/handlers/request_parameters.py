@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from onnxplain.errors import InputError, UnknownName
+from onnxplain.errors import InputError, OnnxplainError, UnknownName, UsageError
+from onnxplain.server.call import CALL
 
 PREFIX = "onnxplain_"  # of our request parameters
 OWN = ("target", "target_index")  # behind the prefix
-SCHEDULING = ("priority", "timeout")  # the scheduler's to honour
+SCHEDULING = ("priority", "timeout")  # of the request's runs: see `ask_for_turn`
 NEVER = {  # what others' servers know by these names, and why it is not here
     "sequence_id": "requests of a sequence are not kept together here",
     "sequence_start": "requests of a sequence are not kept together here",
@@ -50,6 +51,32 @@ def own_parameters(request: Any) -> dict[str, Any]:
         for name, value in _values(tensor.parameters):
             _require_nothing(name, value, f"outputs[{n}].parameters[{name[:100]}]")
     return own
+
+
+def ask_for_turn(request: Any) -> None:
+    """Tell the current call how urgent a ModelInfer request is, and how long it may wait for its turn.
+
+    As Triton's parameters: `priority`, 1 being the most urgent and 0 as usual; `timeout` in microseconds, 0 for none.
+    Raises UsageError, and Denied for a priority that is not the caller's to have, with the field.
+    """
+    asked = {name: _count(request, name) for name in SCHEDULING}
+    call = CALL.get(None)
+    if call is None:
+        return
+    try:
+        call.ask_for_turn(asked["priority"], 1e-6 * asked["timeout"] if asked["timeout"] else None)
+    except OnnxplainError as error:
+        raise error.at("parameters[priority]") from None
+
+
+def _count(request: Any, name: str) -> int:
+    """A parameter that is a whole number from 0 on, or a text of one; 0 where it is not given."""
+    value = dict(_values(request.parameters)).get(name, 0) if name in request.parameters else 0
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UsageError(f"{name} is a whole number from 0 on, not {str(value)[:100]!r}.").at(f"parameters[{name}]")
+    return value
 
 
 def _require_nothing(name: str, value: Any, field: str) -> None:

@@ -12,16 +12,16 @@ from typing import Any, Self
 
 from onnxplain.errors import InputError, OnnxplainError
 from onnxplain.inputs.settings import ModelSettings, load_settings
-from onnxplain.server.options import ServerOptions
+from onnxplain.server.options import BASE, LEAST, ServerOptions
 from onnxplain.sources import ResolvedModel
 
 LINE = 4096  # bytes of a report at most: what a pipe takes whole or not at all
 TEXT = 1000  # characters of a reason
 OBSERVATIONS = {"queue": 2, "run": 3, "conserved": 1}  # of a model: method of Metrics -> how many numbers
-REASONS = ("size", "full", "deadline", "draining")  # for refusing a request: they become labels, so no others
+REASONS = ("size", "full", "memory", "deadline", "draining")  # for refusing a request: they become labels, so no others
 PASSED = (
     "provider", "slots", "threads", "max_batch_rows", "queue_rows", "queue_bytes", "max_message_bytes",
-    "max_request_seconds", "allow_export",
+    "max_request_seconds", "allow_export", "compile_queue", "max_compile_seconds",
 )  # fmt: skip
 DRAIN = 5.0  # seconds: the parent ends a worker when its calls are answered
 
@@ -39,7 +39,7 @@ class WorkerConfig:
     def of(cls, model: ResolvedModel, options: ServerOptions, socket: Path) -> Self:
         """From the server's own options: no port, no tokens, no reflection; the socket's folder keeps others out."""
         passed = {key: getattr(options, key) for key in PASSED}
-        budget = min(options.session_bytes, options.isolate_memory // 2)
+        budget = max(LEAST, min(options.isolate_memory + BASE, options.process_bytes))
         return cls(model, _options(passed, budget, socket), options.isolate_memory, socket)
 
     def encode(self) -> bytes:
@@ -49,6 +49,7 @@ class WorkerConfig:
             "path": os.fspath(self.model.path),
             "name": self.model.name,
             "version": self.model.version,
+            "graphs": None if self.model.graphs is None else os.fspath(self.model.graphs),
             "settings": [os.fspath(file) for file in settings.files],
             "defaults": dict(settings.defaults),
             "options": {key: getattr(self.options, key) for key in PASSED},
@@ -66,7 +67,8 @@ class WorkerConfig:
         settings = load_settings(*files) if files else ModelSettings()
         # A registry's recipe replaces the defaults of the files.
         settings = replace(settings, defaults=content["defaults"])
-        model = ResolvedModel(Path(content["path"]), content["name"], content["version"], settings)
+        graphs = None if content["graphs"] is None else Path(content["graphs"])
+        model = ResolvedModel(Path(content["path"]), content["name"], content["version"], settings, graphs)
         socket = Path(content["socket"])
         return cls(model, _options(content["options"], content["budget"], socket), content["memory"], socket)
 

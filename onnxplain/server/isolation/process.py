@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
 import grpc
 
-from onnxplain.errors import InputError, OnnxplainError, UnsupportedModel
+from onnxplain.errors import OnnxplainError, UnsupportedModel
 from onnxplain.server.isolation.errors import exit_description
 from onnxplain.server.isolation.log_forwarder import LogForwarder
 from onnxplain.server.isolation.messages import REASONS, WorkerConfig, observation, reported_error
 from onnxplain.server.options import ServerOptions
+from onnxplain.server.runtime_folder import runtime_folder
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.sources import ResolvedModel
 
@@ -32,7 +32,7 @@ KEPT = (
 )  # fmt: skip
 KEPT_STARTS = ("CUDA_", "NVIDIA_")
 ARENAS = "4"  # glibc reserves 64 MiB of address space for each
-SOCKET_PATH = 100  # bytes: a socket's address has 108
+NUMBERS = itertools.count()
 LINE = 64 * 1024  # bytes read at a time
 STOP = 10.0  # seconds from SIGTERM to SIGKILL
 
@@ -45,10 +45,8 @@ class WorkerProcess:
     """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="onnxplain-"))  # 0700
-        if len(os.fsencode(self.folder / "socket")) > SOCKET_PATH:
-            self.folder.rmdir()
-            raise InputError("the folder for temporary files has too long a name for a socket. Set TMPDIR to another.")
+        self.folder = runtime_folder() / str(next(NUMBERS))
+        self.folder.mkdir(mode=0o700)
         environment = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith(KEPT_STARTS)}
         environment["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         environment["MALLOC_ARENA_MAX"] = ARENAS

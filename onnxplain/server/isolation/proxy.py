@@ -16,6 +16,7 @@ from onnxplain.errors import Expired, OnnxplainError, Unavailable
 from onnxplain.machine import resident_bytes
 from onnxplain.server.call import CALL, Call, log_fields
 from onnxplain.server.isolation import call_fields
+from onnxplain.server.isolation.callers import caller_metadata
 from onnxplain.server.isolation.errors import exit_description, worker_error
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.process import WorkerProcess
@@ -175,7 +176,7 @@ class IsolatedModel:
         if current is not None:
             current.check()
             left = None if current.deadline is None else current.deadline - time.monotonic()  # type: ignore[assignment]
-            metadata = (("x-request-id", current.request_id),)  # type: ignore[assignment]
+            metadata = (("x-request-id", current.request_id), *caller_metadata(current.caller))  # type: ignore[assignment]
         call = begin(worker.channel, timeout=left, metadata=metadata)
         try:
             with _ending(call, current):

@@ -25,9 +25,9 @@ FIRST_RETRY, LONGEST_RETRY = 5.0, 60.0  # seconds between attempts at a release 
 class ModelEntry:
     """One version of one model. users: calls being answered by it; it is closed when there are none left.
 
-    READY without `served` is a lazy model that is not in memory: it loads when it is asked for. good: it was loaded
-    well here. warming: it loads because it was asked for. note: what else is to be said of it. used_at: monotonic time
-    of its last call.
+    READY without `served` is a lazy model that is not in memory: it loads when it is asked for. served_well: what was
+    last loaded well here. warming: it loads because it was asked for. note: what else is to be said of it. used_at:
+    monotonic time of its last call; begun: of its load.
     """
 
     release: Release
@@ -40,10 +40,16 @@ class ModelEntry:
     failures: int = 0
     retry_at: float = 0.0  # monotonic time before which a failed release is not tried anew
     idle: asyncio.Event = field(default_factory=asyncio.Event)
-    good: bool = False
+    served_well: Release | None = None
     note: str = ""
     used_at: float = 0.0
+    begun: float = 0.0
     warming: bool = False
+
+    @property
+    def good(self) -> bool:
+        """It was loaded well here, be it another build of the same version."""
+        return self.served_well is not None
 
     @property
     def cold(self) -> bool:
@@ -79,8 +85,8 @@ class ModelEntry:
 
     def succeed(self, release: Release, served: Served) -> None:
         """It was loaded."""
-        self.release, self.served = release, served
-        self.state, self.reason, self.failures, self.good, self.warming = READY, "", 0, True, False
+        self.release, self.served, self.served_well = release, served, release
+        self.state, self.reason, self.failures, self.warming = READY, "", 0, False
         self.used_at = time.monotonic()
 
     def fail(self, release: Release, error: OnnxplainError) -> None:

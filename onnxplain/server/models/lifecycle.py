@@ -76,8 +76,11 @@ class ModelLifecycle:
         """Those that go on, of one model or of all."""
         return [load for (model, _), load in self._loads.items() if name in ("", model)]
 
-    def bring(self, source: ModelSource, release: Release, force: bool = False, note: str = "") -> Load | None:
-        """Have a release here. The load that it takes, None where it takes none; force: load again what is here."""
+    def bring(self, source: ModelSource, release: Release, since: float | None = None, note: str = "") -> Load | None:
+        """Have a release here. The load that it takes, None where it takes none.
+
+        since: monotonic time when somebody asked for it: whatever was loaded before then is loaded again.
+        """
         key = (release.name, release.version)
         going = self._loads.get(key)
         if going is not None and going.release.fingerprint == release.fingerprint:
@@ -89,14 +92,15 @@ class ModelLifecycle:
         old = versions.entries.get(release.version)
         same = old is not None and old.release.fingerprint == release.fingerprint
         unproven = self.lazy and not any(entry.good for entry in versions.entries.values())
-        if old is not None and same and not force:
+        if old is not None and same and (since is None or (old.served is not None and old.begun >= since)):
             if old.state == READY:
                 old.release, old.note = release, note
+                old.served_well = release if old.good else None
                 versions.set_aliases(release)
                 return None
-            if time.monotonic() < old.retry_at or unproven:
+            if since is None and (time.monotonic() < old.retry_at or unproven):
                 return None
-        if unproven and not force:
+        if unproven and since is None:
             versions.entries[release.version] = ModelEntry(release, source, READY, note=note)
             versions.set_aliases(release)
             self._changed()
@@ -110,7 +114,7 @@ class ModelLifecycle:
         else:
             before = ("", "")
             if old is not None and same:
-                entry.failures, entry.good = old.failures, old.good
+                entry.failures, entry.served_well = old.failures, old.served_well
             versions.entries[release.version] = entry
         return self._begin(source, release, entry, before)
 
@@ -118,7 +122,7 @@ class ModelLifecycle:
         """Load a lazy model that is asked for, one load for all who ask. What went wrong."""
         if entry.due:
             entry.state = READY
-        load = self.bring(entry.source, entry.release, force=True, note=entry.note)
+        load = self.bring(entry.source, entry.release, time.monotonic(), entry.note)
         self.prefer(entry.release.name)
         return await load.ended() if load is not None else None
 
@@ -144,6 +148,7 @@ class ModelLifecycle:
 
     def _begin(self, source: ModelSource, release: Release, entry: ModelEntry, before: tuple[str, str]) -> Load:
         key = (release.name, release.version)
+        entry.begun = time.monotonic()
         # No context of a call: the load outlives it.
         task = asyncio.get_running_loop().create_task(self._run(key), context=Context())
         self._loads[key] = load = Load(source, release, entry, before, task)

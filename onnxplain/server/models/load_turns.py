@@ -47,6 +47,11 @@ class Turns:
             else:  # cancelled; the thread goes on
                 turn.work.add_done_callback(lambda _: self._give_back())
 
+    @property
+    def full(self) -> bool:
+        """Who comes now must wait."""
+        return self._taken >= self._count
+
     def admit(self) -> None:
         """Let in whom there is room for."""
         while self._waiting:
@@ -91,6 +96,10 @@ class LoadTurns:
     def source(self, source: ModelSource, key: Key = LOOK) -> AbstractAsyncContextManager[Turn]:
         """A turn to ask a source, of which there is one at a time."""
         return self._of(source).turn(key)
+
+    def busy(self, source: ModelSource) -> bool:
+        """Something is being asked of it."""
+        return source in self._sources and self._sources[source].full
 
     def prefer(self, key: Key) -> None:
         """Somebody waits for this one."""

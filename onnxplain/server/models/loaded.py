@@ -9,26 +9,33 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import reduce
+from typing import Any
 from weakref import WeakSet
-
-import onnx_ir as ir
 
 from onnxplain.compile import Request
 from onnxplain.coverage import Coverage, coverage
-from onnxplain.errors import ConversionChanged, OnnxplainError, UnsupportedModel
+from onnxplain.errors import OnnxplainError, UnsupportedModel
 from onnxplain.explainer import Explainer
-from onnxplain.exports.batching import counted
+from onnxplain.graph.stored_graph import ports_of
 from onnxplain.inputs import Preprocessing
+from onnxplain.prepared.model import Problem
 from onnxplain.recipes import Recipe, named
-from onnxplain.runtime.open import bytes_per_stream, nbytes_of_graphs, nbytes_of_weights, open_session
+from onnxplain.runtime.open import Graph, bytes_per_stream, nbytes_of_graphs, nbytes_of_weights, open_session
 from onnxplain.runtime.session import Array, Session
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.explain_query import ExplainQuery, ExplainResult
 from onnxplain.server.models.keyed_lock import KeyedLock
-from onnxplain.server.models.probe import probe_rows, probe_seeds, rows_are_independent
+from onnxplain.server.models.probe import probe_rows, share_runs
 from onnxplain.server.models.served import Progress
 from onnxplain.server.models.variant import Variant
 from onnxplain.server.models.variant_cache import VariantCache
+from onnxplain.server.models.warm_start import (
+    adopt_forward,
+    adopt_variant,
+    keep_subject,
+    keep_variant,
+    prepared_model,
+)
 from onnxplain.server.scheduling.admission import AdmissionControl
 from onnxplain.server.scheduling.queue import ModelQueue, collected_reports
 from onnxplain.server.scheduling.ticket import RunReport, RunResult
@@ -51,7 +58,7 @@ class LoadedModel:
         if serving.dynamic_batching is False:
             self.max_rows = 1
         self.admission = AdmissionControl(
-            serving.queue_rows or options.queue_rows, options.queue_bytes, self.name, context.metrics
+            serving.queue_rows or options.queue_rows, options.queue_bytes, self.name, context.metrics, context.memory
         )
         pictures = Preprocessing.of(self.settings)
         self.labels = tuple(pictures.labels())
@@ -63,9 +70,11 @@ class LoadedModel:
         self._coverage: Coverage | None = None
         self._path = source.path
         self.request = Request(explain=tuple(self.settings.output.explain))
-        self.subject = self._load_subject(self.request)
+        self._prepared = prepared_model(source, context, self.max_rows)
+        self.subject = self._load_subject(self.request, self._adopt)
         self.bounds = pictures.bounds(self.subject.inputs)
-        self.forward_queue = self._open_forward_queue()
+        if self._prepared.known(self.subject) is None:
+            self.forward_queue = self._open_forward_queue(self.subject)
         self.recipe = Recipe.of(self.settings.defaults, "[defaults]") if self.settings.defaults else Recipe()
         self.default_recipe_problem = ""  # why the default recipe cannot be compiled
         try:
@@ -85,8 +94,8 @@ class LoadedModel:
     def nbytes(self) -> int:
         """Memory that it holds now, about: weights that graphs share once, the graphs, open sessions."""
         with self._lock:
-            graphs = [graph for s in self._subjects.values() for graph in (s.source.model, s.normalised.model)]
-            graphs += [variant.explainer.compiled.model for variant in self.variants.variants()]
+            graphs = [graph for s in self._subjects.values() for graph in (s.source.held, s.normalised.held)]
+            graphs += [variant.explainer.compiled.held for variant in self.variants.variants()]
             queues = list(self._opened)
         return nbytes_of_graphs(graphs) + self.context.session_cache.nbytes_of(queues)
 
@@ -160,11 +169,14 @@ class LoadedModel:
     # Inside
 
     def _warm_up(self) -> None:
-        """Run everything a first request would need."""
-        feeds = self.subject.normalised.reference.feeds
-        self.forward_queue.session().run(feeds)
-        rows = probe_rows(feeds)
-        self._share_runs(self.forward_queue, self.subject.row_axes(), rows, self.notes)
+        """Run everything a first request would need; of what was prepared before, the model alone."""
+        if (known := self._prepared.known(self.subject)) is not None:
+            self.notes += known["notes"]
+        else:
+            feeds = self.subject.normalised.reference.feeds
+            self.forward_queue.session().run(feeds)
+            share_runs(self.forward_queue, self.subject, self.subject.row_axes(), probe_rows(feeds), self.notes)
+            keep_subject(self._prepared, self.subject, self.forward_queue, self.notes)
         try:
             self.variant(self.recipe.one_pass, keep=True)
         except OnnxplainError as error:
@@ -179,24 +191,30 @@ class LoadedModel:
         subject = self._subject(request)
         if subject.request != request:
             subject = replace(subject, request=request)
+        restored = self._prepared.graph(subject, recipe, self.bounds)
         explainer = Explainer(
             subject, recipe, bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
+            graph=None if restored is None else restored.graph,
         )  # fmt: skip
         queue, forward_queue = explainer.session, subject.session
         assert isinstance(queue, ModelQueue) and isinstance(forward_queue, ModelQueue)
         variant = Variant(explainer, queue, forward_queue, list(explainer.notes))
-        try:
-            self._verify(variant)
-        except BaseException:
-            self.context.session_cache.drop(queue)
-            raise
-        if self.max_rows > 1 and (axes := explainer.row_axes()) is not None:
-            rows = probe_rows(self.subject.normalised.reference.feeds)
-            self._share_runs(forward_queue, subject.row_axes(), rows, variant.notes)
-            seeds = probe_seeds(explainer, forward_queue, rows)
-            self._share_runs(queue, axes, {**rows, **seeds}, variant.notes)
+        if restored is not None:
+            adopt_variant(variant, restored, lambda why: self._distrust(variant, why))
+        else:
+            try:
+                variant.verify(self.name)
+            except BaseException:
+                self.context.session_cache.drop(queue)
+                raise
+            keep_variant(self._prepared, variant, self.bounds)
         variant.seconds = time.perf_counter() - begun
         return variant
+
+    def _distrust(self, variant: Variant, why: str) -> None:
+        """A recipe out of the cache answers otherwise here: whoever asks next has it compiled."""
+        self._prepared.drop_graph(variant.explainer.subject, variant.explainer.recipe, self.bounds, why)
+        self.variants.discard(variant)
 
     def _free(self, variant: Variant) -> None:
         """A variant was dropped and nobody uses it: its session goes, and its subject's where no other has that."""
@@ -207,33 +225,22 @@ class LoadedModel:
         if variant.forward_queue not in (*subjects, *others):
             self.context.session_cache.drop(variant.forward_queue)
 
-    def _share_runs(
-        self, queue: ModelQueue, axes: Mapping[str, int] | None, rows: Mapping[str, Array], notes: list[str]
-    ) -> None:
-        """Let a queue put requests into one run, if that is proven on the graph and holds for a probe."""
-        if self.max_rows < 2 or axes is None or counted(self.subject.normalised.model.graph):
-            return
-        if not any(name in axes for name in queue.outputs):  # outputs without rows, such as a Shape
-            return
-        queue.axes = axes
-        if not rows_are_independent(queue, rows):
-            queue.axes = None
-            notes.append("rows answer differently in a batch than alone: requests are not put together")
+    def _adopt(self, subject: Subject, known: Mapping[str, Any]) -> str | None:
+        """Serve a model as it was prepared; why that is not right on this machine."""
+        self.forward_queue = self._open_forward_queue(subject)
+        if (why := adopt_forward(self.forward_queue, subject, known)) is not None:
+            self.context.session_cache.drop(self.forward_queue)
+        return why
 
-    def _verify(self, variant: Variant) -> None:
-        """The graph in its queue must answer as the model did when it was normalised, and as without optimisation."""
-        try:
-            variant.notes += variant.explainer.verify(users=variant.queue.session)
-        except ConversionChanged as error:
-            raise ConversionChanged(f"{self.name}: {error}") from error
-
-    def _load_subject(self, request: Request) -> Subject:
+    def _load_subject(self, request: Request, adopt: Problem | None = None) -> Subject:
         options = self.context.options
-        subject = Subject.of(
-            self._path, request, options.provider, options.threads_per_run, self._open,
-            unexplained=request == self.request,
-        )  # fmt: skip
-        subject.pin()
+        subject = self._prepared.subject(request, options.threads_per_run, self._open, adopt)
+        if subject is None:
+            subject = Subject.of(
+                self._path, request, options.provider, options.threads_per_run, self._open,
+                unexplained=request == self.request,
+            )  # fmt: skip
+            subject.pin()
         _ = subject.session  # made here, where nobody else can be making it
         with self._lock:
             self._subjects[(request.explain, request.head, request.attribute_to, request.keep)] = subject
@@ -249,6 +256,8 @@ class LoadedModel:
                     self._subjects.move_to_end(key)
                     return cached
             subject = self._load_subject(request)
+            if self._prepared.known(subject) is None:
+                keep_subject(self._prepared, subject, self.forward_queue, self.notes)
             with self._lock:
                 while len(self._subjects) > SUBJECTS:
                     oldest = next(iter(self._subjects))
@@ -264,18 +273,18 @@ class LoadedModel:
             return self.request
         return request if request.explain else replace(request, explain=self.request.explain)
 
-    def _open(self, model: ir.Model, role: str) -> ModelQueue:
-        names = [str(value.name) for value in model.graph.outputs]
+    def _open(self, graph: Graph, role: str) -> ModelQueue:
+        names = [str(value.name) for value in ports_of(graph).outputs]
         options = self.context.options
-        held = nbytes_of_weights(model) + self.max_rows * (bytes_per_stream(model) if role != "forward" else 0)
-        return self._open_queue(lambda: open_session(model, options.provider, options.threads_per_run), names, held)
+        held = nbytes_of_weights(graph) + self.max_rows * (bytes_per_stream(graph) if role != "forward" else 0)
+        return self._open_queue(lambda: open_session(graph, options.provider, options.threads_per_run), names, held)
 
-    def _open_forward_queue(self) -> ModelQueue:
+    def _open_forward_queue(self, subject: Subject) -> ModelQueue:
         """The model as its file says, not its normal form: answers are those of plain onnxruntime."""
-        model, options = self.subject.source.model, self.context.options
-        names = [str(value.name) for value in model.graph.outputs]
+        graph, options = subject.source.held, self.context.options
+        names = [str(value.name) for value in ports_of(graph).outputs]
         return self._open_queue(
-            lambda: open_session(model, options.provider, options.threads_per_run), names, nbytes_of_weights(model)
+            lambda: open_session(graph, options.provider, options.threads_per_run), names, nbytes_of_weights(graph)
         )
 
     def _open_queue(self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int) -> ModelQueue:

@@ -8,8 +8,10 @@ import numpy as np
 
 from onnxplain.bfloat16 import is_floating, widened
 from onnxplain.explainer import Explainer
+from onnxplain.exports.batching import counted
 from onnxplain.runtime.session import Array
 from onnxplain.server.scheduling.queue import ModelQueue
+from onnxplain.subject import Subject
 
 ROWS = 3
 TOLERANCE = 1e-5  # of the largest value: float32, summed in another order
@@ -63,6 +65,20 @@ def rows_are_independent(queue: ModelQueue, feeds: Mapping[str, Array]) -> bool:
         if not all(_alike(queue.part(name, together[name], slice(row, row + 1)), apart[name]) for name in names):
             return False
     return True
+
+
+def share_runs(
+    queue: ModelQueue, subject: Subject, axes: Mapping[str, int] | None, rows: Mapping[str, Array], notes: list[str]
+) -> None:
+    """Let a queue put requests into one run, if that is proven on the graph (axes) and holds for some rows."""
+    if queue.max_rows < 2 or axes is None or counted(subject.normalised.model.graph):
+        return
+    if not any(name in axes for name in queue.outputs):  # outputs without rows, such as a Shape
+        return
+    queue.axes = axes
+    if not rows_are_independent(queue, rows):
+        queue.axes = None
+        notes.append("rows answer differently in a batch than alone: requests are not put together")
 
 
 def _alike(one: Array, other: Array) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
@@ -17,7 +18,7 @@ from onnxplain.server.models.lifecycle import Loader, ModelLifecycle
 from onnxplain.server.models.load_turns import LoadTurns
 from onnxplain.server.models.readiness import ModelStanding, is_ready
 from onnxplain.server.models.served import Served
-from onnxplain.server.models.source_health import SourceHealth
+from onnxplain.server.models.source_answers import SourceAnswers
 from onnxplain.server.models.versions import ModelVersions
 from onnxplain.server.telemetry.logs import event
 from onnxplain.sources import ModelSource, Release
@@ -49,13 +50,14 @@ class ModelRepository:
     ):
         self.sources = list(sources)
         self.control = control
-        self.health = SourceHealth()
         self._readiness, self._roots = readiness, tuple(roots)
         self._wanted = set(first)
         self._all = control != "explicit" or "*" in self._wanted
-        self._turns = turns or LoadTurns()
+        turns = turns or LoadTurns()
+        self._answers = SourceAnswers(self.sources, turns)
+        self.health = self._answers.health
         self._changed = changed or (lambda: None)
-        self.lifecycle = ModelLifecycle(load, self._turns, self._changed, lazy)
+        self.lifecycle = ModelLifecycle(load, turns, self._on_change, lazy)
         self._models = self.lifecycle.models
         self._offers: dict[str, list[tuple[ModelSource, Release]]] = {}
         self._looked = False  # at every source, once
@@ -81,7 +83,7 @@ class ModelRepository:
                         self.lifecycle.used()
                     return
             if isinstance(failure, Busy | Unavailable):
-                raise failure  # else there may be another version, or else its reason is raised above
+                raise failure.again()  # else there may be another version, or else its reason is raised above
 
     def entry(self, name: str, version: str = "") -> ModelEntry:
         """The entry that answers for `name` and `version` ("": the newest that is ready, "@alias", "7")."""
@@ -144,20 +146,20 @@ class ModelRepository:
 
     async def look(self) -> None:
         """Ask every source and begin what follows. Failures are noted and never take a working model away."""
-        due = [source for source in self.sources if self.health.is_due(source.name)]
-        asking = [asyncio.get_running_loop().create_task(self._ask(source)) for source in due]
+        due = [source for source in self.sources if self._answers.due(source)]
+        asking = [asyncio.get_running_loop().create_task(self._answers.ask(source)) for source in due]
         try:
             for source, task in zip(due, asking, strict=True):  # in their order: the first that has a model serves it
-                releases = await task
+                releases, note = await task
                 if releases is not None:
-                    self._follow(source, releases)
+                    self._follow(source, releases, note)
         finally:
             for task in asking:
                 task.cancel()
         if not self._looked:
             self._looked = True
             self._first_loads = {load.task for load in self.lifecycle.loads()}
-        self._changed()
+        self._on_change()
 
     async def refresh(self) -> None:
         """Look, and wait for what that began."""
@@ -182,12 +184,12 @@ class ModelRepository:
         It goes on when the caller does not wait for it; who asks again joins the load of the same files.
         """
         self._explicit("loaded")
-        task = asyncio.get_running_loop().create_task(self._load_on_demand(name), context=Context())
+        task = asyncio.get_running_loop().create_task(self._load_on_demand(name, time.monotonic()), context=Context())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._load_ended)
         failed = await asyncio.shield(task)
         if failed:
-            raise failed[0]
+            raise failed[0].again()
 
     async def unload(self, name: str) -> None:
         """Take a model away, or end its load; calls being answered finish."""
@@ -196,34 +198,24 @@ class ModelRepository:
             raise NotFound(f"no model {name[:200]!r} is loaded.").at("model_name")
         self._wanted.discard(name)
         self.lifecycle.aim(name, ())
-        self._changed()
+        self._on_change()
 
     async def close(self) -> None:
         """Free everything, after calls being answered."""
         for task in self._tasks:
             task.cancel()
+        self._answers.settle()
         await self.lifecycle.close()
+        await self._answers.written()
 
     # Inside
-
-    async def _ask(self, source: ModelSource) -> Sequence[Release] | None:
-        """What one source offers now; None: it does not answer."""
-        try:
-            async with self._turns.source(source) as turn:
-                releases = await turn.run(source.releases)
-        except OnnxplainError as error:
-            self.health.failed(source.name, str(error))
-            return None
-        except Exception as error:
-            LOG.exception("source failed")
-            self.health.failed(source.name, f"unexpected {type(error).__name__}")
-            return None
-        self.health.answered(source.name)
-        return releases
 
     def _follow(self, source: ModelSource, releases: Sequence[Release], note: str = "") -> None:
         """Begin to bring what a source offers, and to let go of what it no longer does."""
         offered: dict[str, set[str]] = {}
+        for entry in self.lifecycle.entries():
+            if entry.source is source:
+                entry.note = note
         for name in [n for n, offers in self._offers.items() if any(s is source for s, _ in offers)]:
             self._offers[name] = [(s, r) for s, r in self._offers[name] if s is not source]
         for release in releases:
@@ -237,25 +229,38 @@ class ModelRepository:
         for name in [name for name, versions in self._models.items() if versions.has_any_of(source)]:
             self.lifecycle.aim(name, offered.get(name, set()))
 
-    async def _load_on_demand(self, name: str) -> list[OnnxplainError]:
+    async def _load_on_demand(self, name: str, asked: float) -> list[OnnxplainError]:
         """Load everything that the sources offer by this name. What went wrong."""
-        offers = []
+        offers: list[tuple[ModelSource, Release, str]] = []
         for source in self.sources:
-            async with self._turns.source(source) as turn:
-                releases = await turn.run(source.releases)
-            for release in releases:
+            releases, note = await self._answers.ask(source)
+            for release in releases or ():
                 self._offer(source, release)
                 if release.name == name:
-                    offers.append((source, release))
+                    offers.append((source, release, note))
+        if not offers and self.health.silent:
+            reasons = "; ".join(self.health.silent.values())
+            raise Unavailable(f"no model {name[:200]!r} in the sources that answer, and one does not: {reasons}")
         if not offers:
             known = ", ".join(source.name for source in self.sources)
             raise NotFound(f"no model {name[:200]!r} in {known}.").at("model_name")
         self._wanted.add(name)
-        loads = [self.lifecycle.bring(source, release, force=True) for source, release in offers]
+        loads = [self.lifecycle.bring(source, release, asked, note) for source, release, note in offers]
         self.lifecycle.prefer(name)
-        self.lifecycle.aim(name, {release.version for _, release in offers})
+        self.lifecycle.aim(name, {release.version for _, release, _ in offers})
         errors = [await load.ended() for load in loads if load is not None]
         return [error for error in errors if error is not None]
+
+    def _load_ended(self, task: asyncio.Task[list[OnnxplainError]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where the caller has left
+
+    def _on_change(self) -> None:
+        """Something came or went."""
+        offers = [offer for offers in self._offers.values() for offer in offers]
+        self._answers.remember(list(self.lifecycle.entries()), offers)
+        self._changed()
 
     def _offer(self, source: ModelSource, release: Release) -> None:
         offers = self._offers.setdefault(release.name, [])

@@ -38,7 +38,6 @@ class SourceHealth:
             event(LOG, logging.ERROR, "source does not answer", source=source, reason=reason)
         self.silent[source] = reason
 
-    @property
-    def all_answered_once(self) -> bool:
-        """No source is silent that was never heard."""
-        return set(self.silent) <= self._answered
+    def ever_answered(self, source: str) -> bool:
+        """It was heard at least once."""
+        return source in self._answered

@@ -6,10 +6,13 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from onnxplain.errors import ConversionChanged
 from onnxplain.explainer import Explainer
+from onnxplain.graph.stored_graph import nodes_of
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.open import nbytes_of_weights, serialised
 from onnxplain.server.models.inference_metadata import TensorMetadata, tensor_metadata
+from onnxplain.server.models.probe import probe_rows, probe_seeds, share_runs
 from onnxplain.server.scheduling.queue import ModelQueue
 
 NODE = 4096  # bytes that a node takes in Python, its outputs with it; 2000 to 2400 were measured
@@ -31,6 +34,23 @@ class Variant:
     users: int = 0
     dropped: bool = False
 
+    def verify(self, name: str) -> None:
+        """The graph must answer as the model did when it was normalised, and as without optimisation; raises else.
+
+        Then it is tried whether its rows go apart. name: of the model, for the error.
+        """
+        explainer = self.explainer
+        try:
+            self.notes += explainer.verify(users=self.queue.session)
+        except ConversionChanged as error:
+            raise ConversionChanged(f"{name}: {error}") from error
+        if self.queue.max_rows > 1 and (axes := explainer.row_axes()) is not None:
+            subject = explainer.subject
+            rows = probe_rows(subject.normalised.reference.feeds)
+            share_runs(self.forward_queue, subject, subject.row_axes(), rows, self.notes)
+            seeds = probe_seeds(explainer, self.forward_queue, rows)
+            share_runs(self.queue, subject, axes, {**rows, **seeds}, self.notes)
+
     def over(self, recipe: Recipe) -> Explainer:
         """The explainer of a recipe whose graph this is: of the graph's own, or of a method that runs it many times."""
         if not recipe.looped:
@@ -42,13 +62,14 @@ class Variant:
     def nbytes(self) -> int:
         """What it holds beside the model, its session open: about, in bytes."""
         explainer = self.explainer
-        model, shared = explainer.compiled.model, nbytes_of_weights(explainer.subject.normalised.model)
-        return NODE * len(model.graph) + max(0, nbytes_of_weights(model) - shared) + self.queue.nbytes
+        graph, subject = explainer.compiled.held, explainer.subject
+        shared = nbytes_of_weights(subject.forward_graph or subject.normalised.held)
+        return NODE * nodes_of(graph) + max(0, nbytes_of_weights(graph) - shared) + self.queue.nbytes
 
     @cached_property
     def digest(self) -> str:
         """sha256 of the compiled graph's bytes, in hex; found when first asked for."""
-        return hashlib.sha256(serialised(self.explainer.compiled.model)).hexdigest()
+        return hashlib.sha256(serialised(self.explainer.compiled.held)).hexdigest()
 
     @cached_property
     def recipe_digest(self) -> str:
@@ -58,6 +79,5 @@ class Variant:
     @cached_property
     def signature(self) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
         """Inputs and outputs of the compiled graph."""
-        graph = self.explainer.compiled.model.graph
-        inputs = tensor_metadata(v for v in graph.inputs if v.name not in graph.initializers)
-        return inputs, tensor_metadata(graph.outputs)
+        ports = self.explainer.compiled.ports
+        return tensor_metadata(ports.inputs), tensor_metadata(ports.outputs)

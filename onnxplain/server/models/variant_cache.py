@@ -60,6 +60,11 @@ class VariantCache:
             del dropped, idle
             free_memory()
 
+    def discard(self, variant: Variant) -> None:
+        """Hold a variant no longer: it turned out to be wrong."""
+        with self._lock:
+            self._variants = OrderedDict((key, held) for key, held in self._variants.items() if held is not variant)
+
     def fail(self, key: Hashable, error: OnnxplainError) -> None:
         """Remember for a while that there can be no such variant: asking again costs nothing."""
         with self._lock:

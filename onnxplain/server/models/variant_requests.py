@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import cache
 
 from onnxplain.compile import Request
+from onnxplain.errors import Busy
+from onnxplain.graph.stored_graph import nodes_of
 from onnxplain.recipes import Recipe, named, recipe_names
 from onnxplain.server.call import CALL
 from onnxplain.server.models.loaded import LoadedModel
@@ -30,13 +32,17 @@ def requested_variant(model: LoadedModel, recipe: Recipe, request: Request | Non
         future.set_result(cached)
         return future
     require_open(model, *key)
-    return model.context.compile_queue.submit(
-        (model, *key),
-        f"{model.name}: compiling {recipe.title}",
-        lambda: model.variant(*key),
-        compile_bytes(model),
-        lambda error: model.variants.fail(key, error),
-    )
+    try:
+        return model.context.compile_queue.submit(
+            (model, *key),
+            f"{model.name}: compiling {recipe.title}",
+            lambda: model.variant(*key),
+            compile_bytes(model),
+            lambda error: model.variants.fail(key, error),
+        )
+    except Busy:
+        model.context.metrics.refused(model.name, "compile")
+        raise
 
 
 def require_open(model: LoadedModel, recipe: Recipe, request: Request) -> None:
@@ -68,7 +74,7 @@ def compiled_part(recipe: Recipe) -> Recipe:
 
 def compile_bytes(model: LoadedModel) -> int:
     """What compiling a recipe takes in memory, about: the graph, and sessions that verify it."""
-    return 3 * model.forward_queue.nbytes + 4 * NODE * len(model.subject.normalised.model.graph)
+    return 3 * model.forward_queue.nbytes + 4 * NODE * nodes_of(model.subject.normalised.held)
 
 
 @cache

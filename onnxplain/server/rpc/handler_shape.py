@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from onnxplain.errors import Cancelled, InputError, OnnxplainError
+from onnxplain.errors import Cancelled, Expired, InputError, OnnxplainError
+from onnxplain.server.rpc.request_stream import RequestStream
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # at run time it takes no parameters
@@ -31,8 +33,14 @@ KINDS = {
 }
 
 
-def answering(name: str, inner: Handler) -> Answer:
-    """The service's handler as a coroutine that reads, answers and writes by itself."""
+def answering(
+    name: str, inner: Handler, requests: Callable[[Any], RequestStream], seconds: float | None = None
+) -> Answer:
+    """The service's handler as a coroutine that reads, answers and writes by itself.
+
+    requests: what a handler with a stream of requests gets in place of gRPC's iterator. seconds: for the one message of
+    a call that has no limit of time as a whole.
+    """
     behaviour: Any = inner.unary_unary or inner.unary_stream or inner.stream_unary or inner.stream_stream
     generates = inspect.isasyncgenfunction(behaviour)
     if not generates and not inspect.iscoroutinefunction(behaviour):
@@ -40,14 +48,27 @@ def answering(name: str, inner: Handler) -> Answer:
     serializer = inner.response_serializer
 
     async def answer(messages: Any, context: Context) -> Any:
-        request = messages
-        if not inner.request_streaming:
-            request = await context.read()
-            if request is grpc.aio.EOF:
-                raise Cancelled("the call ended before its message came.")
+        if inner.request_streaming:
+            stream = requests(messages)
+            async with stream.in_time():
+                return await reply_to(stream, context)
+        try:
+            async with nullcontext() if seconds is None else asyncio.timeout(seconds):
+                request = await context.read()
+        except TimeoutError:
+            raise Expired(f"no message within {seconds:g} s (--max-request-seconds).") from None
+        if request is grpc.aio.EOF:
+            raise Cancelled("the call ended before its message came.")
+        return await reply_to(request, context)
+
+    async def reply_to(request: Any, context: Context) -> Any:
         if generates:
+            begun = False
             async with aclosing(behaviour(request, context)) as replies:
                 async for reply in replies:
+                    if not begun:  # apart from the message, so that a status can follow one whose writing is given up
+                        await context.send_initial_metadata(())
+                        begun = True
                     await context.write(reply)
             return None
         reply = await behaviour(request, context)

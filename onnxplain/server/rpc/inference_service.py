@@ -14,6 +14,7 @@ from onnxplain.server.call import CALL
 from onnxplain.server.models.entry import READY
 from onnxplain.server.models.repository import ModelRepository
 from onnxplain.server.models.served import split
+from onnxplain.server.rpc.request_stream import one_request
 from onnxplain.wire.inference import INFERENCE, RPCS
 from onnxplain.wire.inference import messages as oip
 
@@ -28,10 +29,13 @@ EXTENSIONS = (
 
 
 class InferenceService:
-    """Answers by the models of a repository; `M.explain` is the explanation of M as an ordinary model."""
+    """Answers by the models of a repository; `M.explain` is the explanation of M as an ordinary model.
 
-    def __init__(self, repository: ModelRepository):
-        self.repository = repository
+    max_request_seconds: for each request of a stream.
+    """
+
+    def __init__(self, repository: ModelRepository, max_request_seconds: float):
+        self.repository, self._seconds = repository, max_request_seconds
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All methods of the protocol that are implemented, for `server.add_generic_rpc_handlers`."""
@@ -96,7 +100,8 @@ class InferenceService:
         """Requests one after the other; an error answers its request and the stream goes on."""
         async for request in requests:
             try:
-                response = await self.ModelInfer(request, context)
+                async with one_request(CALL.get().request_id, self._seconds):
+                    response = await self.ModelInfer(request, context)
             except Exception as error:
                 reply = oip.ModelStreamInferResponse(error_message=grpc_status.status_of(error).message)
                 reply.infer_response.id = request.id

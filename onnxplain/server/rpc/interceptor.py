@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import grpc
 
@@ -14,21 +16,44 @@ from onnxplain.server import grpc_status
 from onnxplain.server.call import CALL, Call
 from onnxplain.server.guard import Guard, Metadata
 from onnxplain.server.isolation import call_fields
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.rpc.handler_shape import KINDS, Answer, Context, Handler, answering, parsing
+from onnxplain.server.rpc.hang_up import LAST_WORD, hang_up
+from onnxplain.server.rpc.request_stream import RequestStream
 from onnxplain.server.rpc.tls import peer_names
 from onnxplain.server.telemetry.logs import event
 
 LOG = logging.getLogger("onnxplain.server.access")
-WATCHED = "/grpc.health.v1."  # whoever watches stays as long as he likes
+IDLE_SECONDS = 300.0  # of a stream without a request, unless told
+# Calls without a limit of time, and why. All others have one, as a whole or for each of their requests.
+WATCHES = {"/grpc.health.v1.Health/Watch": "who watches stays as long as he likes; it holds no work and no drain"}
 METADATA: ContextVar[Metadata] = ContextVar("metadata")  # of the call that begins, as gRPC parsed it
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    """The only interceptor. roots: folders that no error may name. worker: its caller is the parent, which logs."""
+def limited(name: str, inner: Handler) -> str:
+    """What has a limit of time in a method: the "call", each "request" of its stream, or "nothing": see WATCHES."""
+    if name in WATCHES:
+        return "nothing"
+    return "request" if inner.request_streaming else "call"
 
-    def __init__(self, guard: Guard, roots: Iterable[str | Path] = (), worker: bool = False):
-        self.guard, self._roots, self._worker = guard, tuple(roots), worker
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """The only interceptor. roots: folders that no error may name. idle_seconds: of a stream without a request.
+
+    worker: its caller is the parent, which logs. memory: where replies are booked until they are sent.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        roots: Iterable[str | Path] = (),
+        idle_seconds: float = IDLE_SECONDS,
+        worker: bool = False,
+        memory: MemoryLedger | None = None,
+    ):
+        self.guard, self._roots, self._idle_seconds, self._worker = guard, tuple(roots), idle_seconds, worker
+        self._memory = memory
         self._handlers: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -55,22 +80,70 @@ class Interceptor(grpc.aio.ServerInterceptor):
         before the message is read, and a message that comes slowly has a time limit too.
         """
         kind = KINDS[inner.request_streaming, inner.response_streaming]
-        capped = not inner.request_streaming and not name.startswith(WATCHED)
-        method, answer = self.guard.method(name, kind, capped), answering(name, inner)
+        limit = limited(name, inner)
+        method = self.guard.method(name, kind, limit == "call")
+        seconds = self.guard.max_request_seconds if limit == "nothing" else None
+        answer = answering(name, inner, self._requests, seconds)
 
         async def handle(messages: Any, context: Context) -> Any:
-            work = self._telling(answer) if self._worker else answer
+            begun = time.monotonic()
+            work = self._booked(answer)
+            work = self._telling(work) if self._worker else work
             try:
-                return await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))
+                reply = await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))
             except grpc.aio.BaseError:
                 raise
             except Exception as error:
-                await grpc_status.abort(context, error, self._roots)
+                await self._abort(context, error)
+            if reply is not None:
+                self._see_it_taken(context, begun, method.open)
+            return reply
 
         parse = parsing(inner.request_deserializer)
         if inner.response_streaming:
             return grpc.stream_stream_rpc_method_handler(handle, parse, inner.response_serializer)
         return grpc.stream_unary_rpc_method_handler(handle, parse, None)
+
+    def _booked(self, answer: Answer) -> Answer:
+        """The same, with the bytes of its one reply booked until the call is over: a client may read slowly."""
+        memory = self._memory
+        if memory is None:
+            return answer
+
+        async def work(messages: Any, context: Context) -> Any:
+            reply = await answer(messages, context)
+            if isinstance(reply, bytes):
+                booking = memory.booking("replies", "the reply", len(reply))
+                done: Any = lambda _: booking.release()  # noqa: E731
+                context.add_done_callback(done)
+            return reply
+
+        return work
+
+    def _requests(self, messages: Any) -> RequestStream:
+        return RequestStream(messages, self.guard.max_request_seconds, self._idle_seconds, self.guard.calls)
+
+    async def _abort(self, context: Context, error: Exception) -> Never:
+        """Say how a call ended. It stands in line behind a message that was written, perhaps for ever."""
+        timer = asyncio.get_running_loop().call_later(LAST_WORD, lambda: hang_up(context.peer()))
+        try:
+            await grpc_status.abort(context, error, self._roots)
+        finally:
+            timer.cancel()
+
+    def _see_it_taken(self, context: Context, begun: float, open_to_all: bool) -> None:
+        """The one reply of a call is given to gRPC, which writes it when we have returned. That too has a limit."""
+        loop, calls, key = asyncio.get_running_loop(), self.guard.calls, object()
+        left = max(LAST_WORD, begun + self.guard.max_request_seconds - time.monotonic())
+        timer = loop.call_later(left, lambda: hang_up(context.peer()))
+        if not open_to_all:
+            calls.hold(key)
+
+        def ended(*_: Any) -> None:
+            timer.cancel()
+            calls.release(key)
+
+        context.add_done_callback(ended)  # type: ignore[arg-type]  # by its stubs of a client's call
 
     @staticmethod
     def _telling(answer: Answer) -> Answer:

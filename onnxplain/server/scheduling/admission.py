@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from onnxplain.errors import Busy
+from onnxplain.server.call import CALL
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.telemetry.metrics import Metrics
 
 
 class AdmissionControl:
-    """Bounds of one model. rows and nbytes: of requests admitted and not yet answered."""
+    """Bounds of one model. rows and nbytes: of requests admitted and not yet answered. memory: of all models."""
 
-    def __init__(self, max_rows: int, max_bytes: int, name: str, metrics: Metrics):
+    def __init__(self, max_rows: int, max_bytes: int, name: str, metrics: Metrics, memory: MemoryLedger | None = None):
         self.max_rows, self.max_bytes, self.name = max_rows, max_bytes, name
         self.rows = self.nbytes = 0
         self._lock = threading.Lock()
-        self._metrics = metrics
+        self._metrics, self._memory = metrics, memory
 
     @contextmanager
     def admit(self, rows: int, nbytes: int, seconds_per_row: float = 0.0) -> Iterator[None]:
-        """Hold `rows` and `nbytes` while inside. Raises Busy with the time after which it may be worth coming back."""
+        """Hold `rows` and `nbytes` while inside. Raises Busy with the time after which it may be worth coming back.
+
+        What is let in counts against the rate of the current call's caller.
+        """
         if rows > self.max_rows or nbytes > self.max_bytes:
             self._metrics.refused(self.name, "size")
             raise Busy(
@@ -37,13 +42,25 @@ class AdmissionControl:
                     "try again shortly.",
                     retry=max(0.01, min(5.0, self.rows * seconds_per_row)),
                 )
+            self._take_from_rate(rows)
             self.rows += rows
             self.nbytes += nbytes
         self._metrics.queue(self.name, self.rows, self.nbytes)
         try:
-            yield
+            with self._memory.held("requests", "the request", nbytes) if self._memory is not None else nullcontext():
+                yield
         finally:
             with self._lock:
                 self.rows -= rows
                 self.nbytes -= nbytes
             self._metrics.queue(self.name, self.rows, self.nbytes)
+
+    def _take_from_rate(self, rows: int) -> None:
+        call = CALL.get(None)
+        if call is None or call.caller.rate is None:
+            return
+        try:
+            call.caller.rate.take(rows)
+        except Busy:
+            self._metrics.refused(self.name, "rate")
+            raise

@@ -56,7 +56,8 @@ class ModelQueue:
 
     open_session: makes the session, again after it was closed to save memory. nbytes: what an open session holds,
     about. axes: the row axis of every input and output where rows go apart, else None: then every request runs alone.
-    observe: told of each run its mean seconds in the queue, its seconds in onnxruntime and its rows.
+    observe: told of each run its mean seconds in the queue, its seconds in onnxruntime and its rows. check: given the
+    session when it is first opened; what it raises is what those who wait for the session get.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ModelQueue:
         self.axes: Mapping[str, int] | None = None
         self.nbytes = nbytes
         self.stats = QueueStats()
+        self.check: Callable[[Session], None] | None = None
         self._scheduler, self._session_cache, self._open_session = scheduler, session_cache, open_session
         self._observe = observe
         self._lock = threading.Lock()
@@ -101,7 +103,14 @@ class ModelQueue:
 
     def session(self) -> Session:
         """The session, opened if it is not."""
-        return self._session_cache.get(self, self._open_session)
+        return self._session_cache.get(self, self._open)
+
+    def _open(self) -> Session:
+        session = self._open_session()
+        if self.check is not None:
+            self.check(session)
+            self.check = None
+        return session
 
     def expected(self, rows: int) -> float:
         """Seconds a run takes, as far as is known; 0 before the first."""

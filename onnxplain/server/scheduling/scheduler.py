@@ -108,6 +108,7 @@ class Scheduler:
                 self._order.finished(batch, time.monotonic() - begun)
                 if slot is not None:
                     del self._going[slot]
+            del batch  # else a model that was replaced stays in memory until the next run
 
     def _next(self, slot: int | None) -> list[Ticket]:
         """The tickets of the next run; empty at the end."""

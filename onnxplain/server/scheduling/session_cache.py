@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from onnxplain.cpu_session import give_back
+from onnxplain.errors import Busy
 from onnxplain.runtime.session import Session
+
+RETRY = 1.0  # seconds after which a run that holds its session may have ended
 
 
 class SessionOwner(Protocol):
@@ -20,13 +23,14 @@ class SessionOwner(Protocol):
 
 
 class SessionCache:
-    """Sessions by owner. budget: bytes; what runs now may exceed it."""
+    """Sessions by owner. budget: bytes; only a session that is larger than it may exceed it, alone."""
 
     def __init__(self, budget: int, changed: Callable[[int], None] | None = None):
         self.budget = budget
         self._open: OrderedDict[SessionOwner, Session] = OrderedDict()
         self._pins: dict[SessionOwner, int] = {}
         self._making: dict[SessionOwner, threading.Lock] = {}
+        self._opening: dict[SessionOwner, None] = {}
         self._lock = threading.Lock()
         self._changed = changed
 
@@ -53,10 +57,15 @@ class SessionCache:
             with self._lock:
                 session = self._open.get(owner)
             if session is None:
-                session = make()
-                with self._lock:
-                    self._open[owner] = session
-                self._shrink()
+                self._make_room(owner)
+                try:
+                    session = make()
+                finally:
+                    with self._lock:
+                        del self._opening[owner]
+                        if session is not None:
+                            self._open[owner] = session
+                self._report()
         return session
 
     @contextmanager
@@ -79,20 +88,33 @@ class SessionCache:
             self._making.pop(owner, None)
         self._report()
 
-    def _shrink(self) -> None:
+    def _make_room(self, owner: SessionOwner) -> None:
+        """Close the sessions not used for longest, until one more fits. Raises Busy where those that run are too many.
+
+        From here on its bytes are kept for it.
+        """
         closed: list[Session] = []
-        with self._lock:
-            used = sum(owner.nbytes for owner in self._open)
-            for owner in list(self._open)[:-1]:
-                if used <= self.budget:
-                    break
-                if owner not in self._pins:
-                    closed.append(self._open.pop(owner))
-                    used -= owner.nbytes
-        if closed:
-            closed.clear()
-            free_memory()
-        self._report()
+        try:
+            with self._lock:
+                used = sum(other.nbytes for other in (*self._open, *self._opening))
+                for other in list(self._open):
+                    if used + owner.nbytes <= self.budget:
+                        break
+                    if other not in self._pins:
+                        closed.append(self._open.pop(other))
+                        used -= other.nbytes
+                if used and used + owner.nbytes > self.budget:
+                    raise Busy(
+                        f"a session takes {owner.nbytes} bytes, and those that run now {used} of the {self.budget} for "
+                        "sessions (--memory-budget). Try again shortly.",
+                        retry=RETRY,
+                    )
+                self._opening[owner] = None
+        finally:
+            if closed:
+                closed.clear()
+                free_memory()
+                self._report()
 
     def _report(self) -> None:
         if self._changed is not None:

@@ -8,7 +8,10 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TextIO
+
+from onnxplain.server.telemetry.log_writer import LogWriter
 
 NAME = "onnxplain.server"
 LONGEST = 256  # characters of a value: names and ids come from clients
@@ -17,9 +20,13 @@ LISTENED = ("onnxplain", "grpc")  # grpc's own complaints belong into the same l
 
 
 def set_up(form: str = "text", level: int | str = logging.INFO, stream: TextIO | None = None) -> logging.Handler:
-    """Send what the server and gRPC say to `stream` (None: stderr). Calling it again replaces what was set up."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    """Send what the server and gRPC say to `stream`, None: to stderr by a thread of its own.
+
+    Calling it again replaces what was set up.
+    """
+    formatter = JsonLines() if form == "json" else TextLines()
+    handler = _handler(stream, formatter)
+    handler.setFormatter(formatter)
     handler.set_name(NAME)
     for name in LISTENED:
         logger = logging.getLogger(name)
@@ -28,6 +35,24 @@ def set_up(form: str = "text", level: int | str = logging.INFO, stream: TextIO |
         logger.propagate = False
     logging.getLogger("onnxplain").setLevel(level)
     return handler
+
+
+def _handler(stream: TextIO | None, formatter: logging.Formatter) -> logging.Handler:
+    if stream is None:
+        with suppress(OSError, ValueError, AttributeError):  # no file: something that catches what is printed
+            return LogWriter(sys.stderr.fileno(), formatter)
+    return logging.StreamHandler(stream or sys.stderr)
+
+
+def flush() -> None:
+    """Wait a moment until what was logged is written."""
+    for handler in logging.getLogger("onnxplain").handlers:
+        handler.flush()
+
+
+def dropped_lines() -> int:
+    """Lines of the log that could not be written so far."""
+    return sum(h.dropped for h in logging.getLogger("onnxplain").handlers if isinstance(h, LogWriter))
 
 
 def event(logger: logging.Logger, level: int, name: str, /, **fields: object) -> None:

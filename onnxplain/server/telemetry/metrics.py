@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from onnxplain.errors import Unavailable
 
@@ -58,6 +60,7 @@ class Metrics:
         self._evictions = Counter(
             "onnxplain_model_evictions_total", "Lazy models put out of memory to make room.", ("model",), registry=to
         )
+        self._held = Gauge("onnxplain_client_bytes", "Bytes held of what clients send and get.", ("kind",), registry=to)
         self._restarts = Counter("onnxplain_worker_restarts_total", "Child processes started again.", registry=to)
         self._models: set[str] = set()
         self._reasons: set[str] = set()
@@ -118,6 +121,14 @@ class Metrics:
             self._reasons.add(reason)
             self._refused.labels(model if model in self._models else "", reason).inc()
 
+    def held(self, kind: str, nbytes: int) -> None:
+        """What is held of clients' data; kind: of MemoryLedger's."""
+        self._held.labels(kind).set(nbytes)
+
+    def count_dropped_lines(self, count: Callable[[], int]) -> None:
+        """Show how many lines of the log could not be written."""
+        self.registry.register(_Counted("onnxplain_log_lines_dropped", "Lines of the log that were lost.", count))
+
     def sessions(self, nbytes: int) -> None:
         """What the open sessions hold."""
         self._sessions.set(nbytes)
@@ -153,6 +164,17 @@ class Metrics:
             thread.join()
 
         return stop
+
+
+class _Counted(Collector):
+    """A counter whose value is asked for."""
+
+    def __init__(self, name: str, text: str, count: Callable[[], int]):
+        self._name, self._text, self._count = name, text, count
+
+    def collect(self) -> Iterator[Metric]:
+        """Its one sample."""
+        yield CounterMetricFamily(self._name, self._text, self._count())
 
 
 class MethodCounts:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 EXPORTER = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
+EXPORT_SECONDS = 5  # that a collector has for a batch
+SPANS = 2048  # that wait; those beyond are dropped
 NAMED = ("model", "version", "rows", "recipe")  # fields of a call that become attributes
 CLIENT_FAULTS = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "OUT_OF_RANGE", "ALREADY_EXISTS"}
 CLIENT_FAULTS |= {"PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "CANCELLED", "ABORTED", "OK"}
@@ -24,7 +26,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 class Tracing:
     """Makes one span per call. tracer: of OpenTelemetry's SDK. close: sends what is left."""
 
-    def __init__(self, tracer: Tracer, close: Callable[[], object] = lambda: None):
+    def __init__(self, tracer: Tracer, close: Callable[[], None] = lambda: None):
         self._tracer, self.close = tracer, close
 
     def start(self, service: str, method: str, metadata: Metadata, request_id: str) -> Span:
@@ -80,10 +82,12 @@ def tracing() -> Tracing | None:
     if not wanted:
         return None
     try:
-        exporter = importlib.import_module(EXPORTER).OTLPSpanExporter()
+        exporter = importlib.import_module(EXPORTER).OTLPSpanExporter(timeout=EXPORT_SECONDS)
     except ImportError:
         LOG.warning("no traces are sent: run pip install 'onnxplain[telemetry]'")
         return None
-    own = TracerProvider(resource=Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "onnxplain")}))
-    own.add_span_processor(BatchSpanProcessor(exporter))
+    name = os.environ.get("OTEL_SERVICE_NAME", "onnxplain")
+    # The server closes it in bounded time; at Python's exit it would wait for a collector that hangs.
+    own = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
+    own.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=SPANS))
     return Tracing(own.get_tracer("onnxplain"), own.shutdown)

@@ -1,0 +1,89 @@
+"""A model repository with its compiled graphs: what `onnxplain serve` opens without compiling."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from onnxplain.errors import InputError
+from onnxplain.exports.entry import place, staging
+from onnxplain.frontend.load import load
+from onnxplain.prepared import FolderCache
+from onnxplain.prepared.model_files import ModelFile, locations
+from onnxplain.recipes import Recipe
+from onnxplain.server.models.context import ServerContext
+from onnxplain.server.models.loaded import LoadedModel
+from onnxplain.server.options import ServerOptions
+from onnxplain.server.scheduling.scheduler import Scheduler
+from onnxplain.server.scheduling.session_cache import SessionCache
+from onnxplain.server.telemetry.metrics import Metrics
+from onnxplain.sources import ResolvedModel
+from onnxplain.sources.directory import MODEL, SETTINGS, labels_files
+from onnxplain.sources.folder import GRAPHS
+
+
+def write_bundle(
+    models: Sequence[ResolvedModel], folder: Path, recipes: Sequence[Recipe], force: bool
+) -> list[tuple[Path, str]]:
+    """Copy models into a repository and compile them there, beside their default recipes by others.
+
+    Returns the folder of each, with why its default recipe is not possible or "". recipes: those that one of the models
+    cannot have are an error. Raises InputError where something else lies there, and what loading raises.
+    """
+    written = []
+    with staging(folder) as stage, _context() as context:
+        graphs = folder / GRAPHS
+        graphs.mkdir(exist_ok=True)
+        graphs.chmod(graphs.stat().st_mode & ~0o022)
+        context = replace(context, graph_cache=FolderCache(graphs))
+        for model in models:
+            copy = _copied(model, stage)
+            loaded = LoadedModel(replace(model, path=copy), context)
+            try:
+                for recipe in recipes:
+                    loaded.variant(recipe.one_pass)
+                written.append((folder / model.name, loaded.default_recipe_problem))
+            finally:
+                loaded.close()
+        place(stage, folder, force)
+    return written
+
+
+@contextmanager
+def _context() -> Iterator[ServerContext]:
+    """What models of a server share, of no server."""
+    scheduler, options = Scheduler(), ServerOptions()
+    try:
+        yield ServerContext(options, scheduler, SessionCache(options.session_bytes), Metrics())
+    finally:
+        scheduler.close()
+
+
+def _copied(model: ResolvedModel, stage: Path) -> Path:
+    """The model file as NAME/N/model.onnx, its weights, settings and labels around it as they were."""
+    source = model.path.absolute()
+    home = stage / model.name / (model.version or "1")
+    places = {source.parent: home}
+    if source.parent.parent in {file.absolute().parent for file in model.settings.files}:
+        places[source.parent.parent] = home.parent
+    if home.exists():
+        raise InputError(f"two of the models are called {model.name}, version {home.name}. Give them one by one.")
+    load(source)  # whatever is wrong with it, such as weights in files outside its folder, is said before any is copied
+    home.mkdir(parents=True)
+    shutil.copyfile(source, home / MODEL)
+    for location in locations(ModelFile.read(source)):
+        (home / location).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.parent / location, home / location)
+    for file in model.settings.files:
+        shutil.copyfile(file, places[file.absolute().parent] / SETTINGS)
+    for labels in labels_files(model.settings):
+        at = next((folder for folder in places if labels.absolute().is_relative_to(folder)), None)
+        if at is None:
+            raise InputError(f"{model.name}: the labels {labels} lie outside the model's folder. Put them in it.")
+        target = places[at] / labels.absolute().relative_to(at)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(labels, target)
+    return home / MODEL

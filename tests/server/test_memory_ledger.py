@@ -1,0 +1,163 @@
+"""Laws of what a server holds for its clients: booked while it is held, refused where it does not fit, given back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from nets import net
+from running import in_process_server
+from service.http2 import Connection
+from service.process import eventually
+from service.rpc import infer_request
+
+from onnxplain.errors import Busy
+from onnxplain.server.memory_ledger import MemoryLedger
+from onnxplain.server.options import BASE, LEAST, ServerOptions
+from onnxplain.server.scheduling.admission import AdmissionControl
+from onnxplain.server.scheduling.session_cache import SessionCache
+from onnxplain.server.telemetry.metrics import Metrics
+from onnxplain.sources import DirectorySource
+from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.wire.chunks import Incoming
+
+MIB = 2**20
+
+
+def test_what_is_held_never_exceeds_the_budget_and_all_of_it_comes_back():
+    ledger = MemoryLedger(1000)
+    seen, refused = [], []
+
+    def hold(n: int) -> None:
+        for size in range(1, 200):
+            try:
+                with ledger.held("requests", "it", size * (n + 1) % 400):
+                    seen.append(ledger.nbytes)
+            except Busy as error:
+                refused.append(error)
+
+    threads = [threading.Thread(target=hold, args=(n,)) for n in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert max(seen) <= 1000 and ledger.nbytes == 0
+
+
+def test_waiting_helps_but_not_where_it_never_fits():
+    ledger = MemoryLedger(100)
+    with ledger.held("requests", "the request", 80):
+        with pytest.raises(Busy, match="80 of the 100") as full:
+            ledger.booking("replies", "the reply", 30)
+        assert full.value.retry > 0
+        with pytest.raises(Busy, match="takes 101 bytes") as never:
+            ledger.booking("replies", "the reply", 101)
+        assert never.value.retry == 0
+    assert ledger.nbytes == 0
+
+
+def test_a_booking_that_may_not_grow_holds_what_it_held():
+    told = {}
+    ledger = MemoryLedger(100, told.__setitem__)
+    booking = ledger.booking("chunks", "a tensor", 60)
+    with pytest.raises(Busy):
+        booking.grow(50)
+    assert ledger.nbytes == 60 and told == {"chunks": 60}
+    booking.release()
+    booking.release()
+    assert ledger.nbytes == 0 and told == {"chunks": 0}
+
+
+def test_requests_of_all_models_share_one_budget():
+    ledger, metrics = MemoryLedger(100), Metrics()
+    one, other = (AdmissionControl(10, 1000, name, metrics, ledger) for name in "ab")
+    with one.admit(1, 70):
+        with pytest.raises(Busy, match="the request takes 40"), other.admit(1, 40):
+            pass
+        with other.admit(1, 30):
+            assert ledger.nbytes == 100
+    assert ledger.nbytes == 0 and one.rows == other.rows == 0
+
+
+def test_chunks_are_booked_as_they_arrive():
+    ledger = MemoryLedger(100)
+    booking = ledger.booking("chunks", "a tensor")
+    request = v1.ExplainRequest()
+    request.inputs.add(name="x", datatype="FP32", shape=[30]).chunked.byte_size = 120
+    incoming = Incoming(request, 1000, booking.grow)
+    assert ledger.nbytes == 0  # what is announced takes nothing
+    incoming.add(v1.ExplainStreamRequest(chunk={"key": "x", "data": b"a" * 60}).chunk)
+    assert ledger.nbytes == 60
+    with pytest.raises(Busy):
+        incoming.add(v1.ExplainStreamRequest(chunk={"key": "x", "offset": 60, "data": b"a" * 60}).chunk)
+    booking.release()
+    assert ledger.nbytes == 0
+
+
+def test_the_parts_of_a_budget_are_within_it():
+    for budget in (LEAST, 2**30, 2**34):
+        options = ServerOptions(memory_budget=budget)
+        assert BASE + options.run_bytes + options.session_bytes + options.client_bytes <= budget
+        assert options.session_bytes < options.run_bytes  # packed weights count in both
+
+
+class Owner:
+    def __init__(self, nbytes: int):
+        self.nbytes = nbytes
+
+
+def test_sessions_that_run_are_not_joined_by_one_that_does_not_fit():
+    cache = SessionCache(100)
+    runs, wants, alone = Owner(60), Owner(50), Owner(1000)
+    cache.get(runs, lambda: "runs")
+    with cache.pinned(runs):
+        with pytest.raises(Busy, match="a session takes 50 bytes") as busy:
+            cache.get(wants, lambda: "wants")
+        assert busy.value.retry > 0 and cache.nbytes == 60
+    assert cache.get(wants, lambda: "wants") == "wants" and cache.nbytes == 50
+    assert cache.get(alone, lambda: "alone") == "alone" and cache.nbytes == 1000
+
+
+def test_a_session_that_cannot_be_made_holds_nothing():
+    cache, owner = SessionCache(100), Owner(90)
+    with pytest.raises(ZeroDivisionError):
+        cache.get(owner, lambda: 1 / 0)
+    assert cache.nbytes == 0
+    assert cache.get(Owner(90), lambda: "another") == "another"
+
+
+def wide() -> onnx.ModelProto:
+    """x (1), n () -> y (n): a large reply to a small request."""
+    return net("g (float[1] x, int64[1] n) => (float[M] y) { y = Expand (x, n) }")
+
+
+def test_a_reply_that_nobody_reads_is_held_against_the_budget_until_the_call_is_over(tmp_path):
+    (tmp_path / "wide" / "1").mkdir(parents=True)
+    onnx.save(wide(), tmp_path / "wide" / "1" / "model.onnx")
+    ask = infer_request("wide", {"x": np.ones(1, np.float32), "n": np.array([2 * MIB])}).SerializeToString()
+
+    async def scene() -> None:
+        options = ServerOptions(port=0, metrics_port=0)
+        async with in_process_server(options, [DirectorySource(tmp_path)]) as server:
+            server.memory.budget = 20 * MIB
+            path = "/inference.GRPCInferenceService/ModelInfer"
+
+            def unread() -> Connection:
+                connection = Connection(server.port, window=1000)
+                connection.begin(path, len(ask)).send(ask, last=True)
+                return connection
+
+            held = [await asyncio.to_thread(unread) for _ in range(2)]
+            assert await asyncio.to_thread(eventually, lambda: server.memory.nbytes > 16 * MIB, 20)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await channel.unary_unary(path)(ask, timeout=20)
+                assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "the reply takes" in refused.value.details()
+            for connection in held:
+                connection.close()
+            assert await asyncio.to_thread(eventually, lambda: server.memory.nbytes == 0, 20)
+
+    asyncio.run(scene())

@@ -1,0 +1,109 @@
+"""When a server is ready: the whole truth table, and what the repository makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from test_model_repository import Shop, repository, settled
+
+from onnxplain.errors import Unavailable, UnsupportedModel
+from onnxplain.server.models.readiness import POLICIES, ModelStanding, is_ready
+
+GOOD = ModelStanding(good=True, answers=True, complete=True)
+BAD_UPLOAD = ModelStanding(good=True, answers=True, complete=False)  # the last good version goes on
+LOST = ModelStanding(good=True, answers=False, complete=False)
+NEVER = ModelStanding(good=False, answers=False, complete=False)
+TABLE = [  # models, a source is silent, the server was ready before -> ready when serving, when strict
+    ([], False, False, True, True),
+    ([], True, False, False, False),
+    ([], True, True, True, False),
+    ([GOOD], False, False, True, True),
+    ([GOOD], True, False, True, False),
+    ([GOOD, NEVER], False, False, True, False),
+    ([GOOD, NEVER], True, True, True, False),
+    ([GOOD, BAD_UPLOAD], False, False, True, False),
+    ([BAD_UPLOAD], True, True, True, False),
+    ([NEVER], False, False, False, False),
+    ([NEVER], True, False, False, False),
+    ([NEVER], False, True, True, False),
+    ([LOST], False, True, False, False),
+    ([GOOD, LOST], False, True, False, False),
+    ([GOOD, LOST], False, False, False, False),
+]
+
+
+@pytest.mark.parametrize("models, silent, before, serving, strict", TABLE)
+def test_readiness_by_policy(models, silent, before, serving, strict):
+    assert is_ready("serving", True, silent, before, models) is serving
+    assert is_ready("strict", True, silent, before, models) is strict
+
+
+@pytest.mark.parametrize("models, silent, before, serving, strict", TABLE)
+def test_nothing_is_ready_before_the_first_look_is_over_and_strict_is_never_laxer(
+    models, silent, before, serving, strict
+):
+    assert not any(is_ready(policy, False, silent, before, models) for policy in POLICIES)
+    assert serving or not strict
+
+
+def test_a_first_look_is_over_when_what_it_began_is_loaded_or_could_not_be():
+    async def story():
+        shop = Shop(("m", "1", "a"), ("n", "1", "b"))
+        gates = {"m": asyncio.Event(), "n": asyncio.Event()}
+
+        async def load(source, release):
+            await gates[release.name].wait()
+            if release.name == "n":
+                raise UnsupportedModel("broken")
+            return await shop.load(source, release)
+
+        found = repository(shop)
+        found.lifecycle._load = load
+        assert not found.ready
+        await found.look()
+        assert not found.ready
+        gates["m"].set()
+        await settled()
+        assert found.names() == ["m"] and not found.ready
+        gates["n"].set()
+        await settled()
+        assert found.ready and found.states() == {"m": True, "m/1": True, "n": False, "n/1": False}
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_dead_source_and_a_bad_upload_take_nothing_away_unless_the_policy_is_strict(policy):
+    async def story():
+        shop = Shop(("m", "1", "a"))
+        found = repository(shop, readiness=policy)
+        await found.refresh()
+        assert found.ready
+        shop.bad = {"b", "c"}
+        shop.offers = [("m", "2", "b"), ("new", "1", "c")]
+        await found.refresh()
+        assert found.ready is (policy == "serving")
+        assert found.states() == {"m": True, "m/1": True, "m/2": False, "new": False, "new/1": False}
+        shop.offers = [("m", "1", "a")]
+        await found.refresh()
+        assert found.ready
+        shop.error = Unavailable("registry down")
+        await found.refresh()
+        assert found.ready is (policy == "serving")
+
+    asyncio.run(story())
+
+
+def test_a_server_that_loads_on_demand_is_ready_before_anybody_asks():
+    async def story():
+        shop = Shop(("m", "1", "a"))
+        shop.bad = {"a"}
+        found = repository(shop, "explicit")
+        await found.refresh()
+        assert found.ready
+        with pytest.raises(UnsupportedModel):
+            await found.load("m")
+        assert found.ready  # a bad model that somebody names takes nothing away
+
+    asyncio.run(story())
