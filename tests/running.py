@@ -64,6 +64,7 @@ def running_server(
     given = [str(argument) for argument in arguments]
     command = [*launcher, sys.executable, "-m", "onnxplain", "serve", *given]
     command += [] if "--port" in given else ["--port", "0"]
+    command += [] if "--http-port" in given else ["--http-port", "0"]
     command += [] if "--metrics-port" in given else ["--metrics-port", "0"]
     with tempfile.TemporaryDirectory(prefix="onnxplain-server-") as folder:
         log = Path(folder, "log")

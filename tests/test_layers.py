@@ -29,6 +29,7 @@ LAYERS = [
     {"recipes"},  # a method by name, made into a composite, a start and a finish
     {"coverage", "drawing"},
     {"explanation"},
+    {"invocation"},
     {"subject"},
     {"explanation_graph"},  # one compiled graph
     {"loops"},  # the same graph, many times

@@ -16,10 +16,11 @@ from rich.progress import Progress, TaskID
 from onnxplain import render
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import RecipeWords, recipe_options
-from onnxplain.cli.output import Invocation, write_run
+from onnxplain.cli.output import write_run
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.errors import UsageError
 from onnxplain.inputs.paths import read_text
+from onnxplain.invocation import Invocation
 
 
 @click.command("explain", cls=Command)

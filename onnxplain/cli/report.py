@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from onnxplain.cli.output import Invocation
+from onnxplain.invocation import Invocation
 
 
 def progress_line(quiet: bool) -> Progress:

@@ -25,13 +25,14 @@ from onnxplain.cli.options import (
     sample_options,
     subject_of,
 )
-from onnxplain.cli.output import Invocation, write_run
+from onnxplain.cli.output import write_run
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.compile import Request
 from onnxplain.coverage import coverage
 from onnxplain.errors import NotFinite, OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.inputs import Loaded, Preprocessing, load, random_inputs
 from onnxplain.inputs.targets import labels_unfit
+from onnxplain.invocation import Invocation
 from onnxplain.recipes import Recipe
 from onnxplain.subject import Subject
 

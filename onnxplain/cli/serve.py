@@ -59,6 +59,8 @@ def _flag(*names: str, **more: Any) -> Callable[[Any], Any]:
 @_flag("--webhook-port", type=click.IntRange(0, 65535), default=0, help="Take MLflow's webhooks; 0: not.")
 @_flag("--host", default="127.0.0.1", help="Others than loopback need TLS or --insecure.")
 @_flag("--port", type=click.IntRange(0, 65535), default=8001, help="0 takes a free one.")
+@_flag("--http-port", type=click.IntRange(0, 65535), default=8000, help="REST, for curl; 0: none.")
+@_flag("--http-cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may ask from browsers. Repeatable.")
 @_flag("--metrics-port", type=click.IntRange(0, 65535), default=8002, help="Prometheus; 0: none.")
 @_flag("--provider", type=click.Choice(["auto", "cuda", "cpu"]), default="auto")
 @_flag("--slots", type=click.IntRange(1), default=1, help="Runs at a time.")
@@ -89,12 +91,13 @@ def serve(
     repositories: tuple[str, ...], more: tuple[str, ...], registry: tuple[str, ...], control: str | None,
     webhook_port: int, log_format: str, log_level: str, cache: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
-    """Serve models and their explanations over gRPC.
+    """Serve models and their explanations over gRPC and REST.
 
     Without an argument: the repositories in $ONNXPLAIN_MODELS, else ./models.
     """
     set_up(log_format, log_level.upper())
     control = control or ("poll" if registry else "none")
+    flags["http_port"] = flags["http_port"] or None
     given = {**flags, "control": control} | ({"cache": cache} if cache else {})
     if control != "explicit":
         refuse_idle(["load"], f"models load on demand under --model-control-mode explicit only, and this is {control}.")
@@ -102,6 +105,8 @@ def serve(
         refuse_idle(["webhook_port", "cache"], "only a registry sends webhooks and has downloads; give --registry.")
     if not flags["isolate"]:
         refuse_idle(["isolate_memory"], "it limits the children of --isolate; give that too.")
+    if not flags["http_port"]:
+        refuse_idle(["http_cors"], "no page asks without --http-port.")
     options = ServerOptions(**given)
     if options.loopback or options.tls_cert is not None:
         refuse_idle(["insecure"], "nothing goes to other machines in plain text here; leave it out.")

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from onnxplain.errors import InputError
 from onnxplain.server.guard import Guard
 from onnxplain.server.handlers.local_model import LocalModel
+from onnxplain.server.http.server import HttpServer
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
 from onnxplain.server.models.context import ServerContext
@@ -101,6 +102,7 @@ class Server:
             tracing(),
             options.tls_ca is not None,
         )
+        self.http = HttpServer(options, self._guard, self.repository, roots)
         interceptor = Interceptor(self._guard, roots, worker=options.socket is not None)
         self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
 
@@ -128,6 +130,7 @@ class Server:
             ) from error
         if options.metrics_port:
             self._stop_metrics = self.metrics.serve(options.host, options.metrics_port)
+        await self.http.start()
         await server.start()
         for service in (EXPLAINER, INFERENCE):
             await self._set_health(service, SERVING)
@@ -155,7 +158,7 @@ class Server:
             task.cancel()
         grace = self.options.drain_timeout if grace is None else grace
         self.context.compile_queue.close(grace)
-        await self._server.stop(grace)
+        await asyncio.gather(self._server.stop(grace), self.http.stop(grace))
         await self.repository.close()
         await self._loading.close()
         if self.residency is not None:
@@ -174,6 +177,7 @@ class Server:
             self._stopping = asyncio.get_running_loop().create_task(self.stop())
         else:
             self._spawn(self._server.stop(0))
+            self._spawn(self.http.stop(0))
 
     async def _follow(self) -> None:
         """Load what there is; look again for ever where the sources may change."""

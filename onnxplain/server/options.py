@@ -23,12 +23,15 @@ class ServerOptions:
     compile_queue: recipes that wait to be compiled; max_compile_seconds: of one. load_slots: models loading at a time,
     0: by the CPUs; max_load_seconds: of loading one. readiness: see `is_ready`. lazy: models load when they are first
     asked for. poll_seconds: between looks at a source. drain_delay: seconds between the signal and refusing new work.
+    http_port: None: no REST, 0: a free one; http_cors: origins of pages that may ask.
     """
 
     host: str = "127.0.0.1"
     port: int = 8001
     socket: Path | None = None
     metrics_port: int = 8002
+    http_port: int | None = None
+    http_cors: tuple[str, ...] = ()
     control: str = "none"
     poll_seconds: float = 5.0
     provider: str = "auto"

@@ -54,7 +54,8 @@ ALWAYS = {  # options that can act whatever else is given
     "doctor": {"json"},
     "health": {"service", "timeout", "json", "tls-ca"},
     "serve": {
-        *("model-repository", "registry", "model-control-mode", "poll-seconds", "host", "port", "metrics-port"),
+        *("model-repository", "registry", "model-control-mode", "poll-seconds", "host", "port", "http-port"),
+        "metrics-port",
         *("provider", "slots", "threads", "max-batch-rows", "queue-rows", "queue-bytes", "max-message-bytes"),
         *("memory-budget", "max-request-seconds", "drain-delay", "drain-timeout", "token-file", "reflection"),
         *("allow-export", "isolate", "log-format", "log-level", "compile-queue", "max-compile-seconds"),
@@ -192,6 +193,7 @@ IDLE: dict[
         ("--cache", [MODELS, "--cache", "c"], "--registry"),
         ("--isolate-memory", [MODELS, "--isolate-memory", "1000000000"], "--isolate"),
         ("--insecure", [MODELS, "--insecure"], "leave it out"),
+        ("--http-cors", [MODELS, "--http-port", "0", "--http-cors", "https://a.example"], "--http-port"),
         ("--tls-cert", [MODELS, "--tls-cert", "c.pem"], "go together"),
         ("--tls-key", [MODELS, "--tls-key", "k.pem"], "go together"),
         ("--tls-ca", [MODELS, "--tls-ca", "c.pem"], "--tls-cert"),
