@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from onnxplain.cli.serve import sources_of
+from onnxplain.engines.ray_http import rest
 from onnxplain.engines.ray_methods import METHODS, ServedMethod
 from onnxplain.engines.ray_policy import ROWS
 from onnxplain.engines.ray_proxy import SECONDS_LEFT
@@ -71,6 +72,11 @@ class Replica:
             async with asked.use(name):
                 pass
         self._following = asyncio.create_task(self.repository.poll(options.poll_seconds, asyncio.Event()))
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """What answers HTTP; Ray asks for it once."""
+        explainer, inference = self._services
+        return rest(self._options, self._guard, explainer, inference, self._roots)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows admitted and not yet answered, for `RowsPolicy`."""

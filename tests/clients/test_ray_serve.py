@@ -9,6 +9,8 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """(process, port) of a cluster that serves what `onnxplain export --ray-serve` says, with quicker scaling."""
+    """(process, ports of gRPC and HTTP) of a cluster that serves what `export --ray-serve` says, scaling quicker."""
     python = environment("ray") / "bin" / "python"
     folder = tmp_path_factory.mktemp("ray")
     main(["export", str(MODELS / "digits_cnn"), "--ray-serve", str(folder)])
@@ -61,7 +63,7 @@ def cluster(tmp_path_factory):
         ready = json.loads(line)
         print(ready)
         assert ready["nodes"] == 2
-        yield running, ready["port"]
+        yield running, ready["port"], ready["http"]
     finally:
         running.stdin.close()
         try:
@@ -96,7 +98,7 @@ def expected():
 
 
 def test_every_rpc_answers_as_the_server_does(cluster, expected):
-    _, port = cluster
+    _, port, _ = cluster
     with Client(f"127.0.0.1:{port}") as client:
         assert client.explain("digits_cnn", DIGITS[:1]).relevances["input"].tobytes() == expected[0]
         stream = client.explain("digits_cnn", DIGITS[:1], method="integrated_gradients", steps=8)
@@ -113,8 +115,31 @@ def test_every_rpc_answers_as_the_server_does(cluster, expected):
         print(f"ms a call: {1e3 * np.median(times):.2f} median, {1e3 * np.percentile(times, 99):.2f} p99")
 
 
+def asked(port: int, path: str, body: dict[str, object] | None = None) -> tuple[int, dict[str, object]]:
+    """Status and JSON that HTTP answers."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_rest_answers_as_the_server_does(cluster, expected):
+    _, _, port = cluster
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": DIGITS[:1].ravel().tolist()}
+    status, reply = asked(port, "/v2/models/digits_cnn.explain/infer", {"inputs": [tensor]})
+    assert status == 200, reply
+    (relevance,) = [output for output in reply["outputs"] if output["name"] == "input.relevance"]
+    assert np.asarray(relevance["data"], np.float32).tobytes() == expected[0]
+    assert asked(port, "/v2/models/bc_logreg")[0] == 200  # loaded because it is asked for
+    assert asked(port, "/v2/models/nope")[0] == 404
+    assert asked(port, "/v2/models/digits_cnn/infer", {"inputs": []})[0] == 400
+
+
 def test_replicas_killed_under_load_change_no_answer_and_are_replaced(cluster, expected):
-    running, port = cluster
+    running, port, _ = cluster
     wrong, failures, good = [], Counter[str](), Counter[int]()
     stop = threading.Event()
 
