@@ -56,7 +56,7 @@ class Metrics:
         )
         self._loads = Counter("onnxplain_model_loads_total", "Loads of models.", ("result",), registry=to)
         self._sessions = Gauge("onnxplain_sessions_bytes", "Bytes of open sessions, about.", registry=to)
-        self._held = Gauge("onnxplain_models_bytes", "Bytes of lazy models in memory, about.", registry=to)
+        self._models_held = Gauge("onnxplain_models_bytes", "Bytes of lazy models in memory, about.", registry=to)
         self._evictions = Counter(
             "onnxplain_model_evictions_total", "Lazy models put out of memory to make room.", ("model",), registry=to
         )
@@ -135,7 +135,7 @@ class Metrics:
 
     def models_held(self, nbytes: int) -> None:
         """What lazy models hold."""
-        self._held.set(nbytes)
+        self._models_held.set(nbytes)
 
     def evicted(self, model: str) -> None:
         """A lazy model was put out of memory."""
