@@ -31,6 +31,7 @@ from onnxplain.server.models.served import Served
 from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.handler_shape import KINDS, MethodNotImplemented
 from onnxplain.server.rpc.inference_service import InferenceService
+from onnxplain.server.rpc.request_stream import RequestStream
 from onnxplain.server.telemetry.logs import set_up
 from onnxplain.server.tokens import Tokens
 from onnxplain.sources import DirectorySource
@@ -107,12 +108,17 @@ class Replica:
         end = object()
 
         async def work(method: ServedMethod) -> None:
-            handler = self._handler(method)
-            if method.takes_stream:
-                request: Any = (self._parsed(method, raw) async for raw in messages)
-            else:
-                request = self._parsed(method, messages)
-            async with aclosing(handler(request, context)) as stream:
+            if not method.takes_stream:
+                await reply_to(method, self._parsed(method, messages))
+                return
+            parsed = (self._parsed(method, raw) async for raw in messages)
+            options = self._options
+            requests = RequestStream(parsed, options.max_request_seconds, options.idle_seconds, self._guard.calls)
+            async with requests.in_time():
+                await reply_to(method, requests)
+
+        async def reply_to(method: ServedMethod, request: Any) -> None:
+            async with aclosing(self._handler(method)(request, context)) as stream:
                 async for reply in stream:
                     await replies.put(reply)
 
