@@ -104,7 +104,7 @@ def test_every_kind_of_call_answers_as_the_server_does(cluster, expected):
     with Client(f"127.0.0.1:{port}") as client:
         assert client.explain("digits_cnn", DIGITS[:1]).relevances["input"].tobytes() == expected[0]
         looped = client.explain(
-            "digits_cnn", DIGITS[:1], method="integrated_gradients", options={"steps": 8},
+            "digits_cnn", DIGITS[:1], method="integrated_gradients", steps=8,
             progress=lambda *told: steps.append(told),
         )  # fmt: skip
         assert looped.relevances["input"].shape == (1, 1, 28, 28) and steps
