@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from onnxplain.cli.serve import sources_of
+from onnxplain.engines.ray_http import rest
 from onnxplain.engines.ray_methods import METHODS, ServedMethod
 from onnxplain.engines.ray_policy import ROWS
 from onnxplain.engines.ray_proxy import SECONDS_LEFT
@@ -73,6 +74,11 @@ class Replica:
                 pass
         self._following = asyncio.create_task(self.repository.poll(options.poll_seconds, asyncio.Event()))
 
+    def __serve_build_asgi_app__(self) -> Any:
+        """What answers HTTP; Ray asks for it once."""
+        explainer, inference = self._services
+        return rest(self._options, self._guard, explainer, inference, self._roots)
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows admitted and not yet answered, for `RowsPolicy`."""
         local = (served for served in self.repository.served() if isinstance(served, LocalModel))
@@ -102,18 +108,18 @@ class Replica:
         end = object()
 
         async def work(method: ServedMethod) -> None:
-            if method.takes_stream:
-                options = self._server.options
-                requests = (self._parsed(method, raw) async for raw in messages)
-                stream = RequestStream(requests, options.max_request_seconds, options.idle_seconds, self._guard.calls)
-                async with stream.in_time():
-                    await send(method, stream)
-            else:
-                await send(method, self._parsed(method, messages))
+            if not method.takes_stream:
+                await reply_to(method, self._parsed(method, messages))
+                return
+            parsed = (self._parsed(method, raw) async for raw in messages)
+            options = self._options
+            requests = RequestStream(parsed, options.max_request_seconds, options.idle_seconds, self._guard.calls)
+            async with requests.in_time():
+                await reply_to(method, requests)
 
-        async def send(method: ServedMethod, request: Any) -> None:
-            async with aclosing(self._handler(method)(request, context)) as found:
-                async for reply in found:
+        async def reply_to(method: ServedMethod, request: Any) -> None:
+            async with aclosing(self._handler(method)(request, context)) as stream:
+                async for reply in stream:
                     await replies.put(reply)
 
         async def whole() -> None:

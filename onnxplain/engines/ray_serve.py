@@ -45,7 +45,7 @@ def application(args: dict[str, Any]) -> Any:
             policy=policy,
         ),
     )
-    return deployment(Servicer).bind(settings.content())
+    return deployment(serve.ingress()(Servicer)).bind(settings.content())
 
 
 def _unary(method: ServedMethod) -> Any:

@@ -44,6 +44,7 @@ def main(file: str) -> None:
         serve.run(application(app["args"]), name=app["name"], route_prefix=app["route_prefix"])
         ready = {
             "port": grpc["port"],
+            "http": config["http_options"]["port"],
             "nodes": len(ray.nodes()),
             "cluster": up - began,
             "ready": time.monotonic() - began,

@@ -19,9 +19,9 @@ from onnxplain.bulk import Dataset
 from .conftest import ROOT, environment
 from .processes import below, gone
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 ROWS, PER_PARTITION = 2000, 40
-OPTIONS = ["--method", "integrated_gradients", "--option", "steps=20", "--partition-rows", str(PER_PARTITION)]
+OPTIONS = ["--method", "integrated_gradients", "--option", "steps=8", "--partition-rows", str(PER_PARTITION)]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def started(folder: Path, out: Path, engine: str, *options: str) -> subprocess.P
 
 
 def finished(running: subprocess.Popen[str]) -> str:
-    said, _ = running.communicate(timeout=200)
+    said, _ = running.communicate(timeout=400)
     assert running.returncode == 0, said
     return said
 
