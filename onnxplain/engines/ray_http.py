@@ -10,9 +10,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onnxplain.server.guard import Guard
 from onnxplain.server.http.application import application
-from onnxplain.server.http.body import BodyBudget
 from onnxplain.server.http.endpoint import Doors
 from onnxplain.server.http.services import THREADS, Services
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.inference_service import InferenceService
@@ -20,13 +20,12 @@ from onnxplain.server.rpc.inference_service import InferenceService
 
 def rest(
     options: ServerOptions, guard: Guard, explainer: ExplainerService, inference: InferenceService,
-    roots: Sequence[str | Path],
+    memory: MemoryLedger, roots: Sequence[str | Path],
 ) -> ASGIApp:  # fmt: skip
     """All endpoints of `onnxplain serve --http-port`, behind the same guard as the replica's gRPC."""
-    services = Services(inference, explainer, ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-http"))
-    budget = BodyBudget(max(options.queue_bytes, options.max_message_bytes))
+    services = Services(inference, explainer, ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-http"), memory)
     origins = frozenset(options.http_cors)
-    doors = Doors(guard, budget, options.max_message_bytes, options.max_request_seconds, roots, origins)
+    doors = Doors(guard, memory, options.max_message_bytes, options.max_request_seconds, roots, origins)
     endpoints = application(services, doors)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -66,7 +66,10 @@ class Replica:
 
         self._note = serve.multiplexed(max_num_models_per_replica=self._settings.max_models)(recent)
         asked: Any = _Noted(self.repository, self._note)
-        self._services = (ExplainerService(asked, options), InferenceService(asked, options.max_request_seconds))
+        self._services = (
+            ExplainerService(asked, options, self._server.memory),
+            InferenceService(asked, options.max_request_seconds),
+        )
         await self.repository.refresh()
         wanted = self._settings.load
         for name in self.repository.names() if "*" in wanted else wanted:
@@ -77,7 +80,7 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Any:
         """What answers HTTP; Ray asks for it once."""
         explainer, inference = self._services
-        return rest(self._options, self._guard, explainer, inference, self._roots)
+        return rest(self._options, self._guard, explainer, inference, self._server.memory, self._roots)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows admitted and not yet answered, for `RowsPolicy`."""

@@ -364,6 +364,33 @@ def test_ray_is_told_which_models_a_replica_is_asked_for_and_of_no_others(on_a_r
     assert TOLD == ["iris_mlp", "bc_logreg"]
 
 
+def test_a_replica_answers_rest(on_a_replica):
+    async def ask(replica):
+        app, sent = replica.__serve_build_asgi_app__(), []
+
+        async def send(message):
+            sent.append(message)
+
+        for kinds in (["lifespan.startup", "lifespan.shutdown"], ["http.request", "http.disconnect"]):
+            coming = iter(kinds)
+
+            async def receive(coming=coming):
+                kind = next(coming, None)
+                if kind in (None, "http.disconnect"):
+                    await asyncio.sleep(30)
+                return {"type": kind, "body": b"", "more_body": False}
+
+            path = "/v2/models/iris_mlp"
+            scope = {"type": kinds[0].split(".")[0], "method": "GET", "path": path, "raw_path": path.encode()}
+            more = {"query_string": b"", "headers": [], "http_version": "1.1", "scheme": "http", "root_path": ""}
+            await app({**scope, **more, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2)}, receive, send)
+        return sent
+
+    *lifespan, start, body = [message for message in on_a_replica(ask) if message.get("body") != b""]
+    assert [message["type"] for message in lifespan] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert start["status"] == 200 and b'"iris_mlp"' in body["body"]
+
+
 def test_a_replica_reports_rows_that_wait_and_run(on_a_replica):
     async def ask(replica):
         (served,) = replica.repository.served()
