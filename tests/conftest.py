@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,3 +26,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     asked = re.sub(r"not \w+", "", config.option.markexpr)
     alone = any(marker in asked for marker in (*LONG, "oracle", "clients"))
     return 0 if alone else min(os.cpu_count() or 1, 8)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A command that sets up the log of a server must not leave it to the tests behind it."""
+    loggers = [logging.getLogger(name) for name in ("onnxplain", "grpc")]
+    before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, propagate, handlers in before:
+        if logger.handlers != handlers:
+            logger.propagate, logger.handlers = propagate, handlers
+            logger.setLevel(level)

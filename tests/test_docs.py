@@ -18,7 +18,9 @@ from onnxplain.vjp import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-DOCS = [ROOT / "docs" / name for name in ("architecture.md", "operations.md", "ops.md", "clients/README.md")]
+DOCS = [
+    ROOT / "docs" / name for name in ("architecture.md", "operations.md", "scaling.md", "ops.md", "clients/README.md")
+]
 PAGES = [ROOT / "README.md", *DOCS, ROOT / "models" / "README.md"]
 RENEW = "out of date: run `python docs/make_tables.py`"
 
