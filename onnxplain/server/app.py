@@ -25,6 +25,7 @@ from onnxplain.server.isolation.callers import ForwardedCallers
 from onnxplain.server.isolation.pool import WorkerPool
 from onnxplain.server.isolation.proxy import IsolatedModel
 from onnxplain.server.memory_ledger import MemoryLedger
+from onnxplain.server.memory_pressure import MemoryPressure
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.lifecycle import Loader
 from onnxplain.server.models.load_turns import LoadTurns
@@ -78,11 +79,14 @@ class Server:
         self.wake = asyncio.Event()  # set by a webhook: look at the sources now
         self.port = 0
         self.scheduler = Scheduler(options.run_slots)
-        self.memory = MemoryLedger(options.client_bytes, self.metrics.held, lambda: self.metrics.refused("", "memory"))
+        sessions = SessionCache(options.session_bytes, self.metrics.sessions)
+        pressure = MemoryPressure(options.process_bytes, sessions.close_idle) if options.bounds_process else None
+        refused = partial(self.metrics.refused, "", "memory")
+        self.memory = MemoryLedger(options.client_bytes, self.metrics.held, refused, pressure)
         self.context = ServerContext(
             options,
             self.scheduler,
-            SessionCache(options.session_bytes, self.metrics.sessions),
+            sessions,
             self.metrics,
             CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
             graph_cache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from onnxplain.errors import Busy
+from onnxplain.server.memory_pressure import MemoryPressure
 
 RETRY = 0.5  # seconds after which some of what is held has gone
 KINDS = ("requests", "chunks", "replies")
+TAKEN_IN = ("requests", "chunks")
 
 
 class Booking:
@@ -37,7 +39,8 @@ class Booking:
 class MemoryLedger:
     """What a server holds of its clients' data, within one budget for all of them.
 
-    budget: bytes. changed: told of each kind what is held of it now. refused: told of what was refused.
+    budget: bytes. changed: told of each kind what is held of it now. refused: told of what was refused. pressure: of
+    the whole process; while it is full nothing more is taken in.
     """
 
     def __init__(
@@ -45,8 +48,9 @@ class MemoryLedger:
         budget: int,
         changed: Callable[[str, int], None] = lambda kind, nbytes: None,
         refused: Callable[[], None] = lambda: None,
+        pressure: MemoryPressure | None = None,
     ):
-        self.budget = budget
+        self.budget, self._pressure = budget, pressure
         self._held = dict.fromkeys(KINDS, 0)
         self._changed, self._refused = changed, refused
         self._lock = threading.Lock()
@@ -72,8 +76,20 @@ class MemoryLedger:
         finally:
             booking.release()
 
+    def require(self, what: str, nbytes: int = 0) -> None:
+        """Raise Busy while the process is too full for so many bytes more."""
+        if self._pressure is None:
+            return
+        try:
+            self._pressure.require(what, nbytes)
+        except Busy:
+            self._refused()
+            raise
+
     def book(self, kind: str, nbytes: int, what: str) -> None:
         """Hold bytes of a kind. Raises Busy: with a time to come back after where waiting helps."""
+        if kind in TAKEN_IN and nbytes > 0:
+            self.require(what, nbytes)
         with self._lock:
             held = sum(self._held.values())
             fits = held + nbytes <= self.budget

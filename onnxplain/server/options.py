@@ -129,6 +129,11 @@ class ServerOptions:
         return self.memory_budget or int(MEMORY_SHARE * memory_bytes())
 
     @property
+    def bounds_process(self) -> bool:
+        """Whether the budget is of this very process: not in programs that have a server among other things."""
+        return environment.begun() is not None
+
+    @property
     def run_bytes(self) -> int:
         """Bytes that the tensors of all runs may take together: half of what an empty server leaves."""
         return max(self.process_bytes // 4, (self.process_bytes - BASE) // 2)

@@ -84,7 +84,7 @@ def half_sent(channel: grpc.Channel) -> None:
     def messages():
         yield v1.ExplainStreamRequest(request=request)
         for n in range(95):
-            yield v1.ExplainStreamRequest(chunk=v1.Chunk(tensor="x", offset=n * 2**20, data=piece))
+            yield v1.ExplainStreamRequest(chunk=v1.Chunk(key="x", offset=n * 2**20, data=piece))
         time.sleep(2)
 
     call = channel.stream_stream(

@@ -78,7 +78,7 @@ class LoadAttempt(Generic[T]):
             if made is not None:
                 self._opener.close(made)
             made = None
-            free_memory()
+        free_memory()  # loading takes several times what the model holds
         with suppress(RuntimeError):  # the loop was closed
             loop.call_soon_threadsafe(self._tell)
 

@@ -87,7 +87,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         async def handle(messages: Any, context: Context) -> Any:
             begun = time.monotonic()
-            work = self._booked(answer)
+            work = self._booked(answer, method.open)
             work = self._telling(work) if self._worker else work
             try:
                 reply = await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))
@@ -104,13 +104,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(handle, parse, inner.response_serializer)
         return grpc.stream_unary_rpc_method_handler(handle, parse, None)
 
-    def _booked(self, answer: Answer) -> Answer:
+    def _booked(self, answer: Answer, open_to_all: bool) -> Answer:
         """The same, with the bytes of its one reply booked until the call is over: a client may read slowly."""
         memory = self._memory
         if memory is None:
             return answer
 
         async def work(messages: Any, context: Context) -> Any:
+            if not open_to_all:
+                memory.require("the request")  # before it is read
             reply = await answer(messages, context)
             if isinstance(reply, bytes):
                 booking = memory.booking("replies", "the reply", len(reply))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from onnxplain import environment
 from onnxplain.cpu_session import give_back
 from onnxplain.errors import Busy
 from onnxplain.runtime.session import Session
@@ -81,6 +82,15 @@ class SessionCache:
                 if not self._pins[owner]:
                     del self._pins[owner]
 
+    def close_idle(self) -> None:
+        """Close every session but those that run: they are opened again when they are asked for."""
+        with self._lock:
+            closed = [self._open.pop(owner) for owner in list(self._open) if owner not in self._pins]
+        if closed:
+            closed.clear()
+            self._report()
+        free_memory()
+
     def drop(self, owner: SessionOwner) -> None:
         """Forget an owner for good."""
         with self._lock:
@@ -122,6 +132,7 @@ class SessionCache:
 
 
 def free_memory() -> None:
-    """Collect cycles, and return freed memory to the system, where the C library can."""
+    """Collect cycles, and return freed memory to the system, where onnxruntime and the C library can."""
     gc.collect()
+    environment.give_back()
     give_back()

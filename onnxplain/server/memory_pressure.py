@@ -1,0 +1,67 @@
+"""What the process really holds, against its bound: measured, because libraries keep what no estimate knows of."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from onnxplain.errors import Busy
+from onnxplain.machine import resident_bytes
+
+LOOK = 0.02  # seconds for which a measurement holds
+PAUSE = 1.0  # seconds between two reliefs: each goes through all of Python's objects
+SOFT = 0.85  # of the bound, from which on what can be given back is
+COPIES = 4  # of a message, between the wire and onnxruntime and back
+RETRY = 0.5  # seconds after which some of it has gone
+
+
+class MemoryPressure:
+    """Refuses work while the process is full. bound: bytes. relieve: gives back what can be; it may take its time."""
+
+    def __init__(
+        self, bound: int, relieve: Callable[[], None], measure: Callable[[], int | None] = resident_bytes
+    ) -> None:
+        self.bound = bound
+        self._relieve, self._measure = relieve, measure
+        self._lock = threading.Lock()
+        self._looked, self._resident = 0.0, 0
+        self._relieved = 0.0
+        self._relieving = False
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the process has now, 0 where the system does not say."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._looked > LOOK:
+                self._looked, self._resident = now, self._measure() or 0
+            return self._resident
+
+    def require(self, what: str, nbytes: int = 0) -> None:
+        """Raise Busy where a message of so many bytes does not fit; begin to give back where it is near to that."""
+        wanted = self.resident + COPIES * nbytes
+        if wanted <= SOFT * self.bound:
+            return
+        self._begin_relief()
+        if wanted > self.bound and nbytes < self.bound:
+            raise Busy(
+                f"{what}: this server holds {self.resident} of its {self.bound} bytes (--memory-budget). "
+                "Try again shortly.",
+                retry=RETRY,
+            )
+
+    def _begin_relief(self) -> None:
+        """In a thread of its own: whoever asks is the event loop, as a rule."""
+        with self._lock:
+            if self._relieving or time.monotonic() - self._relieved < PAUSE:
+                return
+            self._relieving = True
+        threading.Thread(target=self._run, name="onnxplain-relief", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._relieve()
+        finally:
+            with self._lock:
+                self._relieving, self._relieved, self._looked = False, time.monotonic(), 0.0
