@@ -19,6 +19,7 @@ from nets import net  # tests/nets.py
 from running import MODELS, Running, running_server
 
 from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.v1 import tensor_pb2
 
 from .memory_group import memory_group
 from .nets import large, repository, store
@@ -84,7 +85,7 @@ def half_sent(channel: grpc.Channel) -> None:
     def messages():
         yield v1.ExplainStreamRequest(request=request)
         for n in range(95):
-            yield v1.ExplainStreamRequest(chunk=v1.Chunk(key="x", offset=n * 2**20, data=piece))
+            yield v1.ExplainStreamRequest(chunk=tensor_pb2.Chunk(key="x", offset=n * 2**20, data=piece))
         time.sleep(2)
 
     call = channel.stream_stream(
@@ -134,10 +135,6 @@ def contained(folder: Path, seconds: float) -> None:
             assert healthy(channel)
             infer(channel)(infer_request("digits_cnn", {"input": np.zeros((1, 1, 28, 28), np.float32)}), timeout=30)
         assert "Traceback" not in running.log and "unexpected" not in running.log, running.log[-3000:]
-
-
-def test_a_container_of_2_gib_is_not_killed_in_a_minute_of_everything(tmp_path):
-    contained(tmp_path, 20)
 
 
 @pytest.mark.soak

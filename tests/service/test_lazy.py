@@ -64,6 +64,7 @@ def loads(server: Server) -> float:
     return server.metrics.registry.get_sample_value("onnxplain_model_loads_total", {"result": "ok"}) or 0.0
 
 
+@pytest.mark.soak
 def test_thirty_models_where_five_fit_all_answer_and_memory_stays_bounded(tmp_path):
     for n in range(30):
         shutil.copytree(MODELS / "digits_cnn", tmp_path / f"m{n}", ignore=shutil.ignore_patterns("samples"))
