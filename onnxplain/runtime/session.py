@@ -22,6 +22,7 @@ SILENT = 4  # onnxruntime's "fatal": what goes wrong arrives as an exception
 OUT_OF_MEMORY = re.compile(
     r"bad_alloc|[Ff]ailed to allocate|smaller than requested|out of memory|CUDA_ERROR_OUT_OF_MEMORY"
 )
+LOCATION = re.compile(r"\S*/onnxruntime/\S+:\d+ [^()]*\([^()]*\)(?: const)? ?")  # file:line, then a C++ signature
 
 
 def providers(choice: str) -> list[str]:
@@ -127,7 +128,7 @@ def one_line(error: Exception) -> str:
     """An onnxruntime message without its line breaks and source locations."""
     text = " ".join(str(error).split())
     _, _, reason = text.rpartition("Status Message: ")
-    return (reason or text)[:400]
+    return LOCATION.sub("", reason or text)[:400]
 
 
 def describe_providers() -> dict[str, str]:

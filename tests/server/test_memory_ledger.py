@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -129,6 +130,28 @@ def test_a_session_that_cannot_be_made_holds_nothing():
         cache.get(owner, lambda: 1 / 0)
     assert cache.nbytes == 0
     assert cache.get(Owner(90), lambda: "another") == "another"
+
+
+def test_small_sessions_are_made_side_by_side_and_large_ones_in_turn():
+    for nbytes, together in ((10, 2), (40, 1)):
+        cache, now, most, lock, met = SessionCache(100), [0], [0], threading.Lock(), threading.Barrier(2)
+
+        def make(now=now, most=most, lock=lock, met=met) -> str:
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            with suppress(threading.BrokenBarrierError):
+                met.wait(0.3)
+            with lock:
+                now[0] -= 1
+            return "made"
+
+        threads = [threading.Thread(target=cache.get, args=(Owner(nbytes), make)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most[0] == together and cache.nbytes == 2 * nbytes
 
 
 def wide() -> onnx.ModelProto:

@@ -15,6 +15,7 @@ from onnxplain.errors import Busy
 from onnxplain.runtime.session import Session
 
 RETRY = 1.0  # seconds after which a run that holds its session may have ended
+MAKING = 4  # times what it holds that a session takes while it is made: its bytes, onnxruntime's own, packed weights
 
 
 class SessionOwner(Protocol):
@@ -33,6 +34,8 @@ class SessionCache:
         self._making: dict[SessionOwner, threading.Lock] = {}
         self._opening: dict[SessionOwner, None] = {}
         self._lock = threading.Lock()
+        self._turn = threading.Condition()
+        self._made_now = 0  # bytes of sessions that are being made
         self._changed = changed
 
     @property
@@ -58,16 +61,30 @@ class SessionCache:
             with self._lock:
                 session = self._open.get(owner)
             if session is None:
-                self._make_room(owner)
-                try:
-                    session = make()
-                finally:
-                    with self._lock:
-                        del self._opening[owner]
-                        if session is not None:
-                            self._open[owner] = session
+                with self._a_turn(owner.nbytes):
+                    self._make_room(owner)
+                    try:
+                        session = make()
+                    finally:
+                        with self._lock:
+                            del self._opening[owner]
+                            if session is not None:
+                                self._open[owner] = session
                 self._report()
         return session
+
+    @contextmanager
+    def _a_turn(self, nbytes: int) -> Iterator[None]:
+        """Sessions are made side by side while all that they take meanwhile is within the budget, else in turn."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._made_now or MAKING * (self._made_now + nbytes) <= self.budget)
+            self._made_now += nbytes
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._made_now -= nbytes
+                self._turn.notify_all()
 
     @contextmanager
     def pinned(self, owner: SessionOwner) -> Iterator[None]:
