@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,8 +14,21 @@ from onnxplain.cpu_session import CpuSession, place
 
 SMALL = 1024  # bytes; smaller weights stay inside, because converters and shape inference look at them
 EXTERNAL_IR = 4  # the first IR version whose weights need not be inputs too
-_SWAPPING = threading.Lock()  # weights are swapped while a model is written: a second thread would take the stand-ins
 NATIVE = {"f", "i", "u", "b"}  # numpy kinds that onnxruntime takes as they are
+
+
+class _With:
+    """An object of onnx_ir with other attributes in place of some of its own, to be written: nothing is changed."""
+
+    def __init__(self, of: Any, **instead: Any):
+        self._of = of
+        vars(self).update(instead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._of)
 
 
 def outline(model: ir.Model, *, files: bool = True) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
@@ -23,37 +36,25 @@ def outline(model: ir.Model, *, files: bool = True) -> tuple[onnx.ModelProto, di
 
     files: also those that lie in files beside the model; else these stay declared as they are.
     """
-    with _SWAPPING:
-        return _outlined(model, files)
-
-
-def _outlined(model: ir.Model, files: bool) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
     weights: dict[str, ir.TensorProtocol] = {}
-    values = []
+    written: dict[str, Any] = {}
     for name, value in model.graph.initializers.items():
+        written[name] = value
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING:
             continue
-        if not files and isinstance(tensor, ir.ExternalTensor):
+        external = isinstance(tensor, ir.ExternalTensor)
+        if external and not files:
             continue
         if tensor.nbytes > SMALL:
             weights[name] = tensor
-            values.append((value, tensor))
-        elif isinstance(tensor, ir.ExternalTensor):
-            values.append((value, tensor))
-    try:
-        for value, tensor in values:
-            if value.name not in weights:
-                value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
-                continue
-            value.const_value = ir.ExternalTensor(
-                place(0), 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
-            )
-        proto = ir.to_proto(model)
-    finally:
-        for value, tensor in values:
-            value.const_value = tensor
-    return proto, weights
+            shape = ir.Shape(tensor.shape.numpy())
+            declared = ir.ExternalTensor(place(0), 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+            written[name] = _With(value, const_value=declared)
+        elif external:
+            written[name] = _With(value, const_value=ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name))
+    stand_in: Any = _With(model, graph=_With(model.graph, initializers=written))
+    return ir.serde.serialize_model(stand_in), weights
 
 
 def in_parts(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
