@@ -1,10 +1,10 @@
-"""`onnxplain serve`: the gRPC service."""
+"""`onnxplain serve`: the service, over gRPC and REST."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from onnxplain.server.going_down import run
 from onnxplain.server.models.readiness import POLICIES
 from onnxplain.server.options import GRAPH_CACHE_BYTES, ServerOptions
 from onnxplain.server.telemetry.logs import event, set_up
-from onnxplain.sources import DirectorySource, FileSource, ModelSource, default_repositories, from_address
-from onnxplain.sources.directory import VARIABLE
+from onnxplain.sources import ModelSource, named_sources
 from onnxplain.sources.registry import examples
 from onnxplain.sources.webhook import WebhookReceiver
 
@@ -137,7 +136,7 @@ def serve(
         options = replace(options, graph_cache=graph_cache or default_graphs(options.cache))
     if options.loopback or options.tls_cert is not None:
         refuse_idle(["insecure"], "nothing goes to other machines in plain text here; leave it out.")
-    sources = sources_of((*repositories, *more), registry, options)
+    sources = named_sources((*repositories, *more), registry, options.control, options.cache)
     run(_serve(options, sources, webhook_port))
 
 
@@ -150,33 +149,6 @@ def default_graphs(cache: Path) -> str | None:
         event(logging.getLogger("onnxplain.server"), logging.WARNING, "graphs are not kept", reason=str(error))
         return None
     return str(folder)
-
-
-def sources_of(paths: Sequence[str], registries: Sequence[str], options: ServerOptions) -> list[ModelSource]:
-    """The places that models are served from. Raises InputError where there is none."""
-    if not paths and not registries:
-        named = [str(folder) for folder in default_repositories()]
-        named = named[:-1] if os.environ.get(VARIABLE) else named
-        paths = [folder for folder in named if Path(folder).is_dir()]
-        if not paths:
-            raise InputError(
-                f"nothing to serve: no folder {' or '.join(named)}. Name a repository or a model file, "
-                f"set ${VARIABLE}, or give --registry."
-            )
-    found: list[ModelSource] = []
-    for path in paths:
-        if Path(path).is_file():
-            found.append(FileSource(Path(path)))
-        elif Path(path).is_dir():
-            found.append(DirectorySource(Path(path), options.control))
-        else:
-            raise InputError(f"{path}: no such file or folder. Name a repository or an .onnx file.")
-    found += [from_address(uri, options.cache) for uri in registries]
-    names = [source.name for source in found]
-    for n, source in enumerate(found):
-        if source.name in names[:n]:
-            source.name = f"{source.name}-{n + 1}"  # health and the index tell them apart
-    return found
 
 
 async def _serve(options: ServerOptions, sources: list[ModelSource], webhook_port: int) -> None:

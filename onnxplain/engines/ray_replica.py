@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from onnxplain.cli.serve import sources_of
 from onnxplain.engines.ray_http import rest
 from onnxplain.engines.ray_methods import METHODS, ServedMethod
 from onnxplain.engines.ray_policy import ROWS
@@ -34,7 +33,7 @@ from onnxplain.server.rpc.inference_service import InferenceService
 from onnxplain.server.rpc.request_stream import RequestStream
 from onnxplain.server.telemetry.logs import set_up
 from onnxplain.server.tokens import Tokens
-from onnxplain.sources import DirectorySource
+from onnxplain.sources import DirectorySource, named_sources
 
 RAYS_ID = "request_id"  # Ray sends its own behind every reply
 
@@ -54,7 +53,8 @@ class Replica:
         set_up("text", "INFO")
         options = self._settings.options()
         self._options = options
-        self._server = Server(options, sources_of(self._settings.models, self._settings.registries, options))
+        models, registries = self._settings.models, self._settings.registries
+        self._server = Server(options, named_sources(models, registries, options.control, options.cache))
         self.repository = self._server.repository
         tokens = Tokens(options.token_file) if options.token_file else None
         self._guard = Guard(self._server.metrics, tokens, options.max_request_seconds)
