@@ -30,7 +30,7 @@ def to_bundle(models: Sequence[str], folder: Path, *, with_recipes: str | None, 
 
     written = write_bundle([model for name in models for model in _models(name)], folder, recipes, force)
     lines = [f"{path}  {_megabytes(path):.1f} MB" for path, _ in written]
-    notes = [f"{path.name}: its default recipe is not possible: {why}" for path, why in written if why]
+    notes = [f"{path.name}: {lack}" for path, lacks in written for lack in lacks]
     graphs = folder / ".graphs"
     return Exported("\n".join([*lines, f"{graphs}  {_megabytes(graphs):.1f} MB"]), tuple(notes))
 

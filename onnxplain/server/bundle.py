@@ -13,9 +13,10 @@ from onnxplain.exports.entry import place, staging
 from onnxplain.frontend.load import load
 from onnxplain.prepared import FolderCache
 from onnxplain.prepared.model_files import ModelFile, locations
-from onnxplain.recipes import Recipe
+from onnxplain.recipes import Recipe, named
 from onnxplain.server.models.context import ServerContext
 from onnxplain.server.models.loaded import LoadedModel
+from onnxplain.server.models.warm_start import prepared_model
 from onnxplain.server.options import ServerOptions
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
@@ -27,11 +28,11 @@ from onnxplain.sources.folder import GRAPHS
 
 def write_bundle(
     models: Sequence[ResolvedModel], folder: Path, recipes: Sequence[Recipe], force: bool
-) -> list[tuple[Path, str]]:
+) -> list[tuple[Path, list[str]]]:
     """Copy models into a repository and compile them there, beside their default recipes by others.
 
-    Returns the folder of each, with why its default recipe is not possible or "". recipes: those that one of the models
-    cannot have are an error. Raises InputError where something else lies there, and what loading raises.
+    Returns the folder of each, with what it lacks. recipes: those that one of the models cannot have are an error.
+    Raises InputError where something else lies there, and what loading raises.
     """
     written = []
     with staging(folder) as stage, _context() as context:
@@ -40,12 +41,12 @@ def write_bundle(
         graphs.chmod(graphs.stat().st_mode & ~0o022)
         context = replace(context, graph_cache=FolderCache(graphs))
         for model in models:
-            copy = _copied(model, stage)
-            loaded = LoadedModel(replace(model, path=copy), context)
+            copy = replace(model, path=_copied(model, stage))
+            loaded = LoadedModel(copy, context)
             try:
                 for recipe in recipes:
                     loaded.variant(recipe.one_pass)
-                written.append((folder / model.name, loaded.default_recipe_problem))
+                written.append((folder / model.name, _lacks(copy, loaded, recipes, context)))
             finally:
                 loaded.close()
         place(stage, folder, force)
@@ -60,6 +61,21 @@ def _context() -> Iterator[ServerContext]:
         yield ServerContext(options, scheduler, SessionCache(options.session_bytes), Metrics())
     finally:
         scheduler.close()
+
+
+def _lacks(model: ResolvedModel, loaded: LoadedModel, recipes: Sequence[Recipe], context: ServerContext) -> list[str]:
+    """What a server that opens the bundle would not find there: read as it would read it."""
+    problem = loaded.default_recipe_problem
+    lacks = [f"its default recipe is not possible: {problem}"] if problem else []
+    prepared = prepared_model(model, context, loaded.max_rows)
+    subject = prepared.subject(loaded.request)
+    if subject is None:
+        return [*lacks, "nothing of it could be kept, so it is compiled wherever it is served"]
+    own = [*([] if problem else [loaded.recipe]), *map(named, loaded.settings.serving.recipes)]
+    for recipe in dict.fromkeys(recipe.one_pass for recipe in (*own, *recipes)):
+        if prepared.graph(subject, recipe, loaded.bounds) is None:
+            lacks.append(f"the graph of {recipe.title} could not be kept, so it is compiled wherever it is served")
+    return lacks
 
 
 def _copied(model: ResolvedModel, stage: Path) -> Path:

@@ -14,6 +14,7 @@ from onnxplain import Client, Explainer
 from onnxplain.cli import main
 from onnxplain.cli.bundle import to_bundle
 from onnxplain.errors import InputError, UnknownName
+from onnxplain.prepared import FolderCache
 from onnxplain.recipes import named
 from onnxplain.sources import DirectorySource
 
@@ -88,6 +89,21 @@ def test_models_come_into_a_bundle_one_after_the_other_and_equal_ones_may_again(
     with pytest.raises(SystemExit):
         bundle(tmp_path / "a.onnx", "--bundle", tmp_path / "out")
     bundle(tmp_path / "a.onnx", "--bundle", tmp_path / "out", "--force")
+
+
+@pytest.mark.parametrize("kind, says", [("model", "nothing of it"), ("explanation graph", "the graph of lrp")])
+def test_what_a_bundle_lacks_is_said(kind, says, tmp_path, monkeypatch):
+    onnx.save(relu_net(), tmp_path / "m.onnx")
+    whole = to_bundle([str(tmp_path / "m.onnx")], tmp_path / "whole", with_recipes=None, force=False)
+    put = FolderCache.put
+
+    def full(cache, name, parts):
+        return f'"kind": "{kind}"'.encode() not in b"".join(parts) and put(cache, name, parts)
+
+    monkeypatch.setattr(FolderCache, "put", full)
+    found = to_bundle([str(tmp_path / "m.onnx")], tmp_path / "out", with_recipes=None, force=False)
+    assert not whole.notes
+    assert len(found.notes) == 1 and "compiled wherever it is served" in found.notes[0] and says in found.notes[0]
 
 
 def test_two_models_of_one_name_and_recipes_that_are_none_are_refused(tmp_path):
