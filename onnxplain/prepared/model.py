@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ T = TypeVar("T")
 Problem = Callable[[Subject, Mapping[str, Any]], str | None]
 LOG = logging.getLogger("onnxplain.graphs")
 NORMAL, OWN = "normal", "own"  # stores: weights of the normal form that the model's file has not; of one graph
+FORMS = 8  # normal forms of which it stays known where their weights lie; callers may ask for any number
 GRAPH, CHECKS, WEIGHTS = "graph", "checks", "weights"
 
 
@@ -49,7 +52,8 @@ class PreparedModel:
 
     def __init__(self, path: Path, caches: Sequence[GraphCache], provider: str = "auto", told_apart: Any = None):
         self.path, self.caches, self._provider, self._told_apart = path, caches, provider, told_apart
-        self._kept: dict[str, _Kept] = {}
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # the one not asked for longest first
+        self._lock = threading.Lock()
         self._file: ModelFile | None = None
         self._dropped: set[str] = set()
 
@@ -80,14 +84,17 @@ class PreparedModel:
             subject = subject_of(entry, graphs, self.path, request, self._provider, threads, opener)
             if problem is not None and (why := problem(subject, entry.about["more"])) is not None:
                 raise DamagedEntry(f"it is not so on this machine: {why}")
-            self._kept[entry_name(key)] = _Kept(stores, entry.about["weights"], entry.about["more"])
+            self._note(entry_name(key), _Kept(stores, entry.about["weights"], entry.about["more"]))
             return subject
 
-        return self._restored(key, restore)
+        try:
+            return self._restored(key, restore)
+        finally:
+            self._let_go()
 
     def known(self, subject: Subject) -> Mapping[str, Any] | None:
         """The JSON that was kept with a subject; None where it was made here."""
-        kept = self._kept.get(entry_name(self._subject_key(subject.source.sha256, subject.request)))
+        kept = self._noted(entry_name(self._subject_key(subject.source.sha256, subject.request)))
         return None if kept is None else kept.more
 
     def keep_subject(self, subject: Subject, more: Mapping[str, Any]) -> bool:
@@ -103,6 +110,7 @@ class PreparedModel:
             others = OtherFiles.of(file, source.model)
         except (OSError, TypeError, ValueError) as error:
             LOG.info("graph cache: %s is not kept: %s", path.name, error)
+            self._let_go()
             return False
         index = WeightIndex(NORMAL)
         index.add_model(MODEL, file.content)
@@ -116,8 +124,8 @@ class PreparedModel:
             sections |= parts
         about["weights"] = index.listing()
         entry = CacheEntry(self._subject_key(file.sha256, subject.request), about, {**sections, WEIGHTS: index.parts})
-        self._kept[entry.name] = _Kept(None, about["weights"], None)
-        self._file = None  # what is served has the weights in its own memory
+        self._note(entry.name, _Kept(None, about["weights"], None))
+        self._let_go()
         return self._put(entry)
 
     # Explanation graphs
@@ -149,7 +157,7 @@ class PreparedModel:
     ) -> bool:
         """Keep a graph that was compiled and verified; whether it could be. See `RestoredGraph`."""
         subject, compiled = graph.subject, graph.compiled
-        kept = self._kept.get(entry_name(self._subject_key(subject.source.sha256, subject.request)))
+        kept = self._noted(entry_name(self._subject_key(subject.source.sha256, subject.request)))
         if kept is None:  # its normal form is not kept, so neither is what lies on that
             return False
         index = WeightIndex.listed(OWN, kept.weights)
@@ -183,9 +191,10 @@ class PreparedModel:
     def _stores(self, subject: Subject) -> Mapping[str, Content]:
         """What graphs of a subject have their weights in; of one that was not restored, out of the cache."""
         name = entry_name(self._subject_key(subject.source.sha256, subject.request))
-        if name not in self._kept or self._kept[name].stores is None:
+        kept = self._noted(name)
+        if kept is None or kept.stores is None:
             self.subject(replace(subject.request))
-        kept = self._kept.get(name)
+            kept = self._noted(name)
         if kept is None or kept.stores is None:
             raise DamagedEntry("the normal form it lies on is not there")
         return kept.stores
@@ -194,6 +203,25 @@ class PreparedModel:
         if self._file is None:
             self._file = ModelFile.read(self.path)
         return self._file
+
+    def _let_go(self) -> None:
+        """Of the file's bytes, where nothing restored has its weights in them: else they have memory of their own."""
+        with self._lock:
+            if all(kept.stores is None for kept in self._kept.values()):
+                self._file = None
+
+    def _note(self, name: str, kept: _Kept) -> None:
+        with self._lock:
+            self._kept[name] = kept
+            self._kept.move_to_end(name)
+            while len(self._kept) > FORMS:
+                self._kept.popitem(last=False)
+
+    def _noted(self, name: str) -> _Kept | None:
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+            return self._kept.get(name)
 
     def _restored(self, key: Mapping[str, Any], restore: Callable[[CacheEntry], T]) -> T | None:
         name = entry_name(key)

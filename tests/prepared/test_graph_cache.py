@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
 import threading
+import weakref
+from itertools import combinations
 
 import numpy as np
 import onnx
@@ -13,9 +16,13 @@ import pytest
 from nets import relu_net
 from opened import answers, opened, same, weighty
 
-from onnxplain.errors import InputError, UsageError
+from onnxplain.compile import Request
+from onnxplain.errors import InputError, OnnxplainError, UsageError
 from onnxplain.prepared import FolderCache
 from onnxplain.prepared.entry import CacheEntry, DamagedEntry
+from onnxplain.prepared.model import FORMS
+from onnxplain.prepared.model_files import ModelFile
+from onnxplain.recipes import named
 from onnxplain.server.models.loaded import LoadedModel
 
 FLIPS = 400  # of an entry, beside those at its beginning
@@ -211,3 +218,46 @@ def test_files_that_change_while_they_are_kept_are_not_kept(tmp_path, monkeypatc
     monkeypatch.setattr(LoadedModel, "_warm_up", warm_up)
     with opened(path, cache) as loaded:
         assert not np.array_equal(answers(loaded)["scores"], expected["scores"])
+
+
+def test_a_model_whose_weights_have_memory_of_their_own_keeps_no_copy_of_its_file(kept, tmp_path, monkeypatch):
+    path, read, files = kept[0], ModelFile.read, []
+
+    def watched(at):
+        files.append(weakref.ref(found := read(at)))
+        return found
+
+    def unkept(*args):
+        raise ValueError("it cannot be kept")
+
+    monkeypatch.setattr(ModelFile, "read", watched)
+    cache = FolderCache(tmp_path / "graphs")
+    with opened(path, cache) as loaded:
+        with pytest.raises(OnnxplainError):
+            loaded.variant(named("gradient"), Request(explain=("nonsense",)))
+        monkeypatch.setattr("onnxplain.prepared.model.named_arrays.to_bytes", unkept)
+        loaded.variant(named("gradient"), Request(explain=("r2",)))
+        gc.collect()
+        assert len(files) > 2 and not any(file() for file in files)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_what_is_known_of_normal_forms_is_bounded_however_many_are_asked_for(warm, tmp_path):
+    onnx.save(relu_net(), tmp_path / "m.onnx")
+    cache = FolderCache(tmp_path / "graphs")
+    tensors = ("r1", "r2", "logits")
+    requests = [Request(keep=keep) for n in range(1, 4) for keep in combinations(tensors, n)]
+    requests += [Request(attribute_to=("r1",), keep=keep) for n in range(4) for keep in combinations(tensors, n)]
+    requests = requests[: FORMS + 4]
+    if warm:
+        with opened(tmp_path / "m.onnx", cache) as loaded:
+            for request in requests:
+                loaded.variant(named("gradient"), request)
+    with opened(tmp_path / "m.onnx", cache) as loaded:
+        for request in requests:
+            loaded.variant(named("gradient"), request)
+        gc.collect()
+        known = [found for found in gc.get_objects() if type(found).__name__ == "_Kept"]
+        assert 0 < len(known) <= FORMS
+        with opened(tmp_path / "m.onnx", None) as cold:
+            same(answers(cold, named("gradient"), requests[0]), answers(loaded, named("gradient"), requests[0]))
