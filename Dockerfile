@@ -1,7 +1,7 @@
 # onnxplain for NVIDIA GPUs, or for the CPU with --build-arg RUNTIME=cpu; --build-arg EXTRAS=s3,oci,mlflow,telemetry adds extras.
 #   docker build -t onnxplain .
-#   docker run --rm --gpus all -p 127.0.0.1:8001:8001 onnxplain
-#   docker run --rm --gpus all -p 127.0.0.1:8001:8001 -v "$PWD/my_models:/models:ro" -e ONNXPLAIN_MODELS=/models onnxplain
+#   docker run --rm --gpus all -p 127.0.0.1:8000-8001:8000-8001 onnxplain
+#   docker run --rm --gpus all -p 127.0.0.1:8000-8001:8000-8001 -v "$PWD/my_models:/models:ro" -e ONNXPLAIN_MODELS=/models onnxplain
 #   docker run --rm --gpus all --user "$(id -u)" -v "$PWD:/data" onnxplain run mobilenet_v2 /data/photo.png
 ARG RUNTIME=gpu
 
@@ -51,12 +51,12 @@ COPY --from=build /opt/onnxplain /opt/onnxplain
 # addresses, in plain text: publish its ports on loopback only, as above, or set ONNXPLAIN_TLS_CERT and ONNXPLAIN_TLS_KEY.
 # `onnxplain health` reads the same variables.
 ENV PATH=/opt/venv/bin:$PATH MPLCONFIGDIR=/tmp/matplotlib PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    ONNXPLAIN_MODELS=/opt/onnxplain/models ONNXPLAIN_HOST=0.0.0.0 ONNXPLAIN_INSECURE=true ONNXPLAIN_HTTP_PORT=8000
+    ONNXPLAIN_MODELS=/opt/onnxplain/models ONNXPLAIN_HOST=0.0.0.0 ONNXPLAIN_INSECURE=true
 USER 10001
 WORKDIR /data
 
 EXPOSE 8000 8001 8002
-# Ready means: every model of the repository answers.
+# Ready by ONNXPLAIN_READINESS: every model that was ever good here answers.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 CMD ["onnxplain", "health"]
 
 ENTRYPOINT ["onnxplain"]

@@ -69,7 +69,8 @@ def test_an_unknown_runtime_or_extra_is_one_line(arguments):
 
 def test_ports_that_the_image_exposes_are_those_that_it_listens_on():
     options = ServerOptions(host="127.0.0.1")
-    listens = {options.port, options.metrics_port, int(ENV["ONNXPLAIN_HTTP_PORT"])}
+    (http,) = [parameter.default for parameter in serve.params if parameter.name == "http_port"]
+    listens = {options.port, options.metrics_port, http}
     assert {int(port) for port in said("EXPOSE").split()} == listens
 
 

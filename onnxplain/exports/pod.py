@@ -15,7 +15,7 @@ from onnxplain.exports.registry import ExportJob, ExportOption
 
 HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002  # the server's, which are Triton's
 USER = 10001  # of the Dockerfile
-ALIVE = "liveness"  # SERVING from the first moment; "" once every model answers
+ALIVE = "liveness"  # SERVING from the first moment; "" by --readiness
 CACHE, TEMPORARY = "/cache", "/tmp"  # the only folders that can be written
 DRAIN_DELAY, DRAIN_TIMEOUT = 5, 30  # seconds: for balancers to look away, for calls that are being answered
 GRACE = DRAIN_DELAY + DRAIN_TIMEOUT + 15  # until the kubelet kills: sessions close and worker processes end meanwhile
@@ -90,7 +90,7 @@ def environment(values: Mapping[str, str]) -> str:
 
 
 def probes(port: int) -> str:
-    """Alive: its event loop answers. Ready: every model does, so a model that loads or is drained gets no traffic."""
+    """Alive: its event loop answers. Ready: by --readiness, so a pod that starts or is drained gets no traffic."""
     return f"""\
 startupProbe:  # two minutes to import and listen; models load afterwards
   grpc:

@@ -30,7 +30,6 @@ yaml = pytest.importorskip("yaml")
 
 DATA = Path(__file__).parents[1] / "data" / "kserve"
 IMAGE = "registry.example:5000/a@sha256:00"
-NOT_YET = {"ONNXPLAIN_HTTP_PORT"} - {str(getattr(parameter, "envvar", "")) for parameter in serve.params}
 
 
 def schema(kind: str) -> dict:
@@ -94,7 +93,7 @@ each_pod = pytest.mark.parametrize("spec, container, flags", PODS.values(), ids=
 def test_the_server_takes_the_flags_that_it_is_given(spec, container, flags, monkeypatch, tmp_path):
     known = {parameter.envvar: parameter for parameter in serve.params if parameter.envvar}
     ours = {name: value for name, value in flags.items() if name.startswith("ONNXPLAIN_")}
-    assert ours.keys() <= known.keys() | NOT_YET | {"ONNXPLAIN_MODELS"}
+    assert ours.keys() <= known.keys() | {"ONNXPLAIN_MODELS"}
     for name, value in ours.items():
         monkeypatch.setenv(name, value)
     words = container.get("args") or container["command"][2].removeprefix("exec onnxplain ").split()
