@@ -7,7 +7,7 @@ import http.client
 import json
 import os
 import random
-import re
+import socket
 import threading
 import time
 
@@ -29,12 +29,12 @@ RATE = 40  # calls a second, over all
 ONE = np.ones((1, 1, SIDE), np.float32)
 
 
-def mixed(running: Running, number: int, stop: threading.Event, counts: dict[str, int]) -> None:
+def mixed(running: Running, http_at: int, number: int, stop: threading.Event, counts: dict[str, int]) -> None:
     """One client: answers, reasons by many methods, recipes of its own, errors, deadlines, cancellations, HTTP.
 
     A new connection every few hundred calls.
     """
-    rng, http_at = random.Random(number), http_port(running)
+    rng = random.Random(number)
     while not stop.is_set():
         with grpc.insecure_channel(running.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             ask, reasons = infer(channel), explain(channel)
@@ -90,11 +90,10 @@ def over_http(port: int, rng: random.Random, rows: int) -> None:
         assert answer.status in (200, 429), (answer.status, content[:300])
 
 
-def http_port(running: Running) -> int:
-    """The port of REST, which the log tells."""
-    found = re.search(r"http address=\S+:(\d+)", running.log)
-    assert found is not None
-    return int(found[1])
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 def run(folder, seconds: float, every: float) -> tuple[list[tuple[float, int, int, int]], dict[str, int], str]:
@@ -103,9 +102,10 @@ def run(folder, seconds: float, every: float) -> tuple[list[tuple[float, int, in
     counts: dict[str, int] = {}
     stop = threading.Event()
     samples = []
-    arguments = ("--model-control-mode", "poll", "--poll-seconds", "0.5", "--threads", "1")
+    http_at = free_port()
+    arguments = ("--model-control-mode", "poll", "--poll-seconds", "0.5", "--threads", "1", "--http-port", str(http_at))
     with running_server(folder, *arguments) as running, grpc.insecure_channel(running.address) as channel:
-        clients = [threading.Thread(target=mixed, args=(running, n, stop, counts)) for n in range(4)]
+        clients = [threading.Thread(target=mixed, args=(running, http_at, n, stop, counts)) for n in range(4)]
         for client in clients:
             client.start()
         begun = swapped = time.monotonic()
