@@ -7,14 +7,13 @@ import http.client
 import json
 import os
 import random
-import socket
 import threading
 import time
 
 import grpc
 import numpy as np
 import pytest
-from running import Running, running_server
+from running import Running, free_port, running_server
 
 from onnxplain.v1 import explainer_pb2 as v1
 
@@ -88,12 +87,6 @@ def over_http(port: int, rng: random.Random, rows: int) -> None:
         answer = connection.getresponse()
         content = answer.read()
         assert answer.status in (200, 429), (answer.status, content[:300])
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def run(folder, seconds: float, every: float) -> tuple[list[tuple[float, int, int, int]], dict[str, int], str]:

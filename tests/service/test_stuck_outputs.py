@@ -26,13 +26,6 @@ from .rpc import infer, infer_arrays, infer_request
 CALLS = 5000
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def answers(call, request) -> bool:
     try:
         call(request, timeout=5)
