@@ -13,6 +13,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from running import free_port
 
 from onnxplain.server.going_down import REST
 from onnxplain.server.telemetry.log_writer import LINES, LogWriter
