@@ -68,7 +68,7 @@ class Replica:
         asked: Any = _Noted(self.repository, self._note)
         self._services = (
             ExplainerService(asked, options, self._server.memory),
-            InferenceService(asked, options.max_request_seconds),
+            InferenceService(asked, options.max_request_seconds, self._server.memory),
         )
         await self.repository.refresh()
         wanted = self._settings.load

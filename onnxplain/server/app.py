@@ -136,7 +136,8 @@ class Server:
         options, server = self.options, self._server
         register: Any = explainer_pb2_grpc.add_ExplainerServiceServicer_to_server  # generated, without types
         register(ExplainerService(self.repository, options, self.memory), server)
-        server.add_generic_rpc_handlers((InferenceService(self.repository, options.max_request_seconds).handler(),))
+        inference = InferenceService(self.repository, options.max_request_seconds, self.memory)
+        server.add_generic_rpc_handlers((inference.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if options.reflection:
             names = [EXPLAINER, INFERENCE, HEALTH, reflection.SERVICE_NAME]
