@@ -110,7 +110,7 @@ class SessionCache:
         free_memory()
 
     def drop(self, owner: SessionOwner) -> None:
-        """Keep nothing for an owner any more, nor the session that is being made for it; a later `get` makes another."""
+        """Keep nothing for an owner any more, nor what is being made for it; a later `get` makes another session."""
         with self._lock:
             self._open.pop(owner, None)
             if owner in self._opening:
