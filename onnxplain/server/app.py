@@ -182,6 +182,7 @@ class Server:
     async def stop(self, grace: float | None = None) -> None:
         """Refuse new calls, let those being answered end, close everything. grace: seconds, None: --drain-timeout."""
         self._health.shut_down()
+        self.repository.leaving = True
         if grace is None and self.options.drain_delay:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), self.options.drain_delay)

@@ -68,6 +68,8 @@ class InferenceService:
     async def ModelReady(self, request: Any, context: Any) -> Any:
         """Whether one model answers; false for one that is not known."""
         model, _ = split(request.name)
+        if self.repository.leaving:
+            return oip.ModelReadyResponse(ready=False)
         try:
             if self.repository.entry(model, request.version).served is None:  # lazy: asking this loads nothing
                 return oip.ModelReadyResponse(ready=True)
