@@ -265,6 +265,8 @@ class Server:
         for gone in self._known - states.keys():
             await self._set_health(gone, NOT_SERVING)
             self.metrics.model_gone(gone.removeprefix("model/"))
+        for name in self.repository.names():
+            self.metrics.newest_version(name, int(self.repository.versions(name)[-1]))
         self._known = set(states)
         for service, state in states.items():
             await self._set_health(service, state)

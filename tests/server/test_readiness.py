@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from http.client import HTTPConnection
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import in_process_server
 from service.nets import times
+from service.process import eventually
 from test_model_repository import Shop, repository, settled
 
 from onnxplain.errors import Unavailable, UnsupportedModel
@@ -153,5 +155,25 @@ def test_a_server_that_goes_down_is_ready_by_no_protocol_while_it_still_answers(
             assert await asked() == [False] * 6
             server._hurry.set()
             await going
+
+    asyncio.run(scene())
+
+
+def test_the_version_that_is_shown_is_the_newest_that_is_served_also_when_newer_ones_go(tmp_path):
+    for version in "12":
+        (tmp_path / "times" / version).mkdir(parents=True)
+        onnx.save(times(2), tmp_path / "times" / version / "model.onnx")
+    (tmp_path / "times" / "model.toml").write_text('[serving]\nversions = "all"\n')
+
+    async def scene() -> None:
+        options = ServerOptions(port=0, metrics_port=0, control="poll", poll_seconds=0.05)
+        async with in_process_server(options, [DirectorySource(tmp_path)]) as server:
+
+            def shown() -> float | None:
+                return server.metrics.registry.get_sample_value("onnxplain_model_version", {"model": "times"})
+
+            assert await asyncio.to_thread(eventually, lambda: shown() == 2, 20)
+            shutil.rmtree(tmp_path / "times" / "2")
+            assert await asyncio.to_thread(eventually, lambda: shown() == 1, 20)
 
     asyncio.run(scene())
