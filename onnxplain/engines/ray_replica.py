@@ -68,7 +68,7 @@ class Replica:
         asked: Any = _Noted(self.repository, self._note)
         self._services = (
             ExplainerService(asked, options, self._server.memory),
-            InferenceService(asked, options.max_request_seconds),
+            InferenceService(asked, options.max_request_seconds, self._server.memory),
         )
         await self.repository.refresh()
         wanted = self._settings.load
@@ -194,7 +194,7 @@ class _Noted:
     @asynccontextmanager
     async def use(self, name: str, version: str = "") -> AsyncIterator[Served]:
         """See `ModelRepository.use`."""
-        self._repository.entry(name, version)  # what is not known here is not noted
+        self._repository.versions(name)  # raises: what is not known here is not noted
         await self._note(name)
         async with self._repository.use(name, version) as served:
             yield served

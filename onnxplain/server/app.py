@@ -136,7 +136,8 @@ class Server:
         options, server = self.options, self._server
         register: Any = explainer_pb2_grpc.add_ExplainerServiceServicer_to_server  # generated, without types
         register(ExplainerService(self.repository, options, self.memory), server)
-        server.add_generic_rpc_handlers((InferenceService(self.repository, options.max_request_seconds).handler(),))
+        inference = InferenceService(self.repository, options.max_request_seconds, self.memory)
+        server.add_generic_rpc_handlers((inference.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if options.reflection:
             names = [EXPLAINER, INFERENCE, HEALTH, reflection.SERVICE_NAME]
@@ -181,6 +182,7 @@ class Server:
     async def stop(self, grace: float | None = None) -> None:
         """Refuse new calls, let those being answered end, close everything. grace: seconds, None: --drain-timeout."""
         self._health.shut_down()
+        self.repository.leaving = True
         if grace is None and self.options.drain_delay:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), self.options.drain_delay)
@@ -263,6 +265,8 @@ class Server:
         for gone in self._known - states.keys():
             await self._set_health(gone, NOT_SERVING)
             self.metrics.model_gone(gone.removeprefix("model/"))
+        for name in self.repository.names():
+            self.metrics.newest_version(name, int(self.repository.versions(name)[-1]))
         self._known = set(states)
         for service, state in states.items():
             await self._set_health(service, state)

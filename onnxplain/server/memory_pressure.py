@@ -11,6 +11,7 @@ from onnxplain.machine import resident_bytes
 
 LOOK = 0.02  # seconds for which a measurement holds
 PAUSE = 1.0  # seconds between two reliefs: each goes through all of Python's objects
+LONGEST_PAUSE = 60.0  # where relief does not help: it would close sessions as fast as they are opened
 SOFT = 0.85  # of the bound, from which on what can be given back is
 COPIES = 4  # of a message, between the wire and onnxruntime and back
 RETRY = 0.5  # seconds after which some of it has gone
@@ -26,7 +27,7 @@ class MemoryPressure:
         self._relieve, self._measure = relieve, measure
         self._lock = threading.Lock()
         self._looked, self._resident = 0.0, 0
-        self._relieved = 0.0
+        self._relieved, self._pause = 0.0, PAUSE
         self._relieving = False
 
     @property
@@ -43,7 +44,7 @@ class MemoryPressure:
         wanted = self.resident + COPIES * nbytes
         if wanted <= SOFT * self.bound:
             return
-        self._begin_relief()
+        self._begin_relief(PAUSE if wanted > self.bound else self._pause)
         if wanted > self.bound and nbytes < self.bound:
             raise Busy(
                 f"{what}: this server holds {self.resident} of its {self.bound} bytes (--memory-budget). "
@@ -51,10 +52,10 @@ class MemoryPressure:
                 retry=RETRY,
             )
 
-    def _begin_relief(self) -> None:
-        """In a thread of its own: whoever asks is the event loop, as a rule."""
+    def _begin_relief(self, pause: float) -> None:
+        """In a thread of its own: whoever asks is the event loop, as a rule. pause: seconds since the last one."""
         with self._lock:
-            if self._relieving or time.monotonic() - self._relieved < PAUSE:
+            if self._relieving or time.monotonic() - self._relieved < pause:
                 return
             self._relieving = True
         threading.Thread(target=self._run, name="onnxplain-relief", daemon=True).start()
@@ -65,3 +66,5 @@ class MemoryPressure:
         finally:
             with self._lock:
                 self._relieving, self._relieved, self._looked = False, time.monotonic(), 0.0
+            helped = self.resident <= SOFT * self.bound
+            self._pause = PAUSE if helped else min(LONGEST_PAUSE, 2 * self._pause)

@@ -11,7 +11,7 @@ import pytest
 from onnxplain.errors import Busy, Cancelled, Expired, Unavailable, UnsupportedModel
 from onnxplain.interrupt import check_interrupt
 from onnxplain.server.call import CALL, Call
-from onnxplain.server.scheduling.compile_queue import CompileQueue
+from onnxplain.server.scheduling.compile_queue import IDLE, CompileQueue
 
 SOON = 5.0  # seconds: what would hang for ever is found by then
 
@@ -250,3 +250,28 @@ def test_cancelling_is_said_to_nobody_as_a_fault(queue):
     call.stop()
     with pytest.raises(Cancelled):
         future.result(SOON)
+
+
+def test_a_thread_that_ends_its_job_after_the_queue_was_closed_ends_with_it(queue):
+    work = Work()
+    running(queue, work)
+    queue.close(grace=SOON)
+    work.release.set()
+    begun = time.monotonic()
+    queue.join(SOON)
+    assert not queue._threads and time.monotonic() - begun < IDLE / 2
+
+
+def test_what_stands_behind_a_job_that_nobody_wants_any_more_begins_at_once():
+    queue = CompileQueue(waiting=4, seconds=30.0, at_once=2, nbytes=100)
+    long, large, small = Work(), Work(), Work()
+    running_now = asked(queue, long, nbytes=60)
+    assert long.begun.acquire(timeout=SOON)
+    left = asked(queue, large, nbytes=60)
+    asked(queue, small, nbytes=10)
+    time.sleep(0.1)  # the second thread waits for room by then
+    left.cancel()
+    assert small.begun.acquire(timeout=IDLE / 2)
+    running_now.cancel()
+    queue.close()
+    queue.join(SOON)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -18,14 +22,19 @@ from service.process import eventually
 from service.rpc import infer_request
 
 from onnxplain.errors import Busy
+from onnxplain.server.call import CALL, Call
 from onnxplain.server.memory_ledger import MemoryLedger
+from onnxplain.server.memory_pressure import MemoryPressure
 from onnxplain.server.options import BASE, LEAST, ServerOptions
+from onnxplain.server.row_rate import RowRate
 from onnxplain.server.scheduling.admission import AdmissionControl
 from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.metrics import Metrics
+from onnxplain.server.tokens import ANYONE
 from onnxplain.sources import DirectorySource
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.chunks import Incoming
+from onnxplain.wire.inference import INFERENCE, RPCS
 
 MIB = 2**20
 
@@ -154,6 +163,61 @@ def test_small_sessions_are_made_side_by_side_and_large_ones_in_turn():
         assert most[0] == together and cache.nbytes == 2 * nbytes
 
 
+def test_a_session_dropped_while_it_is_made_serves_who_asked_and_is_not_kept():
+    cache, owner = SessionCache(100), Owner(40)
+
+    def make() -> str:
+        cache.drop(owner)  # such as a model that is evicted when its last caller has left
+        return "made"
+
+    assert cache.get(owner, make) == "made" and cache.nbytes == 0
+    assert cache.get(owner, lambda: "again") == "again" and cache.nbytes == 40
+
+
+def test_a_session_dropped_while_two_wait_for_it_is_no_error_for_either():
+    cache, owner, begun, go = SessionCache(100), Owner(10), threading.Semaphore(0), threading.Event()
+
+    def make() -> str:
+        begun.release()
+        assert go.wait(20)
+        return "made"
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get, owner, make)
+        assert begun.acquire(timeout=20)
+        cache.drop(owner)
+        second = pool.submit(cache.get, owner, make)
+        begun.acquire(timeout=0.3)
+        go.set()
+        assert [first.result(20), second.result(20)] == ["made", "made"]
+
+
+def test_an_owner_whose_session_was_closed_is_forgotten_with_its_last_user():
+    cache, owner = SessionCache(100), Owner(90)
+    cache.get(owner, lambda: "made")
+    gone = weakref.ref(owner)
+    cache.get(Owner(90), lambda: "another")  # makes way
+    del owner
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_request_refused_for_memory_takes_nothing_from_its_callers_rate():
+    rate = RowRate("ann", 0.001, 8)
+    token = CALL.set(Call(caller=replace(ANYONE, rate=rate)))
+    try:
+        admission = AdmissionControl(100, 10**6, "m", Metrics(), MemoryLedger(10))
+        with pytest.raises(Busy, match="memory-budget"), admission.admit(8, 1000):
+            pass
+        with admission.admit(8, 5):
+            assert admission.rows == 8
+        assert admission.rows == 0
+        with pytest.raises(Busy, match="ann"), admission.admit(8, 5):
+            pass
+    finally:
+        CALL.reset(token)
+
+
 def wide() -> onnx.ModelProto:
     """x (1), n () -> y (n): a large reply to a small request."""
     return net("g (float[1] x, int64[1] n) => (float[M] y) { y = Expand (x, n) }")
@@ -185,6 +249,51 @@ def test_a_reply_that_nobody_reads_is_held_against_the_budget_until_the_call_is_
             for connection in held:
                 connection.close()
             assert await asyncio.to_thread(eventually, lambda: server.memory.nbytes == 0, 20)
+
+    asyncio.run(scene())
+
+
+def test_replies_of_a_stream_of_inferences_are_within_the_budget_and_the_stream_goes_on(tmp_path):
+    (tmp_path / "wide" / "1").mkdir(parents=True)
+    onnx.save(wide(), tmp_path / "wide" / "1" / "model.onnx")
+    large = infer_request("wide", {"x": np.ones(1, np.float32), "n": np.array([2 * MIB])})
+    small = infer_request("wide", {"x": np.ones(1, np.float32), "n": np.array([2])})
+
+    async def scene() -> None:
+        async with in_process_server(ServerOptions(port=0, metrics_port=0), [DirectorySource(tmp_path)]) as server:
+            server.memory.budget = MIB
+            method = RPCS["ModelStreamInfer"]
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                stream = channel.stream_stream(
+                    f"/{INFERENCE}/ModelStreamInfer", method.request.SerializeToString, method.response.FromString
+                )
+                refused, answered = [reply async for reply in stream(iter([large, small]), timeout=60)]
+            assert "the reply takes" in refused.error_message
+            assert not answered.error_message and server.memory.nbytes == 0
+
+    asyncio.run(scene())
+
+
+def test_a_model_can_be_unloaded_however_full_the_process_is(tmp_path):
+    (tmp_path / "times" / "1").mkdir(parents=True)
+    onnx.save(times(2), tmp_path / "times" / "1" / "model.onnx")
+
+    async def scene() -> None:
+        options = ServerOptions(port=0, metrics_port=0, control="explicit", load=("times",))
+        async with in_process_server(options, [DirectorySource(tmp_path)]) as server:
+            server.memory._pressure = MemoryPressure(1, lambda: None, lambda: 10**9)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+
+                def call(name: str, **fields):
+                    method = RPCS[name]
+                    ask = channel.unary_unary(
+                        f"/{INFERENCE}/{name}", method.request.SerializeToString, method.response.FromString
+                    )
+                    return ask(method.request(**fields), timeout=20)
+
+                with pytest.raises(grpc.aio.AioRpcError, match="memory-budget"):
+                    await call("RepositoryIndex")
+                await call("RepositoryModelUnload", model_name="times")
 
     asyncio.run(scene())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -64,6 +66,24 @@ def test_many_that_ask_relieve_once():
         with pytest.raises(Busy):
             pressure.require("a request")
     assert process.relieved.wait(5) and process.reliefs == 1
+
+
+def test_relief_that_does_not_help_comes_ever_more_rarely_until_the_process_is_full(monkeypatch):
+    monkeypatch.setattr(memory_pressure, "PAUSE", 0.01)
+    process = Process(int(SOFT * BOUND) + 1, after=int(SOFT * BOUND) + 1)
+    pressure, until = process.pressure(), time.monotonic() + 0.5
+    while time.monotonic() < until:
+        pressure.require("a request")
+        time.sleep(0.001)
+    assert 2 <= process.reliefs <= 7  # doubling; each after its pause would be 50
+    before = process.reliefs
+    process.holds = BOUND + 1
+    until = time.monotonic() + 5
+    while process.reliefs == before and time.monotonic() < until:
+        time.sleep(0.01)
+        with suppress(Busy):
+            pressure.require("a request")
+    assert process.reliefs > before
 
 
 def test_a_ledger_takes_nothing_in_while_the_process_is_full_and_sends_what_it_has():

@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
+from onnxplain.engines.ray_replica import _Noted
 from onnxplain.errors import InputError, NotFound, Unavailable, UnsupportedModel
-from onnxplain.server.models import source_answers
+from onnxplain.server.models import entry, source_answers
 from onnxplain.server.models.entry import LOADING, READY, UNAVAILABLE
 from onnxplain.server.models.load_turns import LoadTurns
 from onnxplain.server.models.repository import ModelRepository, Unsupported
@@ -459,3 +460,29 @@ def test_a_source_that_hangs_or_is_being_copied_from_holds_up_no_other(monkeypat
         await found.close()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("through", ["the server's own", "Ray's"])
+def test_a_lazy_model_that_could_not_be_loaded_is_tried_again_when_it_is_asked_for(monkeypatch, through):
+    shop = Shop(("m", "1", "a"))
+    shop.bad.add("a")
+    noted = []
+
+    async def note(name: str) -> None:
+        noted.append(name)
+
+    async def main() -> None:
+        found = repository(shop, lazy=True)
+        asked = found if through == "the server's own" else _Noted(found, note)
+        await found.refresh()
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="broken"):
+                await answer(asked)
+        shop.bad.clear()
+        monkeypatch.setattr(entry.time, "monotonic", lambda now=entry.time.monotonic: now() + entry.LONGEST_RETRY)
+        assert await answer(asked) == ("1", "a")
+        with pytest.raises(NotFound):
+            await answer(asked, "nothing")
+        assert "nothing" not in noted
+
+    asyncio.run(main())

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from http.client import HTTPConnection
 
+import grpc
+import onnx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from running import in_process_server
+from service.nets import times
+from service.process import eventually
 from test_model_repository import Shop, repository, settled
 
 from onnxplain.errors import Unavailable, UnsupportedModel
 from onnxplain.server.models.readiness import POLICIES, ModelStanding, is_ready
+from onnxplain.server.options import ServerOptions
+from onnxplain.sources import DirectorySource
+from onnxplain.wire.inference import INFERENCE, RPCS
 
 GOOD = ModelStanding(good=True, answers=True, complete=True)
 BAD_UPLOAD = ModelStanding(good=True, answers=True, complete=False)  # the last good version goes on
@@ -107,3 +118,62 @@ def test_a_server_that_loads_on_demand_is_ready_before_anybody_asks():
         assert found.ready  # a bad model that somebody names takes nothing away
 
     asyncio.run(story())
+
+
+def test_a_server_that_goes_down_is_ready_by_no_protocol_while_it_still_answers(tmp_path):
+    (tmp_path / "times" / "1").mkdir(parents=True)
+    onnx.save(times(2), tmp_path / "times" / "1" / "model.onnx")
+
+    def http(port: int, path: str) -> int:
+        connection = HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+    async def scene() -> None:
+        options = ServerOptions(port=0, metrics_port=0, http_port=0, drain_delay=60.0)
+        async with (
+            in_process_server(options, [DirectorySource(tmp_path)]) as server,
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ):
+
+            async def asked() -> list[bool]:
+                found = []
+                for name, fields in (("ServerReady", {}), ("ModelReady", {"name": "times"})):
+                    method = RPCS[name]
+                    ask = channel.unary_unary(
+                        f"/{INFERENCE}/{name}", method.request.SerializeToString, method.response.FromString
+                    )
+                    found.append((await ask(method.request(**fields), timeout=20)).ready)
+                for path in ("/v2/health/ready", "/v2/models/times/ready", "/v1/models/times"):
+                    found.append(await asyncio.to_thread(http, server.http.port, path) == 200)
+                health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+                return [*found, health.status == health_pb2.HealthCheckResponse.SERVING]
+
+            assert await asked() == [True] * 6
+            going = asyncio.create_task(server.stop())
+            await asyncio.sleep(0)
+            assert await asked() == [False] * 6
+            server._hurry.set()
+            await going
+
+    asyncio.run(scene())
+
+
+def test_the_version_that_is_shown_is_the_newest_that_is_served_also_when_newer_ones_go(tmp_path):
+    for version in "12":
+        (tmp_path / "times" / version).mkdir(parents=True)
+        onnx.save(times(2), tmp_path / "times" / version / "model.onnx")
+    (tmp_path / "times" / "model.toml").write_text('[serving]\nversions = "all"\n')
+
+    async def scene() -> None:
+        options = ServerOptions(port=0, metrics_port=0, control="poll", poll_seconds=0.05)
+        async with in_process_server(options, [DirectorySource(tmp_path)]) as server:
+
+            def shown() -> float | None:
+                return server.metrics.registry.get_sample_value("onnxplain_model_version", {"model": "times"})
+
+            assert await asyncio.to_thread(eventually, lambda: shown() == 2, 20)
+            shutil.rmtree(tmp_path / "times" / "2")
+            assert await asyncio.to_thread(eventually, lambda: shown() == 1, 20)
+
+    asyncio.run(scene())

@@ -319,6 +319,17 @@ def test_a_run_that_was_thought_short_holds_up_others_no_longer_than_a_short_one
     slow.result(10)
 
 
+def test_a_short_run_that_comes_at_once_with_one_that_was_only_thought_short_does_not_wait_for_it(scheduler):
+    session = Doubler()
+    tricky, short = learned(queue_of(scheduler, session, max_rows=1)), learned(queue_of(scheduler, Doubler()))
+    for _ in range(5):
+        session.seconds, tricky._usual = 0.4, 0.001
+        slow, quick = tricky.submit(rows(1)), short.submit(rows(2))
+        quick.result(10)
+        assert not slow.done()
+        slow.result(10)
+
+
 def test_long_runs_lose_no_slot_to_short_ones(scheduler):
     short, long = learned(queue_of(scheduler, Doubler(0.002), max_rows=1)), queue_of(scheduler, Doubler(0.05))
     stop = threading.Event()

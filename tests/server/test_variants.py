@@ -285,6 +285,19 @@ def test_many_new_recipes_leave_as_many_sessions_as_are_kept(served):
     assert len(cache._open) <= 2 + 4  # the model as its file says, its normal form
 
 
+def test_a_recipe_that_is_given_up_while_it_is_being_kept_leaves_no_session(served, monkeypatch):
+    model, cache = served.model, served.model.context.session_cache
+
+    def busy(*_):
+        raise Busy("no room for the session that is asked")
+
+    monkeypatch.setattr("onnxplain.server.models.loaded.keep_variant", busy)
+    before = set(cache._open)
+    with pytest.raises(Busy):
+        model.variant(named("gradient"))
+    assert set(cache._open) <= before
+
+
 def test_a_recipe_that_is_ready_after_its_model_was_closed_leaves_no_session(served):
     model, cache = served.model, served.model.context.session_cache
     made = []

@@ -47,8 +47,8 @@ class HttpServer:
         self.port = 0
         self._options = options
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-http")
-        inference = InferenceService(repository, options.max_request_seconds)
-        services = Services(inference, ExplainerService(repository, options), self._threads, memory)
+        inference = InferenceService(repository, options.max_request_seconds, memory)
+        services = Services(inference, ExplainerService(repository, options, memory), self._threads, memory)
         doors = Doors(
             guard,
             memory,

@@ -204,10 +204,10 @@ class LoadedModel:
         else:
             try:
                 variant.verify(self.name)
+                keep_variant(self._prepared, variant, self.bounds)
             except BaseException:
                 self.context.session_cache.drop(queue)
                 raise
-            keep_variant(self._prepared, variant, self.bounds)
         variant.seconds = time.perf_counter() - begun
         return variant
 

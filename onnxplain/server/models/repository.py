@@ -32,7 +32,7 @@ class ModelRepository:
     control: "none" loads once, "poll" follows the sources, "explicit" loads on demand and `load` names first.
     load: (source, release) -> a model that was loaded, run and verified. turns: whose turn it is to load, shared with
     `load`. readiness: see `is_ready`. roots: folders that no reason may name. lazy: models load when they
-    are first asked for.
+    are first asked for. leaving: set when the server begins to go down: nothing is ready any more, though it answers.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ModelRepository:
         self._offers: dict[str, list[tuple[ModelSource, Release]]] = {}
         self._looked = False  # at every source, once
         self._first_loads: set[asyncio.Task[OnnxplainError | None]] = set()  # that this look began
-        self._was_ready = False
+        self._was_ready = self.leaving = False
         self._tasks: set[asyncio.Task[list[OnnxplainError]]] = set()
 
     # What callers ask
@@ -133,7 +133,7 @@ class ModelRepository:
         models = [ModelStanding(v.good, v.answers, not v.problems) for v in self._models.values()]
         ready = is_ready(self._readiness, looked, bool(self.health.silent), self._was_ready, models)
         self._was_ready = self._was_ready or ready
-        return ready
+        return ready and not self.leaving
 
     def problems(self) -> dict[str, str]:
         """What is not as it should be, by source or model/version, whether or not an older version answers."""

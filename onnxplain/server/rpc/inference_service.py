@@ -11,6 +11,7 @@ from onnxplain import __version__
 from onnxplain.errors import InputError, NotFound, OnnxplainError
 from onnxplain.server import grpc_status
 from onnxplain.server.call import CALL
+from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.models.entry import READY
 from onnxplain.server.models.repository import ModelRepository
 from onnxplain.server.models.served import split
@@ -31,11 +32,11 @@ EXTENSIONS = (
 class InferenceService:
     """Answers by the models of a repository; `M.explain` is the explanation of M as an ordinary model.
 
-    max_request_seconds: for each request of a stream.
+    max_request_seconds: for each request of a stream. memory: where replies of a stream are booked until they are sent.
     """
 
-    def __init__(self, repository: ModelRepository, max_request_seconds: float):
-        self.repository, self._seconds = repository, max_request_seconds
+    def __init__(self, repository: ModelRepository, max_request_seconds: float, memory: MemoryLedger):
+        self.repository, self._seconds, self._memory = repository, max_request_seconds, memory
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All methods of the protocol that are implemented, for `server.add_generic_rpc_handlers`."""
@@ -67,6 +68,8 @@ class InferenceService:
     async def ModelReady(self, request: Any, context: Any) -> Any:
         """Whether one model answers; false for one that is not known."""
         model, _ = split(request.name)
+        if self.repository.leaving:
+            return oip.ModelReadyResponse(ready=False)
         try:
             if self.repository.entry(model, request.version).served is None:  # lazy: asking this loads nothing
                 return oip.ModelReadyResponse(ready=True)
@@ -102,12 +105,16 @@ class InferenceService:
             try:
                 async with one_request(CALL.get().request_id, self._seconds):
                     response = await self.ModelInfer(request, context)
+                booking = self._memory.booking("replies", "the reply", response.ByteSize())
             except Exception as error:
-                reply = oip.ModelStreamInferResponse(error_message=grpc_status.status_of(error).message)
+                reply = oip.ModelStreamInferResponse(error_message=grpc_status.logged_status(error).message)
                 reply.infer_response.id = request.id
                 yield reply
             else:
-                yield oip.ModelStreamInferResponse(infer_response=response)
+                try:
+                    yield oip.ModelStreamInferResponse(infer_response=response)
+                finally:
+                    booking.release()
 
     async def ModelStatistics(self, request: Any, context: Any) -> Any:
         """Counts and times of one model, or of all."""

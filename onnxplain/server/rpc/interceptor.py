@@ -27,6 +27,7 @@ LOG = logging.getLogger("onnxplain.server.access")
 IDLE_SECONDS = 300.0  # of a stream without a request, unless told
 # Calls without a limit of time, and why. All others have one, as a whole or for each of their requests.
 WATCHES = {"/grpc.health.v1.Health/Watch": "who watches stays as long as he likes; it holds no work and no drain"}
+RELIEF = "/inference.GRPCInferenceService/RepositoryModelUnload"  # is taken in however full the process is
 METADATA: ContextVar[Metadata] = ContextVar("metadata")  # of the call that begins, as gRPC parsed it
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -87,7 +88,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         async def handle(messages: Any, context: Context) -> Any:
             begun = time.monotonic()
-            work = self._booked(answer, method.open)
+            work = self._booked(answer, method.open or name == RELIEF)
             work = self._telling(work) if self._worker else work
             try:
                 reply = await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))
@@ -104,14 +105,17 @@ class Interceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(handle, parse, inner.response_serializer)
         return grpc.stream_unary_rpc_method_handler(handle, parse, None)
 
-    def _booked(self, answer: Answer, open_to_all: bool) -> Answer:
-        """The same, with the bytes of its one reply booked until the call is over: a client may read slowly."""
+    def _booked(self, answer: Answer, always: bool) -> Answer:
+        """The same, with the bytes of its one reply booked until the call is over: a client may read slowly.
+
+        always: it is begun while the process is full, too.
+        """
         memory = self._memory
         if memory is None:
             return answer
 
         async def work(messages: Any, context: Context) -> Any:
-            if not open_to_all:
+            if not always:
                 memory.require("the request")  # before it is read
             reply = await answer(messages, context)
             if isinstance(reply, bytes):

@@ -34,6 +34,17 @@ class AdmissionControl:
                 f"{self.max_bytes} bytes are taken at a time (--queue-rows, --queue-bytes). Send fewer at once.",
                 retry=0.0,
             )
+        with self._memory.held("requests", "the request", nbytes) if self._memory is not None else nullcontext():
+            self._take(rows, nbytes, seconds_per_row)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self.rows -= rows
+                    self.nbytes -= nbytes
+                self._metrics.queue(self.name, self.rows, self.nbytes)
+
+    def _take(self, rows: int, nbytes: int, seconds_per_row: float) -> None:
         with self._lock:
             if self.rows + rows > self.max_rows or self.nbytes + nbytes > self.max_bytes:
                 self._metrics.refused(self.name, "full")
@@ -42,18 +53,10 @@ class AdmissionControl:
                     "try again shortly.",
                     retry=max(0.01, min(5.0, self.rows * seconds_per_row)),
                 )
-            self._take_from_rate(rows)
+            self._take_from_rate(rows)  # last: who is refused by anything else pays nothing
             self.rows += rows
             self.nbytes += nbytes
         self._metrics.queue(self.name, self.rows, self.nbytes)
-        try:
-            with self._memory.held("requests", "the request", nbytes) if self._memory is not None else nullcontext():
-                yield
-        finally:
-            with self._lock:
-                self.rows -= rows
-                self.nbytes -= nbytes
-            self._metrics.queue(self.name, self.rows, self.nbytes)
 
     def _take_from_rate(self, rows: int) -> None:
         call = CALL.get(None)

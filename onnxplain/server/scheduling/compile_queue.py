@@ -133,6 +133,7 @@ class CompileQueue:
             del self._jobs[job.key]
             if job in self._queue:
                 self._queue.remove(job)
+                self._changed.notify_all()  # what stood behind it may fit beside those that run
 
     def _serve(self) -> None:
         while (job := self._next()) is not None:
@@ -148,13 +149,14 @@ class CompileQueue:
     def _next(self) -> _Job | None:
         """The next job in order, as soon as it fits beside those that run; None: this thread may end."""
         with self._changed:
+            woken = True
             while not (self._queue and self._fits(self._queue[0])):
-                self._idle += 1
-                woken = self._changed.wait(IDLE)
-                self._idle -= 1
                 if self._ends < math.inf or not (woken or self._queue):
                     self._threads.discard(threading.current_thread())
                     return None
+                self._idle += 1
+                woken = self._changed.wait(IDLE)
+                self._idle -= 1
             job = self._queue.popleft()
             job.begun = time.monotonic()
             self._running.append(job)

@@ -57,8 +57,7 @@ class Scheduler:
                 raise Unavailable(GONE)
             self._order.put(ticket)
             self._for_slots.notify()
-            if (self._lane_sleeps and len(self._going) == self._slots) or self._lane_is_open():
-                self._for_lane.notify()
+            self._tell_lane()
             if ticket.expires is not None:
                 self._start_watch()
         if call is not None:
@@ -125,11 +124,16 @@ class Scheduler:
                     batch = self._order.take()
                     if batch:
                         self._going[slot] = time.monotonic(), is_short(batch[0])
-                        if self._order and self._lane_is_open():
-                            self._for_lane.notify()
+                        if self._order:
+                            self._tell_lane()
                         return batch
                     self._for_slots.wait()
             return []
+
+    def _tell_lane(self) -> None:
+        """There is work while every slot is busy: the lane sees to it, now or when a run turns out long."""
+        if (self._lane_sleeps and len(self._going) == self._slots) or self._lane_is_open():
+            self._for_lane.notify()
 
     def _lane_is_open(self) -> bool:
         """Whether every slot is busy with a run that is long, or takes longer than was thought."""

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from onnxplain import environment
 from onnxplain.cpu_session import give_back
@@ -31,8 +32,8 @@ class SessionCache:
         self.budget = budget
         self._open: OrderedDict[SessionOwner, Session] = OrderedDict()
         self._pins: dict[SessionOwner, int] = {}
-        self._making: dict[SessionOwner, threading.Lock] = {}
-        self._opening: dict[SessionOwner, None] = {}
+        self._making: WeakKeyDictionary[SessionOwner, threading.Lock] = WeakKeyDictionary()
+        self._opening: dict[SessionOwner, bool] = {}  # whether the session is to be kept when it is made
         self._lock = threading.Lock()
         self._turn = threading.Condition()
         self._made_now = 0  # bytes of sessions that are being made
@@ -67,8 +68,8 @@ class SessionCache:
                         session = make()
                     finally:
                         with self._lock:
-                            del self._opening[owner]
-                            if session is not None:
+                            kept = self._opening.pop(owner)
+                            if session is not None and kept:
                                 self._open[owner] = session
                 self._report()
         return session
@@ -109,10 +110,11 @@ class SessionCache:
         free_memory()
 
     def drop(self, owner: SessionOwner) -> None:
-        """Forget an owner for good."""
+        """Keep nothing for an owner any more, nor what is being made for it; a later `get` makes another session."""
         with self._lock:
             self._open.pop(owner, None)
-            self._making.pop(owner, None)
+            if owner in self._opening:
+                self._opening[owner] = False
         self._report()
 
     def _make_room(self, owner: SessionOwner) -> None:
@@ -136,7 +138,7 @@ class SessionCache:
                         "sessions (--memory-budget). Try again shortly.",
                         retry=RETRY,
                     )
-                self._opening[owner] = None
+                self._opening[owner] = True
         finally:
             if closed:
                 closed.clear()

@@ -109,6 +109,13 @@ class Metrics:
             self._models[model] = str(version)
             self._version.labels(model).set(version)
 
+    def newest_version(self, model: str, version: int) -> None:
+        """The newest version of a loaded model that is served, whichever was loaded last."""
+        with self._lock:
+            if model in self._models:
+                self._models[model] = str(version)
+                self._version.labels(model).set(version)
+
     def model_gone(self, model: str) -> None:
         """Forget a model that is no longer served."""
         per_model = (self._rows, self._bytes, self._conservation)
