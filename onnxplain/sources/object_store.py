@@ -110,8 +110,9 @@ class ObjectStore:
     def _opened(self) -> Any:
         if self._system is None:
             fsspec = importlib.import_module("fsspec")
-            self._system = fsspec.filesystem(self.scheme, skip_instance_cache=True, use_listings_cache=False)
-            self._root = str(self._system._strip_protocol(self.address)).rstrip("/")
+            system = fsspec.filesystem(self.scheme, skip_instance_cache=True, use_listings_cache=False)
+            self._root = str(system._strip_protocol(self.address)).rstrip("/")
+            self._system = system  # last: another thread that sees it has the root too
         return self._system
 
     def _find(self, below: str) -> Mapping[str, Mapping[str, Any]]:
