@@ -6,6 +6,8 @@ import base64
 import contextlib
 import datetime
 import importlib
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +70,21 @@ class ObjectStore:
             files[name] = _stored(name, info)
         return files
 
-    def copy(self, file: StoredFile, target: Path) -> None:
-        """Its content into a new file. Raises InputError where its size or sum is another than was listed."""
+    def copy(self, file: StoredFile, target: Path, until: float = math.inf) -> None:
+        """Its content into a new file, until time.monotonic() says so; then Unavailable.
+
+        Raises InputError where its size or sum is another than was listed.
+        """
+
+        def piece(size: int) -> bytes:
+            if time.monotonic() > until:
+                raise Unavailable(f"{self.address}: {file.path} is not here in time. It is asked again.")
+            found: bytes = self._call(lambda: stream.read(size))
+            return found
+
         stream = self._call(lambda: self._system.open(f"{self._root}/{file.path}", "rb", block_size=PIECE))
         try:
-            pieces = pieces_of(lambda size: self._call(lambda: stream.read(size)), PIECE)
-            write(target, pieces, file.size, "md5" if file.md5 else "", file.md5)
+            write(target, pieces_of(piece, PIECE), file.size, "md5" if file.md5 else "", file.md5)
         finally:
             with contextlib.suppress(OnnxplainError):
                 self._call(stream.close)

@@ -145,7 +145,7 @@ class RemoteSource:
         for path, file in wanted.items():
             if time.monotonic() > until:
                 raise Unavailable(f"{self.name}: {release.name}/{version} took more than {self._download_seconds:g} s.")
-            self._store.copy(file, home / relative_path(path))
+            self._store.copy(file, home / relative_path(path), until)
         check_sums(home / version)
         for labels in labels_files(settings_of(home, home / version)):
             self._copy_labels(labels, home, files)

@@ -30,6 +30,7 @@ from onnxplain.server import grpc_status
 from onnxplain.server.http import connection
 from onnxplain.server.http.errors import STATUS, error_reply
 from onnxplain.server.http.pages import EVERYTHING
+from onnxplain.server.options import ServerOptions
 from onnxplain.server.tokens import METHOD_SCOPES
 from onnxplain.sources import DirectorySource
 
@@ -307,6 +308,13 @@ def test_pages_of_others_may_not_act(models):
         asked = {"origin": "https://good.example", "access-control-request-method": "POST"}
         asked["access-control-request-headers"] = "authorization,content-type"
         assert server.ask("OPTIONS", WORK, headers=asked).status == 200
+
+
+@pytest.mark.parametrize("origin", ["*", "https://a.example/", "a.example", "https://A.example", "null"])
+def test_an_origin_that_no_browser_sends_is_refused_at_the_start(origin):
+    with pytest.raises(onnxplain.errors.UsageError, match="--http-cors"):
+        ServerOptions(http_cors=(origin,))
+    ServerOptions(http_cors=("https://a.example", "http://[::1]:8080", "http://localhost:3000"))
 
 
 def test_drain_refuses_new_work_and_finishes_what_is_answered(models):
