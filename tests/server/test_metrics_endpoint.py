@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from running import MODELS, in_process_server
+from running import MODELS, free_port, in_process_server
 from service.rpc import explain, explain_request, infer, infer_request
 
 from onnxplain import errors
@@ -26,13 +26,6 @@ from onnxplain.server.tokens import Tokens
 from onnxplain.sources import FileSource
 
 ONE, TWO = "a-token-of-the-tests-0123456789", "another-token-of-the-tests-0123"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def scraped(port: int, context: ssl.SSLContext | None = None, token: str = "") -> tuple[int, str]:

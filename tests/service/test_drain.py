@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from running import running_server
+from running import free_port, running_server
 
 from .nets import SIDE, large, store, times, work
 from .process import eventually
@@ -126,13 +125,6 @@ def answers(call, request) -> bool:
     except grpc.RpcError:
         return False
     return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 FULL = """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
 import random
 import threading
@@ -10,7 +13,9 @@ import time
 import grpc
 import numpy as np
 import pytest
-from running import Running, running_server
+from running import Running, free_port, running_server
+
+from onnxplain.v1 import explainer_pb2 as v1
 
 from .nets import SIDE, repository, store, times
 from .process import files, resident, threads
@@ -18,12 +23,16 @@ from .rpc import code, explain, explain_request, healthy, infer, infer_request
 
 SECONDS = float(os.environ.get("ONNXPLAIN_SOAK_SECONDS", "1800"))
 FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED"}
+METHODS = ("gradient", "lrp", "guided_backprop", "gradient_x_input", "integrated_gradients", "smooth_grad", "clrp1")
 RATE = 40  # calls a second, over all
 ONE = np.ones((1, 1, SIDE), np.float32)
 
 
-def mixed(running: Running, number: int, stop: threading.Event, counts: dict[str, int]) -> None:
-    """One client: answers, reasons, errors, deadlines, cancellations; a new connection every few hundred calls."""
+def mixed(running: Running, http_at: int, number: int, stop: threading.Event, counts: dict[str, int]) -> None:
+    """One client: answers, reasons by many methods, recipes of its own, errors, deadlines, cancellations, HTTP.
+
+    A new connection every few hundred calls.
+    """
     rng = random.Random(number)
     while not stop.is_set():
         with grpc.insecure_channel(running.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
@@ -31,7 +40,7 @@ def mixed(running: Running, number: int, stop: threading.Event, counts: dict[str
             for _ in range(300):
                 if stop.is_set():
                     return
-                kind = rng.randrange(10)
+                kind = rng.randrange(13)
                 rows = rng.randrange(1, 9)
                 picture = {"input": np.full((rows, 1, 28, 28), rng.random(), np.float32)}
                 try:
@@ -45,6 +54,16 @@ def mixed(running: Running, number: int, stop: threading.Event, counts: dict[str
                         ask(infer_request("times", {"x": np.ones((1, rng.randrange(3, 5)), np.float32)}), timeout=10)
                     elif kind == 8:
                         ask(infer_request("work", {"x": ONE, "steps": np.array(2000, np.int64)}), timeout=0.02)
+                    elif kind == 9:
+                        recipe = v1.Recipe(name=rng.choice(METHODS))
+                        reasons(explain_request("digits_cnn", picture, recipe=recipe), timeout=20)
+                    elif kind == 10 and rng.random() < 0.1:  # a graph of its own, rarely asked for again
+                        recipe = v1.Recipe(name="lrp")
+                        recipe.overrides.update({"rules": [f"type:Conv=epsilon(epsilon={rng.random():.6f})"]})
+                        iris = {"X": np.ones((1, 4), np.float32)}
+                        reasons(explain_request("iris_mlp", iris, recipe=recipe), timeout=20)
+                    elif kind < 12:
+                        over_http(http_at, rng, rows)
                     else:
                         pending = reasons.future(explain_request("iris_mlp", {"X": np.ones((1, 4), np.float32)}))
                         time.sleep(rng.random() * 0.003)
@@ -52,8 +71,22 @@ def mixed(running: Running, number: int, stop: threading.Event, counts: dict[str
                     end = "OK"
                 except grpc.RpcError as error:
                     end = code(error)
+                except (AssertionError, OSError) as error:
+                    end = repr(error)
                 counts[end] = counts.get(end, 0) + 1
                 stop.wait(4 / RATE)
+
+
+def over_http(port: int, rng: random.Random, rows: int) -> None:
+    """An answer or reasons by REST; a status that is none of those of FINE is an error."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        tensor = {"name": "X", "datatype": "FP32", "shape": [rows, 4], "data": [rng.random()] * (4 * rows)}
+        path = rng.choice(["infer", "explain"])
+        connection.request("POST", f"/v2/models/iris_mlp/{path}", json.dumps({"inputs": [tensor]}))
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status in (200, 429), (answer.status, content[:300])
 
 
 def run(folder, seconds: float, every: float) -> tuple[list[tuple[float, int, int, int]], dict[str, int], str]:
@@ -62,9 +95,10 @@ def run(folder, seconds: float, every: float) -> tuple[list[tuple[float, int, in
     counts: dict[str, int] = {}
     stop = threading.Event()
     samples = []
-    arguments = ("--model-control-mode", "poll", "--poll-seconds", "0.5", "--threads", "1")
+    http_at = free_port()
+    arguments = ("--model-control-mode", "poll", "--poll-seconds", "0.5", "--threads", "1", "--http-port", str(http_at))
     with running_server(folder, *arguments) as running, grpc.insecure_channel(running.address) as channel:
-        clients = [threading.Thread(target=mixed, args=(running, n, stop, counts)) for n in range(4)]
+        clients = [threading.Thread(target=mixed, args=(running, http_at, n, stop, counts)) for n in range(4)]
         for client in clients:
             client.start()
         begun = swapped = time.monotonic()

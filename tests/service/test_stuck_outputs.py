@@ -13,6 +13,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from running import free_port
 
 from onnxplain.server.going_down import REST
 from onnxplain.server.telemetry.log_writer import LINES, LogWriter
@@ -24,13 +25,6 @@ from .process import eventually
 from .rpc import infer, infer_arrays, infer_request
 
 CALLS = 5000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(call, request) -> bool:
