@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import importlib
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 from onnxplain.errors import InputError, OnnxplainError, Unavailable, UsageError
 from onnxplain.sources.deadline import within
-from onnxplain.sources.download import one_line, pieces_of, write
+from onnxplain.sources.download import in_time, one_line, pieces_of, write
 
 Answer = TypeVar("Answer")
 LISTED = 200_000  # files below one address
@@ -75,16 +74,11 @@ class ObjectStore:
 
         Raises InputError where its size or sum is another than was listed.
         """
-
-        def piece(size: int) -> bytes:
-            if time.monotonic() > until:
-                raise Unavailable(f"{self.address}: {file.path} is not here in time. It is asked again.")
-            found: bytes = self._call(lambda: stream.read(size))
-            return found
-
         stream = self._call(lambda: self._system.open(f"{self._root}/{file.path}", "rb", block_size=PIECE))
         try:
-            write(target, pieces_of(piece, PIECE), file.size, "md5" if file.md5 else "", file.md5)
+            pieces = pieces_of(lambda size: self._call(lambda: stream.read(size)), PIECE)
+            pieces = in_time(pieces, until, f"{self.address}: {file.path}")
+            write(target, pieces, file.size, "md5" if file.md5 else "", file.md5)
         finally:
             with contextlib.suppress(OnnxplainError):
                 self._call(stream.close)

@@ -17,7 +17,7 @@ from onnxplain.errors import InputError, OnnxplainError, Unavailable, UsageError
 from onnxplain.inputs.settings import VERSION
 from onnxplain.sources.cache import About, ContentCache
 from onnxplain.sources.directory import COMPLETE, MODEL, SETTINGS, SETTINGS_BYTES, labels_files, settings_of
-from onnxplain.sources.download import check_sizes, check_sums, opened, relative_path
+from onnxplain.sources.download import DOWNLOAD_SECONDS, check_sizes, check_sums, opened, relative_path
 from onnxplain.sources.folder import chosen_versions, unservable
 from onnxplain.sources.object_store import CREDENTIALS, ObjectStore, StoredFile
 from onnxplain.sources.registry import model_registry
@@ -25,7 +25,6 @@ from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
 RESTED = 30.0  # seconds since the last change, after which an upload counts as finished
-DOWNLOAD_SECONDS = 900.0  # for all files of one release
 Policy = str | int | Iterable[str]
 
 
