@@ -90,7 +90,7 @@ class Dataset:
             raise InputError(f"cannot write to {self.folder}: {error.strerror or error}.") from error
 
     def finish(self) -> dict[str, Any]:
-        """Write the manifest, once every partition has its entry; returns it."""
+        """Write the manifest, once every partition has its entry; returns it. Raises InputError."""
         entries = [self.entry(number) for number in range(self.about["partitions"])]
         missing = [number for number, entry in enumerate(entries) if entry is None]
         if missing:
@@ -102,7 +102,10 @@ class Dataset:
             "first_errors": [entry["first_error"] for entry in found if entry["errors"]][:SHOWN],
             "partitions": [{"file": self.path(entry["partition"]).name, **entry} for entry in found],
         }
-        write(self.folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+        try:
+            write(self.folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {error.strerror or error}.") from error
         return manifest
 
     def rows(self) -> Iterator[Row]:

@@ -6,7 +6,7 @@ So both clients share every decision, and neither waiting nor event loops are in
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,6 +43,16 @@ class Dialogues:
         head: str, attribute_to: Names, outputs: Names, ledger: bool, progress: Progress | None,
     ) -> Steps[RemoteExplanation]:  # fmt: skip
         """See `Client.explain`."""
+        steps = lambda: self._explain(  # noqa: E731
+            model, x, target, version, method, recipe, options, explain, head, attribute_to, outputs, ledger, progress
+        )
+        return (yield from self._by_memory(model, version, steps))
+
+    def _explain(
+        self, model: str, x: X, target: Ask | Sequence[Ask], version: str, method: str | None,
+        recipe: str | Recipe | Mapping[str, Any] | None, options: Mapping[str, Any], explain: str,
+        head: str, attribute_to: Names, outputs: Names, ledger: bool, progress: Progress | None,
+    ) -> Steps[RemoteExplanation]:  # fmt: skip
         words = [str(word) for word in ([target] if isinstance(target, str | int | np.integer) else target)]
         info = yield from self._info(model, version)
         while True:
@@ -61,35 +71,33 @@ class Dialogues:
             if reply.model.version == info.version:
                 return remote_explanation(reply, info, loaded, words)
             before, info = info, (yield from self._info(model, version, anew=True))
-            if before.same_inputs(info) and reply.model.version == info.version:
+            if before.asks_as(info) and reply.model.version == info.version:
                 return remote_explanation(reply, info, loaded, words)
-            # what was prepared was prepared for another version: once more, by the settings of this one
+            # what was sent was made ready for another version: once more, by the settings of this one
 
     def infer(
         self, model: str, x: X, outputs: Names, version: str, parameters: Mapping[str, str | int | bool]
     ) -> Steps[dict[str, Array]]:
         """See `Client.infer`."""
+        steps = lambda: self._infer(model, x, outputs, version, parameters)  # noqa: E731
+        return (yield from self._by_memory(model, version, steps))
+
+    def _infer(
+        self, model: str, x: X, outputs: Names, version: str, parameters: Mapping[str, str | int | bool]
+    ) -> Steps[dict[str, Array]]:
         if is_file(x):
-            base = model.partition(".explain")[0]
-            x = (yield from self._info(base, version)).loaded(x).feeds
-        specs = self._specs.get((model, version))
-        if specs is None:
-            metadata = yield inference_call("ModelMetadata", oip.ModelMetadataRequest(name=model, version=version))
-            specs = self._specs[(model, version)] = [spec_of(entry) for entry in metadata.inputs]
+            x = (yield from self._info(_base(model), version)).loaded(x).feeds
+        specs = yield from self._inputs(model, version)
         request = oip.ModelInferRequest(model_name=model, model_version=version, id=secrets.token_hex(8))
-        try:
-            for name, array in bound(x, specs).items():
-                request.inputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
-                request.raw_input_contents.append(to_raw(array))
-            for name in _names(outputs):
-                request.outputs.add(name=name)
-            for name, value in parameters.items():
-                kind = {bool: "bool_param", int: "int64_param"}.get(type(value), "string_param")
-                setattr(request.parameters[name], kind, value)
-            reply = yield inference_call("ModelInfer", request)
-        except InputError:
-            self._specs.pop((model, version), None)  # perhaps another version takes other inputs
-            raise
+        for name, array in bound(x, specs).items():
+            request.inputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
+            request.raw_input_contents.append(to_raw(array))
+        for name in _names(outputs):
+            request.outputs.add(name=name)
+        for name, value in parameters.items():
+            kind = {bool: "bool_param", int: "int64_param"}.get(type(value), "string_param")
+            setattr(request.parameters[name], kind, value)
+        reply = yield inference_call("ModelInfer", request)
         if len(reply.raw_output_contents) != len(reply.outputs):
             raise InputError(f"the server's reply has {len(reply.outputs)} outputs, but not the bytes of each.")
         return {
@@ -99,11 +107,15 @@ class Dialogues:
 
     def prepare(self, model: str, x: X, version: str) -> Steps[Loaded]:
         """See `Client.prepare`."""
-        return (yield from self._info(model, version)).loaded(x)
+
+        def steps() -> Steps[Loaded]:
+            return (yield from self._info(model, version)).loaded(x)
+
+        return (yield from self._by_memory(model, version, steps))
 
     def explainability(self, model: str, version: str) -> Steps[v1.GetExplainabilityResponse]:
         """See `Client.explainability`."""
-        return (yield from self._info(model, version, anew=True)).reply
+        return (yield from self._info(model, version, anew=True, view=v1.EXPLAINABILITY_VIEW_FULL)).reply
 
     def recipes(self) -> Steps[list[v1.RecipeInfo]]:
         """See `Client.recipes`."""
@@ -150,11 +162,36 @@ class Dialogues:
             return False
         return bool(reply.ready)
 
-    def _info(self, model: str, version: str, anew: bool = False) -> Steps[ModelInfo]:
+    def _by_memory(self, model: str, version: str, steps: Callable[[], Steps[T]]) -> Steps[T]:
+        """Take steps by what is remembered of a model; once more where that was of a version that is gone."""
+        info, specs = self._infos.get((_base(model), version)), self._specs.get((model, version))
+        try:
+            return (yield from steps())
+        except InputError:
+            changed = False
+            if info is not None:
+                found = yield from self._info(_base(model), version, anew=True)
+                changed = found.version != info.version or not info.asks_as(found)
+            if specs is not None:
+                changed |= (yield from self._inputs(model, version, anew=True)) != specs
+            if not changed:
+                raise
+        return (yield from steps())
+
+    def _inputs(self, model: str, version: str, anew: bool = False) -> Steps[list[InputSpec]]:
+        """What a model, or the explanation of one, takes, fetched once."""
+        specs = None if anew else self._specs.get((model, version))
+        if specs is None:
+            metadata = yield inference_call("ModelMetadata", oip.ModelMetadataRequest(name=model, version=version))
+            specs = self._specs[(model, version)] = [spec_of(entry) for entry in metadata.inputs]
+        return specs
+
+    def _info(
+        self, model: str, version: str, anew: bool = False, view: Any = v1.EXPLAINABILITY_VIEW_BASIC
+    ) -> Steps[ModelInfo]:
         """What the server says of a model, fetched once."""
         info = None if anew else self._infos.get((model, version))
         if info is None:
-            view = v1.EXPLAINABILITY_VIEW_FULL if anew else v1.EXPLAINABILITY_VIEW_BASIC
             request = v1.GetExplainabilityRequest(model=v1.ModelRef(name=model, version=version), view=view)
             info = ModelInfo((yield explainer_call("GetExplainability", v1.GetExplainabilityResponse, request)))
             self._infos[(model, version)] = info
@@ -222,6 +259,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(v) for name, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _base(model: str) -> str:
+    """The model itself, of M, M.explain or M.explain.RECIPE."""
+    return model.partition(".explain")[0]
 
 
 def _names(names: Names) -> list[str]:

@@ -63,10 +63,11 @@ class ModelInfo:
         output = OutputSettings(kind=self.reply.kind or None)
         return Preprocessing(ModelSettings(inputs=inputs, features=columns, output=output))
 
-    def same_inputs(self, other: ModelInfo) -> bool:
-        """Whether what was prepared for one version serves the other."""
+    def asks_as(self, other: ModelInfo) -> bool:
+        """Whether a request that was made ready for one version means the same to the other."""
         mine, theirs = self.reply, other.reply
-        return list(mine.inputs) == list(theirs.inputs) and mine.input_settings == theirs.input_settings
+        same = list(mine.inputs) == list(theirs.inputs) and mine.input_settings == theirs.input_settings
+        return same and self.method == other.method
 
     def loaded(self, x: X) -> Loaded:
         """Feeds from arrays, files or a picture. Raises InputError."""

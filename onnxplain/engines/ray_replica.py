@@ -52,6 +52,7 @@ class Replica:
         self._settings = ReplicaSettings.of(settings)
         set_up("text", "INFO")
         options = self._settings.options()
+        options.begin_environment()  # before the first session: Ray gives a replica a process of its own
         self._options = options
         models, registries = self._settings.models, self._settings.registries
         self._server = Server(options, named_sources(models, registries, options.control, options.cache))
@@ -149,7 +150,13 @@ class Replica:
             raise MethodNotImplemented(f"{method.path}: {OF_ONE_SERVER[method.name]}; there are many servers here.")
         kind = KINDS[method.takes_stream, method.gives_stream]
         guarded = self._guard.method(method.path, kind, capped=not method.takes_stream)
-        return await self._guard.answer(guarded, RayArrival(context), lambda: work(method))
+
+        async def admitted() -> Any:
+            if not guarded.open:
+                self._server.memory.require("the request")
+            return await work(method)
+
+        return await self._guard.answer(guarded, RayArrival(context), admitted)
 
     async def _reply(self, method: ServedMethod, raw: bytes, context: Any) -> Any:
         handler = self._handler(method)

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from onnxplain.errors import UnknownName, UsageError
 from onnxplain.machine import cpus, memory_bytes
-from onnxplain.server.options import MEMORY_SHARE, ServerOptions
+from onnxplain.server.options import LEAST, MEMORY_SHARE, ServerOptions
 
 OURS = ("control", "lazy", "host", "port", "socket", "metrics_port", "isolate", "load")  # Ray's part, or said elsewhere
 
@@ -68,7 +68,8 @@ class ReplicaSettings:
             name: Path(value) if name in paths and value else value for name, value in self.server.items()
         }
         given.setdefault("threads", max(1, int(self.num_cpus)))
-        given.setdefault("memory_budget", int(MEMORY_SHARE * memory_bytes() * min(1.0, self.num_cpus / cpus())))
+        share = int(MEMORY_SHARE * memory_bytes() * min(1.0, self.num_cpus / cpus()))
+        given.setdefault("memory_budget", max(LEAST, share))
         return ServerOptions(**{**given, "control": "poll", "lazy": True, "metrics_port": 0})
 
     def content(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ LOADS = 4  # models loading at a time: each takes several times its size while i
 MEMORY_SHARE = 0.7  # of the memory there is, for this process: the rest is for what nobody counts, and for files
 BASE = 256 * 2**20  # bytes of Python, onnxruntime and an empty server
 LEAST = 2 * BASE  # of a budget that leaves room for a model
+ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?")  # as browsers write it
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,12 @@ class ServerOptions:
                 f"--memory-budget {self.memory_budget}: it is of the whole process, and an empty server takes some "
                 f"{BASE} bytes; give {LEAST} or more."
             )
+        for origin in self.http_cors:
+            if not ORIGIN.fullmatch(origin):
+                raise UsageError(
+                    f"--http-cors {origin[:100]!r} is no origin that a browser sends: write https://HOST or "
+                    "https://HOST:PORT, in lower case and without a path."
+                )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("--tls-cert and --tls-key go together: give both.")
         if self.tls_ca is not None and self.tls_cert is None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from onnxplain.errors import InputError
+from onnxplain.errors import InputError, Unavailable
 from onnxplain.sources.cache import BYTES, FILES
 from onnxplain.sources.folder import DirectorySource
 from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
+DOWNLOAD_SECONDS = 900.0  # for all files of one release
 PART = re.compile(r"[^\x00-\x1f\x7f/\\]{1,255}")  # of a path; all systems can write it
 SUMS = "SHA256SUMS"  # as sha256sum writes it: what the files of a version must be
 SUMS_BYTES = 2**20
@@ -88,6 +90,14 @@ def check_sums(folder: Path) -> None:
 def pieces_of(read: Callable[[int], bytes], size: int) -> Iterable[bytes]:
     """The content of a stream until it ends. size: bytes of a piece."""
     while piece := read(size):
+        yield piece
+
+
+def in_time(pieces: Iterable[bytes], until: float, what: str) -> Iterator[bytes]:
+    """The pieces, until time.monotonic() says so; then Unavailable. what: the name of the file."""
+    for piece in pieces:
+        if time.monotonic() > until:
+            raise Unavailable(f"{what} is not here in time. It is asked again.")
         yield piece
 
 

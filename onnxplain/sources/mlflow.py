@@ -19,13 +19,13 @@ from onnxplain.inputs.settings import ModelSettings, ServingSettings, load_setti
 from onnxplain.recipes import Recipe
 from onnxplain.sources.cache import BYTES, FILES, ContentCache
 from onnxplain.sources.directory import NAME
+from onnxplain.sources.download import DOWNLOAD_SECONDS
 from onnxplain.sources.mlflow_agent import AgentError, member
 from onnxplain.sources.mlflow_process import MlflowProcess
 from onnxplain.sources.registry import model_registry
 from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
-DOWNLOAD_SECONDS = 900.0  # for all files of one version
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 ALIAS = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 EXAMPLE = "mlflow+http://HOST:5000?model=NAME@ALIAS"

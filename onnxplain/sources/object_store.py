@@ -6,6 +6,7 @@ import base64
 import contextlib
 import datetime
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 from onnxplain.errors import InputError, OnnxplainError, Unavailable, UsageError
 from onnxplain.sources.deadline import within
-from onnxplain.sources.download import one_line, pieces_of, write
+from onnxplain.sources.download import in_time, one_line, pieces_of, write
 
 Answer = TypeVar("Answer")
 LISTED = 200_000  # files below one address
@@ -68,11 +69,15 @@ class ObjectStore:
             files[name] = _stored(name, info)
         return files
 
-    def copy(self, file: StoredFile, target: Path) -> None:
-        """Its content into a new file. Raises InputError where its size or sum is another than was listed."""
+    def copy(self, file: StoredFile, target: Path, until: float = math.inf) -> None:
+        """Its content into a new file, until time.monotonic() says so; then Unavailable.
+
+        Raises InputError where its size or sum is another than was listed.
+        """
         stream = self._call(lambda: self._system.open(f"{self._root}/{file.path}", "rb", block_size=PIECE))
         try:
             pieces = pieces_of(lambda size: self._call(lambda: stream.read(size)), PIECE)
+            pieces = in_time(pieces, until, f"{self.address}: {file.path}")
             write(target, pieces, file.size, "md5" if file.md5 else "", file.md5)
         finally:
             with contextlib.suppress(OnnxplainError):
@@ -110,8 +115,9 @@ class ObjectStore:
     def _opened(self) -> Any:
         if self._system is None:
             fsspec = importlib.import_module("fsspec")
-            self._system = fsspec.filesystem(self.scheme, skip_instance_cache=True, use_listings_cache=False)
-            self._root = str(self._system._strip_protocol(self.address)).rstrip("/")
+            system = fsspec.filesystem(self.scheme, skip_instance_cache=True, use_listings_cache=False)
+            self._root = str(system._strip_protocol(self.address)).rstrip("/")
+            self._system = system  # last: another thread that sees it has the root too
         return self._system
 
     def _find(self, below: str) -> Mapping[str, Mapping[str, Any]]:

@@ -6,6 +6,7 @@ One artifact is one version of one model; each layer is a file, named by its tit
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 from onnxplain.errors import InputError, UsageError
 from onnxplain.inputs.settings import VERSION
 from onnxplain.sources.cache import About, ContentCache
-from onnxplain.sources.download import check_sizes, check_sums, opened, relative_path, write
+from onnxplain.sources.download import DOWNLOAD_SECONDS, check_sizes, check_sums, in_time, opened, relative_path, write
 from onnxplain.sources.folder import unservable
 from onnxplain.sources.oci_registry import DIGEST, OciRegistry
 from onnxplain.sources.registry import model_registry
@@ -50,7 +51,7 @@ class OciSource:
     http, others over https, or http with oci+http://. cache: folder for downloads. seconds: for one answer.
     """
 
-    def __init__(self, address: str, cache: Path, seconds: float = 30.0):
+    def __init__(self, address: str, cache: Path, seconds: float = 30.0, download_seconds: float = DOWNLOAD_SECONDS):
         parts = urlsplit(address)
         place, at, digest = parts.path.strip("/").partition("@")
         path, colon, tag = place.partition(":")
@@ -70,6 +71,7 @@ class OciSource:
         self.name = f"{parts.scheme}://{parts.netloc}/{path}{'@' if at else ':'}{self._reference}"
         self.problems: dict[str, str] = {}  # what is wrong with the one artifact is raised
         self.cache = ContentCache(Path(cache))
+        self._download_seconds = download_seconds
         self._registry = OciRegistry(parts.scheme, parts.netloc, path, seconds)
         self._pinned: Release | None = None
 
@@ -95,10 +97,11 @@ class OciSource:
         return opened(cached.folder, release)
 
     def _download(self, release: Release, folder: Path) -> About:
+        until = time.monotonic() + self._download_seconds
         _, manifest = self._registry.manifest(release.fingerprint)
         place = folder / release.name / release.version
         for layer in layers_of(manifest, self.name):
-            pieces = self._registry.blob(layer.digest)
+            pieces = in_time(self._registry.blob(layer.digest), until, f"{self.name}: {layer.title}")
             write(place / layer.title, pieces, layer.size, "sha256", layer.digest.removeprefix("sha256:"))
         check_sums(place)
         opened(folder, release)

@@ -17,7 +17,7 @@ from onnxplain.errors import InputError, OnnxplainError, Unavailable, UsageError
 from onnxplain.inputs.settings import VERSION
 from onnxplain.sources.cache import About, ContentCache
 from onnxplain.sources.directory import COMPLETE, MODEL, SETTINGS, SETTINGS_BYTES, labels_files, settings_of
-from onnxplain.sources.download import check_sizes, check_sums, opened, relative_path
+from onnxplain.sources.download import DOWNLOAD_SECONDS, check_sizes, check_sums, opened, relative_path
 from onnxplain.sources.folder import chosen_versions, unservable
 from onnxplain.sources.object_store import CREDENTIALS, ObjectStore, StoredFile
 from onnxplain.sources.registry import model_registry
@@ -25,7 +25,6 @@ from onnxplain.sources.resolved import ResolvedModel
 from onnxplain.sources.source import Release
 
 RESTED = 30.0  # seconds since the last change, after which an upload counts as finished
-DOWNLOAD_SECONDS = 900.0  # for all files of one release
 Policy = str | int | Iterable[str]
 
 
@@ -145,7 +144,7 @@ class RemoteSource:
         for path, file in wanted.items():
             if time.monotonic() > until:
                 raise Unavailable(f"{self.name}: {release.name}/{version} took more than {self._download_seconds:g} s.")
-            self._store.copy(file, home / relative_path(path))
+            self._store.copy(file, home / relative_path(path), until)
         check_sums(home / version)
         for labels in labels_files(settings_of(home, home / version)):
             self._copy_labels(labels, home, files)

@@ -335,3 +335,10 @@ def test_rows_by_address_are_the_rows_by_path(kind, tmp_path):
         rows.append([row for block in found.blocks for piece in block.pieces for row in reader.read(piece)])
     assert len(rows[0]) == 9
     np.testing.assert_array_equal(*[[row["x"] for row in found] for found in rows])
+
+
+def test_a_folder_that_takes_no_manifest_is_said_in_one_line(tmp_path):
+    dataset = Dataset.begin(tmp_path / "out", {"format": "npz", "partitions": 0}, resume=False)
+    (tmp_path / "out" / "manifest.json").mkdir()
+    with pytest.raises(InputError, match="cannot write to"):
+        dataset.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import socket
@@ -26,6 +27,7 @@ from onnxplain.cli import main
 from onnxplain.cli.explain import where
 from onnxplain.client import RemoteExplanation, errors
 from onnxplain.client.connection import Connection
+from onnxplain.client.dialogues import Dialogues
 from onnxplain.errors import (
     Busy,
     Denied,
@@ -38,6 +40,7 @@ from onnxplain.errors import (
     UnsupportedModel,
     UsageError,
 )
+from onnxplain.v1 import explainer_pb2 as v1
 
 FILES = {
     "mobilenet_v2": ["chelsea.png"],
@@ -337,6 +340,67 @@ def test_a_picture_prepared_for_the_old_version_is_prepared_anew(tmp_path):
         second = client.explain("digits", samples("digits_cnn")[0])
     assert (first.version, second.version) == ("1", "2")
     assert np.array_equal(second.inputs["input"], -first.inputs["input"])
+
+
+def test_another_version_takes_another_shape_and_no_client_refuses_it(tmp_path):
+    """Every method of a client that knows version 1, a classifier of pictures, when version 2 takes tables of four.
+
+    Its own method is another one too, and the method that is asked for is the one that answers all the same.
+    """
+    for version, name in (("1", "digits_cnn"), ("2", "iris_mlp")):
+        shutil.copytree(MODELS / name / "1", tmp_path / version)
+        for file in ("model.toml", "labels.txt"):
+            shutil.copy(MODELS / name / file, tmp_path / version / file)
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    (tmp_path / "1").rename(tmp_path / "models" / "m" / "1")
+    flowers = np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)
+    asks = {
+        "explain": lambda client, x: client.explain("m", x, method="lrp"),
+        "infer": lambda client, x: client.infer("m", x),
+        "infer a file": lambda client, x: client.infer("m", client.prepare("m", x)),
+        "prepare": lambda client, x: client.prepare("m", x),
+        "explain it": lambda client, x: client.infer("m.explain", x),
+    }
+    with (
+        running_server(tmp_path / "models", "--model-control-mode", "poll", "--poll-seconds", "0.2") as server,
+        Client(server.address) as other,
+        contextlib.ExitStack() as stack,
+    ):
+        clients = {name: stack.enter_context(Client(server.address)) for name in asks}
+        for name, ask in asks.items():
+            ask(clients[name], digit())
+            with pytest.raises(InputError):
+                ask(clients[name], flowers)  # of version 1 it is wrong
+        (tmp_path / "2").rename(tmp_path / "models" / "m" / "2")
+        until = time.monotonic() + 30
+        while other.explainability("m").model.version == "1":  # the clients are not told
+            assert time.monotonic() < until, server.log
+            time.sleep(0.1)
+        found = {name: ask(clients[name], flowers) for name, ask in asks.items()}
+        assert (found["explain"].version, found["explain"].method.name) == ("2", "lrp")
+        with pytest.raises(InputError):
+            clients["infer"].infer("m", digit())
+
+
+@pytest.mark.parametrize("method", ["lrp", "gradient_x_input"])
+def test_the_method_asked_for_answers_although_the_next_version_has_another_of_its_own(method):
+    """To name the model's own method is to name none, so that options are laid over its own recipe."""
+    dialogues = Dialogues()
+
+    def told(version, own):
+        said = v1.GetExplainabilityResponse(default_recipe=own, max_message_bytes=1 << 20)
+        said.model.version = version
+        said.inputs.add(name="x", datatype="FP32", shape=[-1, 1])
+        return said
+
+    steps = dialogues.explain("m", np.ones((1, 1), np.float32), "0", "", method, None, {}, "", "", (), (), False, None)
+    next(steps)
+    call = steps.send(told("1", "lrp"))
+    reply = v1.ExplainResponse()
+    reply.model.version = "2"
+    steps.send(reply)  # answered by its own method where none was named; now it asks what version 2 is
+    call = steps.send(told("2", "gradient_x_input"))
+    assert call.request.recipe.name == ("lrp" if method == "lrp" else "")
 
 
 # -- the way there ---------------------------------------------------------------------------------------------------

@@ -24,7 +24,10 @@ from onnxplain.engines.ray_serve import Servicer
 from onnxplain.engines.ray_settings import ReplicaSettings
 from onnxplain.errors import UsageError
 from onnxplain.exports.ray_serve import APPLICATION, SERVICERS
+from onnxplain.machine import memory_bytes
+from onnxplain.server.memory_pressure import MemoryPressure
 from onnxplain.server.models.served import EXPLAIN
+from onnxplain.server.options import LEAST, MEMORY_SHARE, ServerOptions
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.inference import messages as oip
 
@@ -260,6 +263,10 @@ def multiplexed(max_num_models_per_replica):
     return decorate
 
 
+NAMED = {"ModelMetadata": {"name": "digits_cnn"}}
+BOUNDED = []  # options by which a replica bounded its process
+
+
 @pytest.fixture
 def on_a_replica(monkeypatch):
     """Run a coroutine function with a replica in this process."""
@@ -269,6 +276,9 @@ def on_a_replica(monkeypatch):
     ray.serve = serve
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.serve", serve)
+    monkeypatch.setattr(
+        ServerOptions, "begin_environment", lambda options: BOUNDED.append(options)
+    )  # of this process it would be for good
 
     def run(work, **settings):
         async def whole():
@@ -445,6 +455,35 @@ def test_the_exported_file_names_what_there_is_and_its_arguments_are_taken(tmp_p
         module, _, attribute = name.rpartition(".")
         assert callable(getattr(importlib.import_module(module), attribute))
     assert app["import_path"] == APPLICATION
+
+
+def test_a_replica_bounds_its_process_before_it_loads_anything(on_a_replica):
+    async def loaded(replica):
+        return replica.repository.served()
+
+    BOUNDED.clear()
+    on_a_replica(loaded, server={"memory_budget": 2 << 30})
+    assert [options.process_bytes for options in BOUNDED] == [2 << 30]
+
+
+def test_a_replica_that_is_full_refuses_work_and_says_that_it_lives(on_a_replica):
+    async def asked(replica):
+        replica._server.memory._pressure = MemoryPressure(1, lambda: None, lambda: 2)
+        told = []
+        for name in ("ModelMetadata", "ServerLive"):
+            context = RayContext()
+            await replica.answer(name, METHODS[name].request(**NAMED.get(name, {})).SerializeToString(), context)
+            told.append(context.code() and context.code().name)
+        return told
+
+    assert on_a_replica(asked) == ["RESOURCE_EXHAUSTED", None]
+
+
+@pytest.mark.parametrize("num_cpus", [0.0, 0.001, 1.0, 1000.0])
+def test_the_share_of_a_replica_is_never_nothing_and_never_all_and_more(num_cpus):
+    options = ReplicaSettings(models=["m"], num_cpus=num_cpus).options()
+    assert LEAST <= options.process_bytes <= max(LEAST, MEMORY_SHARE * memory_bytes())
+    assert num_cpus or options.process_bytes == LEAST
 
 
 def test_settings_come_back_from_their_content():

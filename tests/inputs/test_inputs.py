@@ -402,6 +402,7 @@ def _npy(array: np.ndarray, **options) -> bytes:
 BAD = {
     "empty.npy": (b"", "is empty"),
     "text.npy": (b"hello world", "not a numpy file"),
+    "nested.npy": (b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"(" * 9000, "not a numpy file"),
     "cut.npy": (_npy(np.zeros(100))[:-8], "not a numpy file"),
     "objects.npy": (_npy(np.array([{}, 1], dtype=object), allow_pickle=True), "Python objects"),
     "none.npy": (_npy(np.zeros((0, 3))), "holds no values"),

@@ -18,6 +18,7 @@ from running import MODELS
 
 from onnxplain.cli import main
 from onnxplain.server.http import uploads
+from onnxplain.server.http.explain_words import LISTS, NUMBERS, WORDS, ExplainWords, from_json, from_pairs
 from onnxplain.server.http.tensors import json_array
 from onnxplain.sources import DirectorySource
 
@@ -166,6 +167,14 @@ def test_drawings_are_those_of_run(rest, offline):
         ("?taget=3", None, {}, 400, "taget"),
         ("?method=gradient&method=lrp", None, {}, 400, "twice"),
         ("?ledger=perhaps", None, {}, 400, "ledger"),
+        ("?priority=11", None, {}, 400, "priority"),
+        ("?priority=1.5", None, {}, 400, "priority"),
+        ("?priority=-1", None, {}, 400, "priority"),
+        ("?queue_timeout=soon", None, {}, 400, "queue_timeout"),
+        ("?queue_timeout=nan", None, {}, 400, "queue_timeout"),
+        ("?queue_timeout=1e12", None, {}, 400, "queue_timeout"),
+        ("", {"image": "", "priority": "1"}, {}, 400, "priority"),
+        ("", {"image": "", "priority": True}, {}, 400, "priority"),
         ("?recipe=lrp&steps=3", None, {}, 400, "stands alone"),
         ("", {"image": "***"}, {}, 400, "base64"),
         ("", {"image": 3}, {}, 400, "string"),
@@ -218,3 +227,19 @@ def test_a_model_in_a_process_of_its_own_answers_the_same(rest, tmp_path):
             npz(isolated.ask("POST", f"{CNN}?format=npz", SEVEN.read_bytes())),
             npz(rest.ask("POST", f"{CNN}?format=npz", SEVEN.read_bytes())),
         )
+
+
+@pytest.mark.parametrize("form", ["query", "json"])
+def test_a_turn_is_asked_for_as_over_grpc(form):
+    said = {"priority": 2, "queue_timeout": 1.5}
+    words = (
+        from_json(ExplainWords(), said)
+        if form == "json"
+        else from_pairs(ExplainWords(), [(n, str(v)) for n, v in said.items()])
+    )
+    message = words.message("m", "", "lrp")
+    assert message.priority == 2 and message.queue_timeout.ToNanoseconds() == 1_500_000_000
+    assert not ExplainWords().message("m", "", "lrp").HasField("queue_timeout")
+    fields = {field.name for field in message.DESCRIPTOR.fields}
+    elsewhere = {"model", "request_id", "inputs", "targets", "diagnostics", "output_format"}  # path, body
+    assert fields - elsewhere <= {*LISTS, *WORDS, *NUMBERS}

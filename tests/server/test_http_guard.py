@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import hashlib
 import json
 import re
@@ -29,6 +30,7 @@ from onnxplain.server import grpc_status
 from onnxplain.server.http import connection
 from onnxplain.server.http.errors import STATUS, error_reply
 from onnxplain.server.http.pages import EVERYTHING
+from onnxplain.server.options import ServerOptions
 from onnxplain.server.tokens import METHOD_SCOPES
 from onnxplain.sources import DirectorySource
 
@@ -199,6 +201,31 @@ def test_bodies_have_a_limit_by_what_they_say_and_by_what_they_are(models):
         assert server.server.memory.nbytes == 0
 
 
+@pytest.mark.parametrize("way", ["blanks in front", "a head that is said and not there", "packed", "another coding"])
+def test_what_becomes_of_a_body_is_booked_however_it_is_written(models, way):
+    """Numbers of JSON take many times their bytes as objects, and what is packed takes more than came."""
+    with served([models], max_message_bytes=1_000_000) as server:
+        memory = server.server.memory
+        memory.budget = 1_000_000
+        content, headers, path = b"[" + b"0," * 90_000 + b"0]", {}, WORK
+        if way == "blanks in front":
+            content = b" \n" * 100 + content
+        elif way == "another coding":
+            content = content[:80_000].decode().encode("utf-16")
+        elif way == "packed":
+            memory.budget = 200_000
+            content, headers = gzip.compress(b"\0" * 900_000), {"content-encoding": "gzip"}
+        else:
+            headers = {"inference-header-content-length": "0"}
+            path = f"/v1/models/{WORK.split('/')[3]}:predict"
+        answer = server.ask("POST", path, content, headers)
+        if way == "another coding":
+            assert answer.status == 400 and "not JSON" in answer.error
+        else:
+            assert answer.status == 429 and "--memory-budget" in answer.error
+        assert eventually(lambda: memory.nbytes == 0, 5)
+
+
 def test_bodies_that_come_slowly_do_not_add_up(models):
     with served([models], max_message_bytes=100_000) as server:
         memory = server.server.memory
@@ -266,7 +293,12 @@ def test_a_reader_that_reads_nothing_is_cut_off(models):
 
 def test_pages_of_others_may_not_act(models):
     with served([models]) as server:
-        for origin, status in (("https://evil.example", 403), ("null", 403), (f"http://127.0.0.1:{server.port}", 200)):
+        for origin, status in (
+            ("https://evil.example", 403),
+            ("null", 403),
+            ("http://[", 403),
+            (f"http://127.0.0.1:{server.port}", 200),
+        ):
             assert server.ask("POST", WORK, work(1), {"origin": origin}).status == status
         assert "access-control-allow-origin" not in server.ask("GET", "/v2", headers={"origin": "https://a.b"}).headers
     with served([models], http_cors=("https://good.example",)) as server:
@@ -276,6 +308,13 @@ def test_pages_of_others_may_not_act(models):
         asked = {"origin": "https://good.example", "access-control-request-method": "POST"}
         asked["access-control-request-headers"] = "authorization,content-type"
         assert server.ask("OPTIONS", WORK, headers=asked).status == 200
+
+
+@pytest.mark.parametrize("origin", ["*", "https://a.example/", "a.example", "https://A.example", "null"])
+def test_an_origin_that_no_browser_sends_is_refused_at_the_start(origin):
+    with pytest.raises(onnxplain.errors.UsageError, match="--http-cors"):
+        ServerOptions(http_cors=(origin,))
+    ServerOptions(http_cors=("https://a.example", "http://[::1]:8080", "http://localhost:3000"))
 
 
 def test_drain_refuses_new_work_and_finishes_what_is_answered(models):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
+from onnxplain.errors import InputError, NotFound, OnnxplainError, Unavailable, UsageError
 from onnxplain.sources import from_address
 from onnxplain.sources.oci import NUMBER, TITLE, UNPACK, OciSource, layers_of
 from onnxplain.sources.oci_registry import DIGEST
@@ -105,6 +105,14 @@ def test_a_digest_is_asked_for_once(registry, tmp_path):
     source = source_of(registry, f"@{digest}", tmp_path)
     assert source.releases() == source.releases() and registry.asked == 1
     assert source.releases()[0].fingerprint == digest
+
+
+def test_a_registry_that_drips_is_left_when_the_time_of_a_release_is_over(registry, tmp_path):
+    registry.push("3")
+    source = source_of(registry, ":3", tmp_path)
+    source._download_seconds = -1.0
+    with pytest.raises(Unavailable, match="is not here in time"):
+        source.fetch(source.releases()[0])
 
 
 def test_what_is_fetched_is_what_was_pushed_and_the_cache_answers_when_the_registry_is_gone(registry, tmp_path):

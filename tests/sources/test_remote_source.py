@@ -182,8 +182,8 @@ def test_what_changes_between_look_and_copy_is_not_served(place, tmp_path, monke
     release = source.releases()[0]
     copy = ObjectStore.copy
 
-    def meanwhile(self, file, target):
-        copy(self, file, target)
+    def meanwhile(self, file, target, *until):
+        copy(self, file, target, *until)
         place.write("net/10/weights/a.bin", b"another")
 
     monkeypatch.setattr(ObjectStore, "copy", meanwhile)
@@ -217,7 +217,7 @@ def test_a_name_that_leads_elsewhere_writes_nothing(name, tmp_path, monkeypatch)
     files = [StoredFile(path, 1, "m", 0.0) for path in ("net/1/model.onnx", f"net/1/{name}")]
     monkeypatch.setattr(ObjectStore, "list", lambda self, below="": {file.path: file for file in files})
 
-    def copy(self, file, target):
+    def copy(self, file, target, until):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(b"x")
 
@@ -252,6 +252,31 @@ def test_a_model_of_too_many_bytes_is_not_copied(place, tmp_path, monkeypatch):
     source = source_of(place, tmp_path)
     with pytest.raises(InputError, match="100 at most"):
         source.fetch(source.releases()[0])
+
+
+def test_the_time_of_a_release_ends_in_the_middle_of_a_file_too(place, tmp_path):
+    place.write("net/1/model.onnx", b"0" * 100)
+    store = ObjectStore(place.address)
+    file = store.list()["net/1/model.onnx"]
+    with pytest.raises(Unavailable, match=r"net/1/model\.onnx is not here in time"):
+        store.copy(file, tmp_path / "late", time.monotonic() - 1)
+    store.copy(file, tmp_path / "whole", time.monotonic() + 60)
+    assert (tmp_path / "whole").read_bytes() == b"0" * 100
+
+
+def test_no_thread_sees_a_store_whose_root_is_not_known_yet(place):
+    """Else it would look below "/", where nothing of ours is: a miss of a graph cache, and an entry written there."""
+    seen = []
+
+    class Watching(ObjectStore):
+        def __setattr__(self, name, value):
+            if name == "_system" and value is not None:
+                seen.append(self._root)
+            super().__setattr__(name, value)
+
+    store = Watching(place.address)
+    store.list()
+    assert seen == [store._root] and seen != [""]
 
 
 def test_links_of_a_shared_folder_are_refused_and_only_where_they_are(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from onnxplain.inputs.paths import read_bytes
 # what numpy.load raises on files cut short, mislabelled or declaring absurd shapes
 _BROKEN: tuple[type[Exception], ...] = (
     *(ValueError, OSError, EOFError, KeyError, SyntaxError, RuntimeError),
-    *(MemoryError, OverflowError, zipfile.BadZipFile, zlib.error),
+    *(MemoryError, OverflowError, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 
 

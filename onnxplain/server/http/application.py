@@ -28,7 +28,7 @@ def application(services: Services, doors: Doors, endpoints: Sequence[Endpoint] 
     for endpoint in endpoints:
         method = doors.guard.method(endpoint.name, "http")
         answer = partial(endpoint.answer, services)
-        guarded = GuardedEndpoint(doors, method, endpoint.path, bool(endpoint.body), answer)
+        guarded = GuardedEndpoint(doors, method, endpoint.path, endpoint.body, answer)
         paths.setdefault(endpoint.path, {})[endpoint.verb] = guarded
     routes = [Route(path, _ByVerb(verbs), methods=None) for path, verbs in paths.items()]
     router: ASGIApp = Router(routes, redirect_slashes=False, default=_not_found)

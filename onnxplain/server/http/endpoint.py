@@ -18,6 +18,7 @@ from onnxplain.server.http.body import read_body
 from onnxplain.server.http.errors import error_reply
 from onnxplain.server.http.reply import Reply, deliver
 from onnxplain.server.http.request import HttpArrival, HttpRequest, http_request
+from onnxplain.server.http.routes import Body
 from onnxplain.server.memory_ledger import MemoryLedger
 
 
@@ -39,12 +40,12 @@ class Doors:
 
 @dataclass
 class GuardedEndpoint:
-    """An ASGI application that answers one method of one path."""
+    """An ASGI application that answers one method of one path. body: what it takes."""
 
     doors: Doors
     method: GuardedMethod
     path: str
-    takes_body: bool
+    body: Body
     answer: Callable[[HttpRequest], Awaitable[Reply]]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,8 +98,8 @@ class GuardedEndpoint:
         self._same_origin(scope["method"], request)
         held = doors.memory.booking("requests", "the request")
         try:
-            if self.takes_body:
-                request.body = await read_body(watched.receive, request.headers, doors.most, held)
+            if self.body:
+                request.body = await read_body(watched.receive, request.headers, doors.most, held, self.body == "infer")
             watched.start()
             return await self.answer(request)
         finally:
@@ -109,7 +110,11 @@ class GuardedEndpoint:
         origin = request.headers.get("origin", "")
         if verb in ("GET", "HEAD") or not origin or origin in self.doors.origins:
             return
-        if urlsplit(origin).netloc != request.headers.get("host"):
+        try:
+            host = urlsplit(origin).netloc
+        except ValueError:  # no address at all
+            host = ""
+        if not host or host != request.headers.get("host"):
             raise Denied(f"pages of {origin[:200]} may not ask this server; its operator can allow it by --http-cors.")
 
 

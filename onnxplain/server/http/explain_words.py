@@ -23,6 +23,7 @@ from onnxplain.wire.tensors import INPUTS, RANK, Array
 
 MULTIPART = "multipart/form-data"
 WORDS = ("recipe", "method", "explain", "head", "format", "palette", "draw")  # one text each
+NUMBERS: Mapping[str, type] = {"priority": int, "queue_timeout": float}  # as ExplainRequest has them; seconds
 LISTS = ("target", "attribute_to", "outputs")  # several
 INPUT = ("image", "inputs")
 FORM_FIELDS = 64
@@ -41,6 +42,8 @@ class ExplainWords:
     attribute_to: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     ledger: bool = False
+    priority: int = 0
+    queue_timeout: float | None = None
     format: str = ""
     palette: str = ""
     draw: str = ""
@@ -58,14 +61,18 @@ class ExplainWords:
 
     def message(self, model: str, version: str, default: str) -> v1.ExplainRequest:
         """The request without its inputs. default: the method of the model's own recipe."""
-        return v1.ExplainRequest(
+        request = v1.ExplainRequest(
             model=v1.ModelRef(name=model, version=version),
             targets=[v1.Target(output=self.explain, expression=word) for word in self.targets],
             recipe=recipe_message(default, self.method or None, self.recipe or None, self.options, self.head),
             attribute_to=self.attribute_to,
             outputs=self.outputs,
             diagnostics=v1.DIAGNOSTICS_LAYERS if self.ledger else v1.DIAGNOSTICS_SUMMARY,
+            priority=self.priority,
         )
+        if self.queue_timeout is not None:
+            request.queue_timeout.FromNanoseconds(int(self.queue_timeout * 1e9))
+        return request
 
 
 def asked(request: HttpRequest) -> tuple[ExplainWords, Upload | dict[str, Array]]:
@@ -97,6 +104,11 @@ def from_pairs(before: ExplainWords, pairs: Iterable[tuple[str, str]]) -> Explai
             if value.lower() not in ("", "true", "false", "1", "0"):
                 raise InputError(f"ledger: {value[:40]!r}, expected true or false.").at("ledger")
             words[name] = value.lower() in ("", "true", "1")
+        elif name in NUMBERS:
+            try:
+                words[name] = _number(NUMBERS[name](value), name)
+            except ValueError:
+                raise InputError(f"{name}: {value[:40]!r}, expected a number.").at(name) from None
         elif name in WORDS:
             words[name] = value
         elif value != "":  # an empty field of a form says nothing
@@ -117,6 +129,8 @@ def from_json(before: ExplainWords, body: Mapping[str, Any]) -> ExplainWords:
             found[name] = _struct(value, name)
         elif name in WORDS:
             found[name] = text(value, name)
+        elif name in NUMBERS:
+            found[name] = _number(value, name)
         elif name == "ledger":
             if not isinstance(value, bool):
                 raise InputError(f"ledger: {kind_of(value)}, expected true or false.").at("ledger")
@@ -126,7 +140,7 @@ def from_json(before: ExplainWords, body: Mapping[str, Any]) -> ExplainWords:
                 raise InputError(f"options: {kind_of(value)}, expected an object.").at("options")
             found[name] = {**before.options, **_struct(value, name)}
         else:
-            raise UnknownName("key", name[:100], [*LISTS, *WORDS, "ledger", "options", *INPUT]).at(name[:100])
+            raise UnknownName("key", name[:100], [*LISTS, *WORDS, *NUMBERS, "ledger", "options", *INPUT]).at(name[:100])
     return replace(before, **found)
 
 
@@ -187,6 +201,13 @@ def _image(value: Any) -> Upload:
     except (binascii.Error, ValueError) as error:
         raise InputError(f"image: not base64 ({error}).").at("image") from error
     return upload(content)
+
+
+def _number(value: Any, name: str) -> Any:
+    """A number that may go into the message. Raises InputError."""
+    if type(value) not in (int, NUMBERS[name]) or not 0 <= value < 2**31:
+        raise InputError(f"{name}: {str(value)[:40]}, expected a number of 0 or more.").at(name)
+    return value
 
 
 def _struct(value: Any, where: str, depth: int = 0) -> Any:

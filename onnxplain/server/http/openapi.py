@@ -10,7 +10,7 @@ from onnxplain import __version__
 from onnxplain.server.http.answers import DRAWINGS, MEDIA, PNG
 from onnxplain.server.http.body import HEAD_LENGTH
 from onnxplain.server.http.errors import STATUS
-from onnxplain.server.http.explain_words import LISTS, MULTIPART, WORDS
+from onnxplain.server.http.explain_words import LISTS, MULTIPART, NUMBERS, WORDS
 from onnxplain.server.http.infer_messages import BINARY
 from onnxplain.server.http.reply import JSON
 from onnxplain.server.http.request import TIMEOUT
@@ -22,6 +22,8 @@ Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 ANY_OBJECT: Schema = {"type": "object"}
 OF_WORDS = {
+    "priority": "How urgent its runs are: 1 the most, 10 the least, 0 as usual.",
+    "queue_timeout": "Seconds that each of its runs may wait for its turn.",
     "target": "What is explained: predicted (the default), top3, a class name, an index, 'A vs B'. Repeatable.",
     "recipe": "A recipe by name; stands alone.",
     "method": "A method by name; its options are further parameters, such as steps=50.",
@@ -108,6 +110,8 @@ def _words() -> list[Schema]:
         {"name": "ledger", "in": "query", "description": "Book where relevance went, node by node.",
          "schema": {"type": "boolean"}}
     ]  # fmt: skip
+    for name in NUMBERS:
+        found.append({"name": name, "in": "query", "description": OF_WORDS[name], "schema": _NUMBERS[name]})
     for name in (*LISTS, *WORDS):
         text = {**TEXT, "enum": CHOICES[name]} if name in CHOICES else TEXT
         schema = {"type": "array", "items": text} if name in LISTS else text
@@ -161,7 +165,10 @@ def _list(items: Schema) -> Schema:
 
 _TENSOR = {"name": TEXT, "datatype": {**TEXT, "enum": list(DATATYPES)}, "shape": _list({"type": "integer"})}
 _VALUES: Schema = {"description": "Elements in row-major order, flat or nested as the shape."}
-_WORDS: dict[str, Any] = {**{name: _list(TEXT) for name in LISTS}, **{name: TEXT for name in WORDS}}
+_NUMBERS: dict[str, Any] = {
+    name: {"type": "integer" if kind is int else "number", "minimum": 0} for name, kind in NUMBERS.items()
+}
+_WORDS: dict[str, Any] = {**_NUMBERS, **{name: _list(TEXT) for name in LISTS}, **{name: TEXT for name in WORDS}}
 SCHEMAS: dict[str, Schema] = {
     "Error": _fields(["error"], error=TEXT, code={**TEXT, "enum": list(STATUS)}, details=_list(ANY_OBJECT)),
     "Tensor": _fields(["name", "datatype", "shape"], **_TENSOR, data=_VALUES, parameters=ANY_OBJECT),
