@@ -96,7 +96,7 @@ class Server:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="onnxplain-explain")
         turns = LoadTurns(options.loads)
         self._loading = ModelLoading(
-            turns, options.max_load_seconds, self.metrics, Opener(self._open, close_model),
+            turns, options.max_load_seconds, self.metrics, Opener(self._open, close_model, sessions.close_idle),
             None if self._worker_pool is None else self._open_isolated, self._room,
         )  # fmt: skip
         roots = [options.cache, *(source.root.absolute() for source in sources if isinstance(source, DirectorySource))]

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from onnxplain.errors import OnnxplainError, Unavailable, UnsupportedModel
+from onnxplain.errors import Busy, OnnxplainError, OutOfMemory, Unavailable, UnsupportedModel
 from onnxplain.interrupt import interruptible
 from onnxplain.server.models.load_turns import LoadTurns
 from onnxplain.server.models.served import Served
@@ -23,10 +23,14 @@ CLOSE = 5.0  # seconds at the server's end for loads to notice that they were gi
 
 @dataclass(frozen=True)
 class Opener(Generic[T]):
-    """How a model is made in a thread of this process, and how one is closed that nobody takes; both block."""
+    """How a model is made in a thread of this process, and how one is closed that nobody takes; both block.
+
+    relieve: gives back what memory can be given back; then a load that found none left is tried once more.
+    """
 
     make: Callable[[ResolvedModel], T]
     close: Callable[[T], None]
+    relieve: Callable[[], None] = free_memory
 
 
 class LoadAttempt(Generic[T]):
@@ -66,7 +70,7 @@ class LoadAttempt(Generic[T]):
         made: T | None = None
         try:
             with interruptible(self._check):
-                made = self._opener.make(self._model)
+                made = self._make()
         except BaseException as error:
             self._error = (
                 error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__} while loading")
@@ -81,6 +85,14 @@ class LoadAttempt(Generic[T]):
         free_memory()  # loading takes several times what the model holds
         with suppress(RuntimeError):  # the loop was closed
             loop.call_soon_threadsafe(self._tell)
+
+    def _make(self) -> T:
+        try:
+            return self._opener.make(self._model)
+        except (Busy, OutOfMemory):
+            pass  # not in here: the error holds what it was about
+        self._opener.relieve()
+        return self._opener.make(self._model)
 
     def _tell(self) -> None:
         if not self.ended.done():
