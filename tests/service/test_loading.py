@@ -193,7 +193,7 @@ def test_a_load_that_cannot_be_interrupted_holds_no_turn_and_is_not_begun_twice(
     store(times(3), tmp_path, "small")
 
     async def story() -> None:
-        async with serving(tmp_path, load_slots=1, max_load_seconds=1.0) as (server, channel):
+        async with serving(tmp_path, load_slots=1, max_load_seconds=3.0) as (server, channel):
             assert await load(channel, "m") == "FAILED_PRECONDITION"
             assert await load(channel, "m") == "FAILED_PRECONDITION"
             assert "has not ended yet" in (await index(channel))["m"][1]
