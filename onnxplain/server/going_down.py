@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
@@ -61,9 +62,11 @@ def force_end(seconds: float) -> None:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """As asyncio.run, except that no thread that still works holds the process when `main` has ended well."""
-    runner = asyncio.Runner()
+    runner, threads = asyncio.Runner(), ThreadPoolExecutor(thread_name_prefix="asyncio")
+    runner.get_loop().set_default_executor(threads)
     try:
         result = runner.run(main)
+        threads.shutdown(wait=False)  # those without work end now
         _leave()
     finally:
         runner.close()

@@ -123,7 +123,7 @@ def test_rows_are_the_same_from_every_type_of_file(kind, tmp_path):
     onnx.save(net("g (float[N, 4] input) => (float[N, 4] y) { t = Tanh (input) y = Mul (t, input) }"), model)
     paths = tables(tmp_path, values, ["p", "q", "r", "s"])
     if "parquet" in kind:
-        pyarrow = pytest.importorskip("pyarrow")
+        import pyarrow
         from pyarrow import parquet
 
         columns = (
@@ -246,8 +246,6 @@ ROWS_OF_ALL_KINDS = [
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("rows", [ROWS_OF_ALL_KINDS, ROWS_OF_ALL_KINDS[1:2], ROWS_OF_ALL_KINDS[2:]])
 def test_rows_come_back_from_every_format_and_equal_rows_make_equal_bytes(kind, rows):
-    if kind == "parquet":
-        pytest.importorskip("pyarrow")
     content = FORMATS[kind].encode(rows)
     assert FORMATS[kind].encode(rows) == content
     for found, row in zip(decode(kind, content, "here"), rows, strict=True):
@@ -312,7 +310,6 @@ def test_an_executor_that_fails_keeps_what_is_done(folder, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("names", ["", "/*.png", "/more/*.png", "/digit_00.png"])
 def test_files_by_address_are_the_files_by_path(names, folder):
-    pytest.importorskip("pyarrow")
     inputs = [InputSpec("x", "float32", ("N", 1, 28, 28))]
     here, there = (plan([f"{where}{names}"], inputs, {}, 4) for where in (folder, f"file://{folder}"))
     assert there.rows == here.rows > 0
@@ -325,7 +322,6 @@ def test_files_by_address_are_the_files_by_path(names, folder):
 
 @pytest.mark.parametrize("kind", ["a.npy", "a.npz", "a.csv", "nameless.csv"])
 def test_rows_by_address_are_the_rows_by_path(kind, tmp_path):
-    pytest.importorskip("pyarrow")
     inputs = [InputSpec("x", "float32", ("N", 4))]
     path = tables(tmp_path, normal(9, 4), ["p", "q", "r", "s"])[kind]
     rows = []

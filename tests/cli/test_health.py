@@ -9,11 +9,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from running import running_server
-
-pytest.importorskip("cryptography")
-
 from certificates import authority, signed, signed_by_itself
+from running import running_server
 
 from onnxplain.cli.health import HealthTarget, own_server
 from onnxplain.errors import InputError, OnnxplainError, Unavailable, UsageError

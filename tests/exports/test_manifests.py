@@ -12,7 +12,9 @@ from pathlib import Path
 
 import click
 import grpc
+import jsonschema
 import pytest
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nets import MODELS
 from running import in_process_server
@@ -24,9 +26,6 @@ from onnxplain.exports import kserve, kubernetes, pod
 from onnxplain.exports.pod import Sizes
 from onnxplain.server.options import ServerOptions
 from onnxplain.sources import REGISTRIES
-
-jsonschema = pytest.importorskip("jsonschema")
-yaml = pytest.importorskip("yaml")
 
 DATA = Path(__file__).parents[1] / "data" / "kserve"
 IMAGE = "registry.example:5000/a@sha256:00"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import fsspec
 import pytest
+from opened import answers, opened, same
 
 from onnxplain.errors import UsageError
 from onnxplain.prepared import FolderCache
 from onnxplain.sources.graph_bucket import BucketCache, graph_cache
-
-fsspec = pytest.importorskip("fsspec")
-
-from opened import answers, opened, same  # noqa: E402
 
 
 @pytest.fixture

@@ -135,7 +135,6 @@ def test_triton_s_names_count_requests_rows_and_microseconds_by_the_name_that_cl
 
 
 def test_a_span_per_call_under_the_callers():
-    pytest.importorskip("opentelemetry.sdk", reason="pip install 'onnxplain[telemetry]'")
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor

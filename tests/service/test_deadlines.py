@@ -131,6 +131,7 @@ async def cancelled(folder, calls: int, cancel: int, at_once: int) -> dict[str, 
             assert counts["right"] + counts["cancelled"] == calls, counts
             for _ in range(200):  # the last of the called-off runs ends within a kernel
                 held = [model.admission.rows + model.admission.nbytes for model in models.values()]
+                held += [len(model.forward_queue._running) for model in models.values()]
                 if not any(held) and not server.scheduler.waiting_rows() and len(asyncio.all_tasks()) <= tasks:
                     break
                 await asyncio.sleep(0.01)

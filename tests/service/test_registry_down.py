@@ -19,7 +19,6 @@ from onnxplain.sources import Release, RememberingSource, from_address
 from .nets import store, times
 from .rpc import HEALTH, infer, infer_arrays, infer_request, unary
 
-pytest.importorskip("fsspec")
 X = np.ones((1, 4), np.float32)
 
 

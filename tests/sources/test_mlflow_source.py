@@ -254,7 +254,6 @@ def test_a_bad_recipe_or_settings_is_one_line_without_our_paths(recipe, settings
 
 
 def test_only_data_and_our_flavor_are_read_of_mlmodel(tmp_path):
-    pytest.importorskip("yaml")
     text = (
         "flavors: {onnx: {data: model.onnx, code: evil}, python_function: {loader_module: os}, onnxplain: {recipe: 3}}"
     )
@@ -275,7 +274,6 @@ def test_only_data_and_our_flavor_are_read_of_mlmodel(tmp_path):
     ],
 )
 def test_an_mlmodel_that_is_none_is_refused_and_runs_nothing(text, tmp_path):
-    pytest.importorskip("yaml")
     begun = time.monotonic()
     with pytest.raises(AgentError):
         about(artifact(tmp_path / "a", MLmodel=text))

@@ -12,11 +12,8 @@ import time
 import uuid
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("fsspec")
-
 import fsspec
+import pytest
 
 from onnxplain.errors import InputError, OnnxplainError, Unavailable, UsageError
 from onnxplain.sources import DirectorySource, Release, from_address

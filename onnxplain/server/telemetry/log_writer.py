@@ -49,6 +49,10 @@ class _Lines(logging.Handler):
         self._descriptor, self._writer, self._form = descriptor, writer, form
         self._told = 0
 
+    def createLock(self) -> None:  # noqa: N802 (logging's name)
+        """Take no lock: one thread writes, and the end of the process would wait for it while the reader sleeps."""
+        self.lock = None
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; a full disk loses it."""
         dropped = self._writer.dropped
