@@ -17,7 +17,7 @@ from onnxplain.runtime.session import Array, Session, Stop
 from onnxplain.server.call import CALL
 from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
-from onnxplain.server.scheduling.ticket import Outputs, RunReport, RunResult, Ticket
+from onnxplain.server.scheduling.ticket import Answer, Outputs, RunReport, RunResult, Ticket
 
 NEWEST = 0.2  # weight of the newest run in the expected time
 _REPORTS: ContextVar[list[RunReport]] = ContextVar("reports")  # unset where nobody collects them
@@ -140,8 +140,8 @@ class ModelQueue:
                 if ticket in batch and all(t.done for t in batch):
                     stop()
 
-    def execute(self, batch: list[Ticket]) -> None:
-        """One run, on the thread of a slot."""
+    def execute(self, batch: list[Ticket]) -> list[Answer]:
+        """One run, on the thread of a slot, counted. Call what is returned to answer the tickets."""
         begun = time.monotonic()
         wanted = []
         for ticket in batch:
@@ -151,24 +151,25 @@ class ModelQueue:
             elif not ticket.done:
                 wanted.append(ticket)
         if not wanted:
-            return
+            return []
         stop = Stop()
         with self._lock:
             self._running[stop] = wanted
-        if all(t.done for t in wanted):  # stopped in between
-            stop()
-        with self._session_cache.pinned(self):
-            try:
-                self._run_batch(wanted, stop, begun, sum(t.rows for t in wanted))
-            except BaseException as error:  # the session could not be opened
-                for ticket in wanted:
-                    ticket.fail(error)
-        with self._lock:
-            del self._running[stop]
-        self._count(wanted, begun, time.monotonic() - begun)
+        try:
+            if all(t.done for t in wanted):  # stopped in between
+                stop()
+            with self._session_cache.pinned(self):
+                answers = self._run_batch(wanted, stop, begun, sum(t.rows for t in wanted))
+        except BaseException as error:  # the session could not be opened
+            answers = [Answer(ticket, error) for ticket in wanted]
+        finally:
+            with self._lock:
+                del self._running[stop]
+        self._count(wanted, answers, begun, time.monotonic() - begun)
+        return answers
 
-    def _run_batch(self, batch: Sequence[Ticket], stop: Stop, begun: float, batch_rows: int) -> None:
-        """Run tickets together and give each its rows; on failure apart, so that one's trouble is not the others'.
+    def _run_batch(self, batch: Sequence[Ticket], stop: Stop, begun: float, batch_rows: int) -> list[Answer]:
+        """Run tickets together, each gets its rows; on failure apart, so that one's trouble is not the others'.
 
         begun: monotonic time. batch_rows: of the run that was meant, which is what is reported.
         """
@@ -176,39 +177,35 @@ class ModelQueue:
         if len(batch) == 1:
             (ticket,) = batch
             try:
-                ticket.succeed(self.session().run(ticket.feeds, ticket.outputs, stop), reports[0])
+                return [Answer(ticket, RunResult(self.session().run(ticket.feeds, ticket.outputs, stop), reports[0]))]
             except OnnxplainError as error:
-                ticket.fail(ticket.stopped() or error)
+                return [Answer(ticket, ticket.stopped() or error)]
             except BaseException as error:
-                ticket.fail(error)
-            return
+                return [Answer(ticket, error)]
         feeds = {name: np.concatenate([ticket.feeds[name] for ticket in batch]) for name in batch[0].feeds}
         try:
             outputs = self.session().run(feeds, batch[0].outputs, stop)
         except OutOfMemory:
             half = len(batch) // 2
-            for part in (batch[:half], batch[half:]):
-                self._run_batch(part, stop, begun, batch_rows)
-            return
+            parts = (batch[:half], batch[half:])
+            return [answer for part in parts for answer in self._run_batch(part, stop, begun, batch_rows)]
         except OnnxplainError:
-            for ticket in batch:
-                if not ticket.done:
-                    self._run_batch([ticket], stop, begun, batch_rows)
-            return
+            apart = [[ticket] for ticket in batch if not ticket.done]
+            return [answer for part in apart for answer in self._run_batch(part, stop, begun, batch_rows)]
         except BaseException as error:
-            for ticket in batch:
-                ticket.fail(error)
-            return
-        start = 0
+            return [Answer(ticket, error) for ticket in batch]
+        answers, start = [], 0
         for ticket, report in zip(batch, reports, strict=True):
             rows = slice(start, start + ticket.rows)
             start += ticket.rows
-            ticket.succeed({name: self.part(name, array, rows) for name, array in outputs.items()}, report)
+            parts_of = {name: self.part(name, array, rows) for name, array in outputs.items()}
+            answers.append(Answer(ticket, RunResult(parts_of, report)))
+        return answers
 
-    def _count(self, batch: list[Ticket], begun: float, seconds: float) -> None:
+    def _count(self, batch: list[Ticket], answers: list[Answer], begun: float, seconds: float) -> None:
         rows, stats = sum(t.rows for t in batch), self.stats
         waited = sum(begun - t.queued_at for t in batch)
-        failed = sum(1 for t in batch if t.future.exception() is not None)
+        failed = len(batch) - sum(1 for answer in answers if not answer.failed and not answer.ticket.done)
         if not failed:
             alone = seconds if rows <= self.max_rows else seconds * self.max_rows / rows
             self._expected = alone if not stats.runs else (1 - NEWEST) * self._expected + NEWEST * alone

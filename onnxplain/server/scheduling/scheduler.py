@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 from onnxplain.errors import Expired, Unavailable
 from onnxplain.server.scheduling.fair_order import SHORT, FairOrder, is_short
-from onnxplain.server.scheduling.ticket import RunResult, Ticket
+from onnxplain.server.scheduling.ticket import Answer, RunResult, Ticket
 
 LOG = logging.getLogger("onnxplain.server")
 GONE = "the server is shutting down; try another one."
@@ -98,16 +98,18 @@ class Scheduler:
                 return
             begun = time.monotonic()
             try:
-                batch[0].queue.execute(batch)
+                answers = batch[0].queue.execute(batch)
             except Exception as error:  # a slot must not be lost
                 LOG.exception("a run failed outside of onnxruntime")
-                for ticket in batch:
-                    ticket.fail(error)
+                answers = [Answer(ticket, error) for ticket in batch]
             with self._lock:
                 self._order.finished(batch, time.monotonic() - begun)
                 if slot is not None:
                     del self._going[slot]
-            del batch  # else a model that was replaced stays in memory until the next run
+            for answer in answers:
+                answer.give()
+                del answer
+            del batch, answers  # else a model that was replaced stays in memory until the next run
 
     def _next(self, slot: int | None) -> list[Ticket]:
         """The tickets of the next run; empty at the end."""

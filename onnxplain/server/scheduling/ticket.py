@@ -53,8 +53,8 @@ class TicketQueue(Protocol):
         """Somebody was refused by what is expected."""
         ...
 
-    def execute(self, batch: list[Ticket]) -> None:
-        """One run, on the thread of a slot; it finishes every ticket."""
+    def execute(self, batch: list[Ticket]) -> list[Answer]:
+        """One run, on the thread of a slot; tickets that it does not answer are answered already."""
         ...
 
     def unwanted(self, ticket: Ticket) -> None:
@@ -93,11 +93,11 @@ class Ticket:
                 self.expires = self.queued_at + self.call.queue_seconds
         self.future.set_running_or_notify_cancel()  # so that a waiter who is cancelled does not end it: `finish` does
 
-    def succeed(self, outputs: Outputs, report: RunReport) -> None:
+    def succeed(self, result: RunResult) -> None:
         """Answer with what the run returned, unless it was answered before."""
         if self._end():
             with suppress(InvalidStateError):  # answered by another thread just now
-                self.future.set_result(RunResult(outputs, report))
+                self.future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error, unless it was answered before."""
@@ -123,3 +123,26 @@ class Ticket:
         if self.forget is not None:
             self.forget()
         return True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a ticket is answered with, not given yet: the slot does its own accounts first, and then only waits.
+
+    Whoever is told wants the interpreter at once; a slot that went on would keep it from him.
+    """
+
+    ticket: Ticket
+    outcome: RunResult | BaseException
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is an error."""
+        return isinstance(self.outcome, BaseException)
+
+    def give(self) -> None:
+        """Answer the ticket."""
+        if isinstance(self.outcome, BaseException):
+            self.ticket.fail(self.outcome)
+        else:
+            self.ticket.succeed(self.outcome)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,6 +17,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from onnxplain.server.telemetry.labelled import Labelled
 from onnxplain.server.telemetry.triton_names import TritonNames
 
 # Seconds: from an echo to the longest call that --max-request-seconds lets through.
@@ -46,45 +46,64 @@ class Metrics:
         self.handling = Histogram(
             "grpc_server_handling_seconds", "From a call's first byte to its end.", CALL, registry=to, buckets=SECONDS
         )
-        self._requests = Counter(
-            "onnxplain_requests_total", "Requests of a model that ended.", ("model", "kind", "code"), registry=to
+        self._requests = Labelled(
+            Counter(
+                "onnxplain_requests_total", "Requests of a model that ended.", ("model", "kind", "code"), registry=to
+            )
         )
-        self._request_seconds = Histogram(
-            "onnxplain_request_seconds",
-            "From a request of a model to its answer or error.",
-            PER_KIND,
-            registry=to,
-            buckets=SECONDS,
+        self._request_seconds = Labelled(
+            Histogram(
+                "onnxplain_request_seconds",
+                "From a request of a model to its answer or error.",
+                PER_KIND,
+                registry=to,
+                buckets=SECONDS,
+            )
         )
-        self._rows = Gauge("onnxplain_queue_rows", "Rows that wait or run.", ("model",), registry=to)
-        self._bytes = Gauge("onnxplain_queue_bytes", "Bytes of requests that wait or run.", ("model",), registry=to)
-        self._queued = Histogram(
-            "onnxplain_queue_seconds", "Time a run waited for its turn.", PER_KIND, registry=to, buckets=SECONDS
+        self._rows = Labelled(Gauge("onnxplain_queue_rows", "Rows that wait or run.", ("model",), registry=to))
+        self._bytes = Labelled(
+            Gauge("onnxplain_queue_bytes", "Bytes of requests that wait or run.", ("model",), registry=to)
         )
-        self._computed = Histogram(
-            "onnxplain_compute_seconds", "Time of a run in onnxruntime.", PER_KIND, registry=to, buckets=SECONDS
+        self._queued = Labelled(
+            Histogram(
+                "onnxplain_queue_seconds", "Time a run waited for its turn.", PER_KIND, registry=to, buckets=SECONDS
+            )
         )
-        self._batch = Histogram("onnxplain_batch_rows", "Rows of a run.", PER_KIND, registry=to, buckets=ROWS)
-        self._conservation = Histogram(
-            "onnxplain_conservation_error",
-            "|relevance that arrived and was absorbed - explained score| / |score|, of explanations that asked for it.",
-            ("model",),
-            registry=to,
-            buckets=ERRORS,
+        self._computed = Labelled(
+            Histogram(
+                "onnxplain_compute_seconds", "Time of a run in onnxruntime.", PER_KIND, registry=to, buckets=SECONDS
+            )
         )
-        self._version = Gauge("onnxplain_model_version", "Newest version that is served.", ("model",), registry=to)
-        self._refused = Counter(
-            "onnxplain_admission_refused_total", "Requests turned away.", ("model", "reason"), registry=to
+        self._batch = Labelled(Histogram("onnxplain_batch_rows", "Rows of a run.", PER_KIND, registry=to, buckets=ROWS))
+        self._conservation = Labelled(
+            Histogram(
+                "onnxplain_conservation_error",
+                "|arrived and absorbed relevance - explained score| / |score|, where an explanation asked for it.",
+                ("model",),
+                registry=to,
+                buckets=ERRORS,
+            )
+        )
+        self._version = Labelled(
+            Gauge("onnxplain_model_version", "Newest version that is served.", ("model",), registry=to)
+        )
+        self._refused = Labelled(
+            Counter("onnxplain_admission_refused_total", "Requests turned away.", ("model", "reason"), registry=to)
         )
         self._loads = Counter("onnxplain_model_loads_total", "Loads of models.", ("result",), registry=to)
         self._sessions = Gauge("onnxplain_sessions_bytes", "Bytes of open sessions, about.", registry=to)
         self._budget = Gauge("onnxplain_sessions_budget_bytes", "What open sessions may hold.", registry=to)
         self._lazy = Gauge("onnxplain_models_bytes", "Bytes of lazy models in memory, about.", registry=to)
-        self._evictions = Counter(
-            "onnxplain_model_evictions_total", "Lazy models put out of memory to make room.", ("model",), registry=to
+        self._evictions = Labelled(
+            Counter(
+                "onnxplain_model_evictions_total",
+                "Lazy models put out of memory to make room.",
+                ("model",),
+                registry=to,
+            )
         )
-        self._client_bytes = Gauge(
-            "onnxplain_client_bytes", "Bytes held of what clients send and get.", ("kind",), registry=to
+        self._client_bytes = Labelled(
+            Gauge("onnxplain_client_bytes", "Bytes held of what clients send and get.", ("kind",), registry=to)
         )
         self._restarts = Counter("onnxplain_worker_restarts_total", "Child processes started again.", registry=to)
         ProcessCollector(registry=to)
@@ -118,24 +137,21 @@ class Metrics:
 
     def model_gone(self, model: str) -> None:
         """Forget a model that is no longer served."""
-        per_model = (self._rows, self._bytes, self._conservation)
         per_kind = (self._queued, self._computed, self._batch, self._request_seconds)
         with self._lock:
             self._models.pop(model, None)
             for explains in (False, True):
                 self._triton.forget(_name(model, explains))
                 for histogram in per_kind:
-                    with suppress(KeyError):
-                        histogram.remove(model, KINDS[explains])
+                    histogram.remove(model, KINDS[explains])
                 for code in self._codes:
-                    with suppress(KeyError):
-                        self._requests.remove(model, KINDS[explains], code)
-            for metric in (*per_model, self._version, self._evictions):
-                with suppress(KeyError):  # older prometheus_client: never observed
-                    metric.remove(model)
+                    self._requests.remove(model, KINDS[explains], code)
+            for gauge in (self._rows, self._bytes, self._version):
+                gauge.remove(model)
+            self._conservation.remove(model)
+            self._evictions.remove(model)
             for reason in self._reasons:
-                with suppress(KeyError):
-                    self._refused.remove(model, reason)
+                self._refused.remove(model, reason)
 
     def load(self, ok: bool) -> None:
         """A version was loaded, or could not be."""
@@ -187,7 +203,8 @@ class Metrics:
 
     def held(self, kind: str, nbytes: int) -> None:
         """What is held of clients' data; kind: of MemoryLedger's."""
-        self._client_bytes.labels(kind).set(nbytes)
+        with self._lock:
+            self._client_bytes.labels(kind).set(nbytes)
 
     def count_dropped_lines(self, count: Callable[[], int]) -> None:
         """Show how many lines of the log could not be written."""
