@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 
@@ -12,6 +13,7 @@ from onnxplain.errors import Busy, Cancelled, Expired, Unavailable, UnsupportedM
 from onnxplain.interrupt import check_interrupt
 from onnxplain.server.call import CALL, Call
 from onnxplain.server.scheduling.compile_queue import IDLE, CompileQueue
+from onnxplain.server.tokens import Caller
 
 SOON = 5.0  # seconds: what would hang for ever is found by then
 
@@ -102,6 +104,42 @@ def test_jobs_go_on_together_only_while_their_bytes_fit_and_one_alone_always_may
     two.release.set()
     first.result(SOON), second.result(SOON)
     queue.close()
+
+
+def of(queue, caller, work):
+    """Asked by a caller with a name."""
+    context = contextvars.copy_context()
+    context.run(CALL.set, Call(caller=Caller(caller, frozenset())))
+    return context.run(asked, queue, work)
+
+
+def test_callers_take_turns_each_in_its_own_order():
+    log, queue = [], CompileQueue(waiting=20, at_once=1)
+    first = Work(log, "first")
+    running(queue, first)
+    jobs = [(caller, Work(log, f"{caller}{n}")) for caller, jobs in (("a", 4), ("b", 2), ("c", 1)) for n in range(jobs)]
+    futures = [of(queue, caller, work) for caller, work in jobs]
+    for _, work in jobs:
+        work.release.set()
+    first.release.set()
+    for future in futures:
+        future.result(SOON)
+    queue.close()
+    assert log == ["first", "a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+
+
+def test_one_caller_takes_half_of_the_places_at_most(queue):
+    work = Work()
+    running(queue, work)
+    waiting = [of(queue, "a", Work()) for _ in range(2)]
+    with pytest.raises(Busy, match=r"2 recipes of a wait .* --compile-queue"):
+        of(queue, "a", Work())
+    waiting += [of(queue, "b", Work()) for _ in range(2)]
+    with pytest.raises(Busy, match="4 recipes wait"):
+        of(queue, "c", Work())
+    for future in waiting:
+        future.cancel()
+    work.release.set()
 
 
 def test_a_full_queue_says_so_at_once_and_when_to_come_back(queue):

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from nets import net
-from running import in_process_server
+from running import MODELS, in_process_server
 from service.http2 import Connection
 from service.nets import times
 from service.process import eventually
@@ -33,6 +33,7 @@ from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.server.tokens import ANYONE
 from onnxplain.sources import DirectorySource
 from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.v1 import explainer_pb2_grpc
 from onnxplain.wire.chunks import Incoming
 from onnxplain.wire.inference import INFERENCE, RPCS
 
@@ -163,6 +164,31 @@ def test_small_sessions_are_made_side_by_side_and_large_ones_in_turn():
         assert most[0] == together and cache.nbytes == 2 * nbytes
 
 
+def test_small_sessions_do_not_pass_a_large_one_that_waits_to_be_made():
+    cache, order, hold = SessionCache(1000), [], threading.Event()
+
+    def asked(nbytes: int, name: str) -> threading.Thread:
+        def make() -> str:
+            order.append(name)
+            assert hold.wait(10)
+            return name
+
+        thread = threading.Thread(target=cache.get, args=(Owner(nbytes), make))
+        thread.start()
+        return thread
+
+    threads = [asked(10, "small")]
+    assert eventually(lambda: order == ["small"], 10)
+    threads.append(asked(300, "large"))
+    assert eventually(lambda: len(cache._in_line) == 1, 10)
+    threads += [asked(10, f"later {n}") for n in range(5)]
+    assert eventually(lambda: len(cache._in_line) == 6, 10)
+    hold.set()
+    for thread in threads:
+        thread.join(10)
+    assert order[:2] == ["small", "large"] and len(order) == 7
+
+
 def test_a_session_dropped_while_it_is_made_serves_who_asked_and_is_not_kept():
     cache, owner = SessionCache(100), Owner(40)
 
@@ -248,6 +274,30 @@ def test_a_reply_that_nobody_reads_is_held_against_the_budget_until_the_call_is_
                 assert "the reply takes" in refused.value.details()
             for connection in held:
                 connection.close()
+            assert await asyncio.to_thread(eventually, lambda: server.memory.nbytes == 0, 20)
+
+    asyncio.run(scene())
+
+
+def test_a_graph_that_is_given_away_is_held_against_the_budget_until_all_of_it_is_sent(tmp_path):
+    async def scene() -> None:
+        options, held = ServerOptions(port=0, metrics_port=0, allow_export=True), []
+        async with (
+            in_process_server(options, [DirectorySource(MODELS)]) as server,
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ):
+            server.memory._changed = lambda kind, nbytes: held.append((kind, nbytes))
+            graphs = explainer_pb2_grpc.ExplainerServiceStub(channel).CompileGraph
+            request = v1.CompileGraphRequest(model=v1.ModelRef(name="digits_cnn"))
+            pieces = [piece async for piece in graphs(request)]
+            size = pieces[0].graph.byte_size
+            assert 0 < size == sum(len(piece.chunk.data) for piece in pieces)
+            assert max(held) == ("replies", size)
+            assert await asyncio.to_thread(eventually, lambda: held[-1] == ("replies", 0), 20)
+            server.memory.budget = size - 1
+            with pytest.raises(grpc.aio.AioRpcError, match="the graph takes") as refused:
+                await graphs(request).read()
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert await asyncio.to_thread(eventually, lambda: server.memory.nbytes == 0, 20)
 
     asyncio.run(scene())

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from onnxplain.client.requests import ModelInfo
@@ -18,6 +19,7 @@ from onnxplain.server.http.errors import TooLarge, UnknownMediaType
 
 PIXELS = 50_000_000  # of a picture
 PIXEL_BYTES = 8  # of memory while it is read: as it is, and turned, with or without transparency
+NUMBER_BYTES = 12  # of memory for each number of an array: as it is, and made ready
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # and none of those whose readers start other programs, as EPS does
 STARTS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", b"RIFF": ".webp", b"\x93NUMPY": ".npy"}
 
@@ -32,8 +34,10 @@ class Upload:
 
     def nbytes_open(self) -> int:
         """Memory that reading it takes, about. Raises InputError for a picture beyond the limit, or none."""
-        if self.suffix in (".csv", ".npy"):
-            return (JSON_GROWTH if self.suffix == ".csv" else 2) * len(self.content)
+        if self.suffix == ".csv":
+            return JSON_GROWTH * len(self.content)
+        if self.suffix == ".npy":
+            return len(self.content) + NUMBER_BYTES * _numbers(self.content)
         return PIXEL_BYTES * _pixels(self.content)
 
     def loaded(self, info: ModelInfo, most: int) -> Loaded:
@@ -62,6 +66,17 @@ def upload(content: bytes, media_type: str = "", name: str = "") -> Upload:
             "application/json or multipart/form-data."
         ).at("content-type")
     return Upload(content, suffix, name)
+
+
+def _numbers(content: bytes) -> int:
+    """Of an array, by its head; one that says nothing has as many as bytes."""
+    head = io.BytesIO(content)
+    try:
+        major, _ = np.lib.format.read_magic(head)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        return len(content) // max(1, read(head)[2].itemsize)
+    except (ValueError, EOFError, SyntaxError, TypeError):
+        return len(content)  # whoever reads it says what is wrong
 
 
 def _pixels(content: bytes) -> int:

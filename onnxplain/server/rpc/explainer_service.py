@@ -58,6 +58,11 @@ class ExplainerService(explainer_pb2_grpc.ExplainerServiceServicer):
         """The compiled graph, weights and all, where the operator allows it."""
         if not self.options.allow_export:
             raise Denied("this server gives no graphs away; its operator can start it with --allow-export.")
-        async with self.repository.use(request.model.name, request.model.version) as served:
-            async for piece in served.compile(request):
-                yield piece
+        booking = self._memory.booking("replies", "the graph")
+        try:
+            async with self.repository.use(request.model.name, request.model.version) as served:
+                async for piece in served.compile(request):
+                    booking.grow(piece.graph.byte_size)  # which the first tells: all of it waits for who reads it
+                    yield piece
+        finally:
+            booking.release()

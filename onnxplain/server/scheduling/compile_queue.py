@@ -1,4 +1,4 @@
-"""Compiling as work like any other: in order, bounded, shared by equal requests, given up when nobody waits for it."""
+"""Compiling as work like any other: in turn, bounded, shared by equal requests, given up when nobody waits for it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,23 @@ T = TypeVar("T")
 IDLE = 5.0  # seconds after which a thread without work ends
 NEWEST = 0.2  # weight of the newest job in the expected time
 CPUS_PER_JOB = 4  # a job is Python for the most part: more at a time would take each other's turns, and the calls'
+CALLERS = 1000  # of whom it is remembered when they had a turn
 DRAINING = "this server is going down and compiles nothing more. Try again: another one may answer."
 
 
 @dataclass(eq=False)  # told apart by being another one
 class _Job:
-    """Something to be made once. waiters: futures of those who wait. begun: monotonic time, None while it waits."""
+    """Something to be made once. waiters: futures of those who wait. begun: monotonic time, None while it waits.
+
+    caller: who asked first, "" where nobody has a name.
+    """
 
     key: Hashable
     what: str
     work: Callable[[], Any]
     nbytes: int
     failed: Callable[[OnnxplainError], None] | None
+    caller: str
     waiters: list[Future[Any]] = field(default_factory=list)
     begun: float | None = None
 
@@ -41,7 +46,8 @@ class _Job:
 class CompileQueue:
     """Makes compiled graphs, and what costs as much, on threads of its own; nobody's thread waits for them.
 
-    waiting: jobs that wait at most. seconds: the longest a job may take. at_once: how many go on at a time, 0: by the
+    Callers take turns, each one's jobs in order. waiting: jobs that wait at most, half of them of one caller where
+    callers have names. seconds: the longest a job may take. at_once: how many go on at a time, 0: by the
     CPUs. nbytes: of memory; jobs go on together while their estimates fit, one alone always may.
     """
 
@@ -52,6 +58,7 @@ class CompileQueue:
         self._jobs: dict[Hashable, _Job] = {}  # waiting and running, those that nobody wants any more apart
         self._queue: deque[_Job] = deque()
         self._running: list[_Job] = []
+        self._turns: dict[str, float] = {}  # -> monotonic time of the caller's newest turn
         self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._ends = math.inf  # monotonic time: what runs then is interrupted
@@ -71,23 +78,19 @@ class CompileQueue:
         in words. nbytes: it takes, about. failed: told of an error that would come again. Raises Busy, Unavailable.
         """
         future: Future[T] = Future()
+        call = CALL.get(None)
+        caller = "" if call is None else call.caller.name
         with self._changed:
             if self._ends < math.inf:
                 raise Unavailable(DRAINING)
             job = self._jobs.get(key)
             if job is None:
-                if len(self._queue) >= self.waiting:
-                    raise Busy(
-                        f"{len(self._queue)} recipes wait to be compiled, which is as many as may (--compile-queue); "
-                        "try again shortly, or ask for one that is compiled.",
-                        retry=max(0.1, min(30.0, self._expected)),
-                    )
-                job = self._jobs[key] = _Job(key, what, work, nbytes, failed)
+                self._require_place(caller)
+                job = self._jobs[key] = _Job(key, what, work, nbytes, failed, caller)
                 self._queue.append(job)
             job.waiters.append(future)
             self._wake()
         future.add_done_callback(lambda done: self._left(job, done))
-        call = CALL.get(None)
         if call is not None:
             forget = call.on_stop(lambda: _fail(future, _reason(call.check) or Cancelled("the caller went away.")))
             future.add_done_callback(lambda done: forget())
@@ -114,6 +117,22 @@ class CompileQueue:
             thread.join(max(0.0, until - time.monotonic()))
 
     # Inside
+
+    def _require_place(self, caller: str) -> None:
+        """Raise Busy where no more jobs may wait, of all or of one caller that has a name."""
+        retry, again = max(0.1, min(30.0, self._expected)), "try again shortly, or ask for one that is compiled."
+        if len(self._queue) >= self.waiting:
+            raise Busy(
+                f"{len(self._queue)} recipes wait to be compiled, which is as many as may (--compile-queue); {again}",
+                retry=retry,
+            )
+        own = sum(1 for job in self._queue if job.caller == caller)
+        if caller and own >= max(1, self.waiting // 2):
+            raise Busy(
+                f"{own} recipes of {caller} wait to be compiled, which is as many as may of one caller, half of "
+                f"--compile-queue; {again}",
+                retry=retry,
+            )
 
     def _wake(self) -> None:
         """Let a thread look for work; a new one where all are busy and another may be."""
@@ -147,20 +166,28 @@ class CompileQueue:
             del job, result, error  # this thread may wait long for the next
 
     def _next(self) -> _Job | None:
-        """The next job in order, as soon as it fits beside those that run; None: this thread may end."""
+        """The next job in turn, as soon as it fits beside those that run; None: this thread may end."""
         with self._changed:
             woken = True
-            while not (self._queue and self._fits(self._queue[0])):
+            while (job := self._in_turn()) is None or not self._fits(job):
                 if self._ends < math.inf or not (woken or self._queue):
                     self._threads.discard(threading.current_thread())
                     return None
                 self._idle += 1
                 woken = self._changed.wait(IDLE)
                 self._idle -= 1
-            job = self._queue.popleft()
+            self._queue.remove(job)
             job.begun = time.monotonic()
             self._running.append(job)
+            self._turns.pop(job.caller, None)  # the newest last
+            self._turns[job.caller] = job.begun
+            if len(self._turns) > CALLERS:
+                del self._turns[next(iter(self._turns))]
             return job
+
+    def _in_turn(self) -> _Job | None:
+        """The oldest job of whoever had no turn for longest."""
+        return min(self._queue, key=lambda job: self._turns.get(job.caller, -math.inf), default=None)
 
     def _fits(self, job: _Job) -> bool:
         return not self._running or sum(other.nbytes for other in self._running) + job.nbytes <= self.nbytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -37,6 +37,7 @@ class SessionCache:
         self._lock = threading.Lock()
         self._turn = threading.Condition()
         self._made_now = 0  # bytes of sessions that are being made
+        self._in_line: deque[object] = deque()  # those that wait to be
         self._changed = changed
 
     @property
@@ -76,10 +77,22 @@ class SessionCache:
 
     @contextmanager
     def _a_turn(self, nbytes: int) -> Iterator[None]:
-        """Sessions are made side by side while all that they take meanwhile is within the budget, else in turn."""
+        """Sessions are made side by side while all that they take meanwhile is within the budget, else in turn.
+
+        Always in the order they came: small ones do not pass a large one for ever.
+        """
+        place = object()
         with self._turn:
-            self._turn.wait_for(lambda: not self._made_now or MAKING * (self._made_now + nbytes) <= self.budget)
+            self._in_line.append(place)
+            self._turn.wait_for(
+                lambda: (
+                    self._in_line[0] is place
+                    and (not self._made_now or MAKING * (self._made_now + nbytes) <= self.budget)
+                )
+            )
+            self._in_line.popleft()
             self._made_now += nbytes
+            self._turn.notify_all()
         try:
             yield
         finally:
