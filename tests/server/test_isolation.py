@@ -629,6 +629,7 @@ def test_a_broken_file_is_refused_with_the_reason_of_the_worker(tmp_path):
 @linux
 @pytest.mark.parametrize("cycles", [3, pytest.param(20, marks=pytest.mark.soak)])
 def test_loading_and_unloading_leaves_nothing_behind(cycles, tmp_path, monkeypatch):
+    runtime_folder.runtime_folder()  # of this process, which has it as long as it lives
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     opened = lambda: len(os.listdir("/proc/self/fd"))  # noqa: E731
     others = set(workers(os.getpid()))

@@ -75,7 +75,10 @@ def ask(address: str, served: str, clients: int, rate: float, seconds: float) ->
 def test_ten_times_the_load_for_a_minute(tmp_path, served="deep.explain"):
     """One thread computes, so that of two processors one is left to gRPC and the generator, which tells its share."""
     store(deep(depth=96), tmp_path, "deep")  # 45 ms a row: ten times as many calls leave the callers time to breathe
-    with running_server(tmp_path, "--threads", "1") as running, ProcessPoolExecutor(2, get_context("spawn")) as pool:
+    with (
+        running_server(tmp_path, "--threads", "1", "--slots", "1") as running,
+        ProcessPoolExecutor(2, get_context("spawn")) as pool,
+    ):
         list(pool.map(generate, [Job(running.address, b"", 1, 0, 1, HEALTH)] * 2))  # both are there before it counts
         alone = pool.submit(generate, ask(running.address, served, 1, 0, 5)).result()
         full = pool.submit(generate, ask(running.address, served, QUEUE_ROWS // 2, 0, 10)).result()
