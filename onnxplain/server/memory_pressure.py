@@ -28,7 +28,7 @@ class MemoryPressure:
     """
 
     def __init__(
-        self, bound: int, relieve: Callable[[], None], measure: Callable[[], int | None] = resident_bytes
+        self, bound: int, relieve: Callable[[], object], measure: Callable[[], int | None] = resident_bytes
     ) -> None:
         self.bound, self.expected = bound, 0
         self._relieve, self._measure = relieve, measure

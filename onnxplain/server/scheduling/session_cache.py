@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from onnxplain import environment
 from onnxplain.cpu_session import give_back
-from onnxplain.errors import Busy
+from onnxplain.errors import Busy, OutOfMemory
 from onnxplain.runtime.session import Session
 from onnxplain.server.memory_pressure import MemoryPressure
 
@@ -74,7 +74,7 @@ class SessionCache:
                     self._make_room(owner)
                     try:
                         with self._expected(owner):
-                            session = make()
+                            session = self._made(make)
                     finally:
                         with self._lock:
                             kept = self._opening.pop(owner)
@@ -108,6 +108,15 @@ class SessionCache:
                 self._made_now -= nbytes
                 self._turn.notify_all()
 
+    def _made(self, make: Callable[[], Session]) -> Session:
+        """A session; where there is no memory for it, once more when the others that do not run are closed."""
+        try:
+            return make()
+        except OutOfMemory:
+            if not self.close_idle():
+                raise
+        return make()
+
     def _expected(self, owner: SessionOwner) -> AbstractContextManager[None]:
         return nullcontext() if self.pressure is None else self.pressure.expecting(MAKING * owner.nbytes)
 
@@ -124,14 +133,16 @@ class SessionCache:
                 if not self._pins[owner]:
                     del self._pins[owner]
 
-    def close_idle(self) -> None:
-        """Close every session but those that run: they are opened again when they are asked for."""
+    def close_idle(self) -> bool:
+        """Close every session but those that run: they are opened again when they are asked for. Whether any was."""
         with self._lock:
             closed = [self._open.pop(owner) for owner in list(self._open) if owner not in self._pins]
+        found = bool(closed)
         if closed:
             closed.clear()
             self._report()
         free_memory()
+        return found
 
     def drop(self, owner: SessionOwner) -> None:
         """Keep nothing for an owner any more, nor what is being made for it; a later `get` makes another session."""
