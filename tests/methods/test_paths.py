@@ -124,6 +124,13 @@ def test_the_maximum_of_two_numbers(saved):
     np.testing.assert_allclose(near.relevance, [[3, 0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("distance", [0.05, 1.0])
+def test_guided_integrated_gradients_of_a_quadratic_form_are_exact(quadratic, distance):
+    """R_i = w_i x_i^2, whatever the path: the mean of both ends is exact for a linear gradient."""
+    found = Explainer(quadratic, "guided_integrated_gradients", steps=7, distance=distance).explain(X, [0, 2])
+    close(found.relevance, np.concatenate([weights(k) * X**2 for k in (0, 2)]))
+
+
 @pytest.mark.parametrize("steps", [1, 3, 40])
 def test_blurred_integrated_gradients_of_a_quadratic_form_are_exact(quadratic, steps):
     """R_i = w_i (x_i^2 - L_i^2), whatever the steps: the middle of a line is exact for a linear gradient."""
@@ -197,11 +204,13 @@ def test_blurred_integrated_gradients_over_lrp_average_it_along_the_path(saved):
 
 
 def test_a_guided_path_in_a_narrow_band_is_the_straight_one(saved):
-    """Without a band's width every element moves alike: the sum at the left ends."""
+    """Without a band's width every element moves alike."""
     path = saved(relu_net())
-    guided = Explainer(path, "guided_integrated_gradients", steps=8, distance=0.0).explain(X, 1).relevance
-    straight = Explainer(path, "integrated_gradients", steps=8, quadrature="left").explain(X, 1).relevance
-    close(guided, straight)
+    for quadrature, points in (("left", 8), ("trapezoid", 9)):
+        options = {"steps": 8, "distance": 0.0, "quadrature": quadrature}
+        guided = Explainer(path, "guided_integrated_gradients", **options).explain(X, 1).relevance
+        straight = Explainer(path, "integrated_gradients", steps=points, quadrature=quadrature)
+        close(guided, straight.explain(X, 1).relevance)
 
 
 def test_a_note_is_said_once_with_the_largest_figure(monkeypatch, saved):
