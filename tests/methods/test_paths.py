@@ -197,7 +197,7 @@ def test_only_the_gradient_promises_a_sum(saved, base):
 
 def test_blurred_integrated_gradients_over_lrp_average_it_along_the_path(saved):
     path, x = saved(relu_net()), X[:1]
-    base, points = Explainer(path, "lrp", composite="epsilon"), blurred(x, [3.0, 2.0, 1.0, 0.0], (2, 3))
+    base, points = Explainer(path, "lrp", composite="epsilon"), blurred(x, [3.0, 8 / 9, 1 / 9, 0.0], (2, 3))
     expected = base.explain((points[:-1] + points[1:]) / 2, 1).relevance.mean(0, keepdims=True)
     found = Explainer(path, "blurred_integrated_gradients", base="lrp-epsilon", sigma=3.0, steps=3).explain(x, 1)
     close(found.relevance, expected)
