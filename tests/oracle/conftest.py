@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-NEEDED = ("torch", "zennit", "captum", "onnx_ad", "tqdm")
+NEEDED = ("torch", "zennit", "captum", "onnx_ad", "tqdm", "saliency", "scipy")
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if missing else []
 

@@ -80,6 +80,15 @@ def test_progress_is_streamed(client):
     assert counts == sorted(counts) and len(counts) > 1 and {total for _, total in counts} == {600 * len(X)}
 
 
+def test_what_a_loop_notes_of_its_result_comes_with_the_answer(client):
+    """Above all that relevance does not sum to what it should."""
+    options = {"steps": 1, "quadrature": "right"}
+    notes = offline(Recipe.asked("integrated_gradients", **options)).notes
+    assert any("does not sum to F(x) - F(x')" in note for note in notes)
+    found = client.explain("digits_cnn", X, ["predicted", "3"], method="integrated_gradients", **options)
+    assert set(notes) <= set(found.notes)
+
+
 @pytest.mark.parametrize("name", LOOPED)
 def test_a_call_that_is_over_ends_its_loop(client, name):
     begun = time.monotonic()
