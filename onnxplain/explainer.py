@@ -24,8 +24,9 @@ from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, columns_by_input, feeds_of
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
 from onnxplain.loops import Loop, Progress
-from onnxplain.methods import METHODS, Looped, OnePass
+from onnxplain.methods import METHODS, Looped
 from onnxplain.methods.moved import moved
+from onnxplain.methods.registry import one_pass
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.nonfinite import score_error
 from onnxplain.runtime.session import Array, Runs
@@ -214,7 +215,7 @@ class Explainer:
         asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
         targets = [t for ask in asked for t in self._resolve(ask, scores)]
         begun = time.perf_counter()
-        relevances, ledger = dict[str, Array](), None
+        relevances, ledger, said = dict[str, Array](), None, list[str]()
         if self._graph is not None:  # of a looped method the first target only, as a trial
             once = targets[:1] if self.recipe.looped else targets
             run = self._graph.run_targets if separate else self._graph.run_whole
@@ -223,7 +224,7 @@ class Explainer:
             relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
             ledger = outputs.get(LEDGER)
         if isinstance(self.method, Looped):
-            relevances = self._looped(self.method, feeds, targets, values, separate, progress)
+            relevances, said = self._looped(self.method, feeds, targets, values, separate, progress)
         known = {**feeds, **forward}
         kept = {n: known[n] for n in self.subject.request.keep}
         return Explanation(
@@ -241,7 +242,7 @@ class Explainer:
             provenance=self.provenance,
             labels=self.labels,
             kind=self.kind,
-            notes=notes,
+            notes=[*notes, *said],
             seconds=time.perf_counter() - begun,
         )
 
@@ -259,12 +260,11 @@ class Explainer:
     def _looped(
         self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], values: Array, samples: bool,
         progress: Progress | None,
-    ) -> dict[str, Array]:  # fmt: skip
-        base = None if self.recipe.base is None else METHODS[self.recipe.base.method]
-        per_unit = isinstance(base, OnePass) and base.per_unit
+    ) -> tuple[dict[str, Array], list[str]]:  # fmt: skip
+        base = None if self.recipe.base is None else one_pass(self.recipe.base.method, "a looped method's base")
         name, axes = self.explained[0], self.subject.row_axes()
         proven = self._graph.compiled.streams if self._graph is not None else axes is not None and axes.get(name) == 0
-        loop = Loop(self.subject, self._graph, name, self._moved, per_unit, samples, proven, progress)
+        loop = Loop(self.subject, self._graph, name, self._moved, base, self.bounds, samples, proven, progress)
         return loop.relevances(method, self.recipe.options, feeds, targets, values)
 
     def _compare(self, forward: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from onnxplain.composites import Bounds
 from onnxplain.errors import InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.targets import Target
-from onnxplain.methods.registry import Looped
+from onnxplain.methods.registry import Looped, OnePass
 from onnxplain.methods.tensors import Tensors
 from onnxplain.runtime import chunking
 from onnxplain.runtime.finite import Holes
@@ -25,8 +26,8 @@ Progress = Callable[[int, int], None]
 class Loop:
     """`methods.run.Run` over a subject.
 
-    graph: what answers `relevance`; None for a forward-only method. attributed: the float inputs that move. How points
-    are run:
+    graph, base: what answers `relevance`, and the method it is compiled of; None for a forward-only method. attributed:
+    the float inputs that move. bounds: see `Run`. How points are run:
 
     * stacked, many to a run, along axis 0, where the graph proves that it carries the batch (`proven`);
     * one by one in their batch, the other rows as they are, where rows are samples and nothing is proven;
@@ -39,12 +40,14 @@ class Loop:
         graph: ExplanationGraph | None,
         explained: str,
         attributed: Sequence[str],
-        per_unit: bool,
+        base: OnePass | None,
+        bounds: Bounds = None,
         samples: bool = True,
         proven: bool = False,
         progress: Progress | None = None,
     ):
-        self.per_unit, self.samples = per_unit, samples
+        self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
+        self.samples, self.bounds = samples, bounds
         self._subject, self._graph, self._explained = subject, graph, explained
         self._attributed, self._proven, self._progress = list(attributed), proven, progress
         self._specs = {spec.name: spec for spec in subject.inputs}
@@ -54,12 +57,15 @@ class Loop:
         self._stacked = self._whole = False
         self._fixed: int | None = None
         self._jobs, self._job, self._planned = 1, 0, 0
+        self._said: dict[str, dict[int, float | None]] = {}
 
     def relevances(
         self, method: Looped, options: Mapping[str, Any], feeds: Mapping[str, Array], targets: Sequence[Target],
         values: Array,
-    ) -> dict[str, Array]:  # fmt: skip
-        """What the method answers for every target of every row, by attributed tensor; rows are target-major.
+    ) -> tuple[dict[str, Array], list[str]]:  # fmt: skip
+        """What the method answers for every target of every row, by attributed tensor, and what it notes of that.
+
+        Rows are target-major.
 
         values: of the explained tensor. Raises NotFinite, and InputError for an input that has not a row for each
         sample.
@@ -92,7 +98,7 @@ class Loop:
                     f"the relevance of {name} by {method.name} is no answer: {holes}. Every look at the model was "
                     "finite: what the method makes of them is beyond the range of their type."
                 )
-        return found
+        return found, self._notes(method.name)
 
     # What methods call
 
@@ -136,7 +142,23 @@ class Loop:
                     parts[source].append(self._own(outputs[out], rows, self._leads(source)))
         return Tensors({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
+    def note(self, text: str, figure: float | None = None) -> None:
+        """See `Run`."""
+        figures = self._said.setdefault(text, {})
+        before = figures.get(self._job)
+        figures[self._job] = figure if figure is None or before is None else max(before, figure)
+
     # Inside
+
+    def _notes(self, method: str) -> list[str]:
+        """What was noted, each text once."""
+        notes = []
+        for text, by_job in self._said.items():
+            figures = [figure for figure in by_job.values() if figure is not None]
+            said = text.format(figure=max(figures)) if figures else text
+            of = f" (in {len(figures)} of {self._jobs} explanations)" if figures and self._jobs > 1 else ""
+            notes.append(f"{method}: {said}{of}")
+        return notes
 
     def _leads(self, name: str) -> bool:
         """Whether a whole input has an axis 0 of length one, which then is that of the points."""

@@ -65,7 +65,8 @@ def _method_options(name: str) -> dict[str, str]:
     method = METHODS[name]
     base = {"base": method.base} if isinstance(method, Looped) and method.base else {}
     return base | {
-        option.name: "|".join(map(str, option.choices)) or _plain(option.default) for option in method.options.values()
+        option.name: "|".join(dict.fromkeys((_plain(option.default), *option.choices)))
+        for option in method.options.values()
     }
 
 

@@ -69,6 +69,11 @@ class OnePass(Method):
         """Whether it answers per unit of the input, as a gradient does; else its answer is a share of the score."""
         return not self.relevance and self.form().finish != "times_input"
 
+    @property
+    def derivative(self) -> bool:
+        """Whether its answer is the score's derivative itself, not a modified one."""
+        return self.per_unit and self.composite == "none" and self.form().finish == "gradient"
+
     @cached_property
     def options(self) -> Mapping[str, Option]:
         """Composite, rules and form, where it takes them."""

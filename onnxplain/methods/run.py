@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from onnxplain.methods.tensors import Array, Tensors
@@ -18,6 +18,12 @@ class Run(Protocol):
 
     per_unit: bool
     """Whether relevance is per unit of the input, as a gradient is; else it is a share of the score."""
+
+    derivative: bool
+    """Whether relevance is the score's derivative itself, whose integral along a path is the change of the score."""
+
+    bounds: tuple[Sequence[float], Sequence[float]] | None
+    """(lows, highs) of an only input, one number or one for each channel, in model units; None: not known."""
 
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
@@ -36,4 +42,12 @@ class Run(Protocol):
 
     def relevance(self, points: Tensors, seed: Array) -> Tensors:
         """What the base method gives each attributed input at each point, (S, …)."""
+        ...
+
+    def note(self, text: str, figure: float | None = None) -> None:
+        """Say something of the result that a reader must know; it comes with the explanation, wherever that goes.
+
+        Equal texts of several rows and targets are said once. figure: put in place of `{figure:…}` in the text, by its
+        format; the largest of them is said, and in how many explanations there was one.
+        """
         ...

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from onnxplain.methods.noise import Noise
 from onnxplain.methods.options import Range
 from onnxplain.methods.registry import method
 from onnxplain.methods.run import Run
@@ -38,16 +39,10 @@ def smooth_grad(
     average: of the answers, of their squares (SmoothGrad squared), or their variance (VarGrad).
     random_seed: of the noise, which is the same for every row and target.
     """
-    generators = {name: np.random.default_rng([random_seed, n]) for n, name in enumerate(x)}
-    deviation = {name: noise * float(array.max() - array.min()) if array.size else 0.0 for name, array in x.items()}
-    total, squares = x.map(_zeros), x.map(_zeros)
+    drawn = Noise(x, noise, random_seed)
+    total = squares = x.wide() * 0.0
     for part in run.batches(samples):
-        rows = part.stop - part.start
-        noisy = {}
-        for name, array in x.items():
-            drawn = generators[name].standard_normal((rows, *array.shape[1:]))
-            noisy[name] = array + (deviation[name] * drawn).astype(array.dtype)
-        found = run.relevance(Tensors(noisy), seed).map(lambda array: array.astype(np.float64))
+        found = run.relevance(x + drawn.rows(part.stop - part.start), seed).wide()
         total, squares = total + found.sum(), squares + (found**2).sum()
     if average == "mean":
         result = total / samples
@@ -55,8 +50,4 @@ def smooth_grad(
         result = squares / samples
     else:
         result = (squares / samples - (total / samples) ** 2).map(lambda array: np.maximum(array, 0.0))
-    return result.with_(x, lambda array, like: array.astype(like.dtype))
-
-
-def _zeros(array: Array) -> Array:
-    return np.zeros(array.shape, np.float64)
+    return result.typed(x)

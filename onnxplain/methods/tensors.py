@@ -40,6 +40,10 @@ class Tensors(Mapping[str, Array]):
         partner = other if isinstance(other, Tensors) else dict.fromkeys(self, other)
         return Tensors({name: function(array, partner[name]) for name, array in self.items()})
 
+    def beside(self, other: Tensors) -> Tensors:
+        """The rows of both, the other's behind."""
+        return self.with_(other, lambda a, b: np.concatenate([a, b]))
+
     def mean(self) -> Tensors:
         """Over axis 0, which stays with length one."""
         return self.map(lambda array: array.mean(0, keepdims=True))
@@ -51,6 +55,14 @@ class Tensors(Mapping[str, Array]):
     def scaled(self, factors: Array) -> Tensors:
         """Row i times factors[i]. factors (S,); the arrays have one row or S."""
         return self.map(lambda array: factors.reshape(-1, *(1,) * (array.ndim - 1)).astype(array.dtype) * array)
+
+    def wide(self) -> Tensors:
+        """In float64, for sums."""
+        return self.map(lambda array: array.astype(np.float64))
+
+    def typed(self, like: Tensors) -> Tensors:
+        """In the types of another."""
+        return self.with_(like, lambda array, other: array.astype(other.dtype))
 
     def __add__(self, other: Any) -> Tensors:
         return self.with_(other, lambda a, b: a + b)

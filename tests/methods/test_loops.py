@@ -14,7 +14,7 @@ from onnxplain import Explainer, cut, loops
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, NotFinite, UnknownName, UnsupportedModel, UsageError
 from onnxplain.methods import METHODS, of_family
-from onnxplain.methods.integrated_gradients import nodes
+from onnxplain.methods.quadrature import nodes
 from onnxplain.methods.registry import method
 from onnxplain.methods.tensors import Tensors
 from onnxplain.recipes import Recipe
