@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,7 @@ def read_trees(node: Node) -> tuple[TreeEnsemble, str]:
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise UnsupportedModel(f"{node}: its attributes do not fit together ({error}), so it is no trees.") from error
     if transform not in TRANSFORMS:
-        raise UnsupportedModel(
-            f"{node}: post_transform {transform} is not known here; known: {', '.join(TRANSFORMS)}."
-        )
+        raise UnsupportedModel(f"{node}: post_transform {transform} is not known here; known: {', '.join(TRANSFORMS)}.")
     return found, transform
 
 
@@ -45,7 +44,7 @@ def _regressor(node: Node) -> tuple[TreeEnsemble, str]:
     offset = np.zeros(outputs) if base is None else base
     if len(offset) != outputs:
         raise UnsupportedModel(f"{node}: {len(offset)} base_values for {outputs} targets.")
-    return _with(trees, offset=offset), _text(node.attr("post_transform", "NONE"))
+    return replace(trees, offset=offset), _text(node.attr("post_transform", "NONE"))
 
 
 def _classifier(node: Node) -> tuple[TreeEnsemble, str]:
@@ -60,16 +59,16 @@ def _classifier(node: Node) -> tuple[TreeEnsemble, str]:
         assert weights is not None
         score = trees.weight[:, 0]
         shift = base[0] if len(base) else 0.0
-        if (weights >= 0).all():  # a probability p is (1 - p, p), whatever the transform
-            weight, offset, transform = np.stack([-score, score], 1), np.array([-shift, shift]), "NONE"
-            return _with(trees, weight=weight, offset=offset + [1.0, 0.0]), transform
-        return _with(trees, weight=np.stack([-score, score], 1), offset=np.array([-shift, shift])), transform
+        weight = np.stack([-score, score], 1)
+        if (weights >= 0).all():  # it is taken for a probability p, and p and 1 - p are the answer
+            return replace(trees, weight=weight, offset=np.array([1 - shift, shift])), "NONE"
+        return replace(trees, weight=weight, offset=np.array([-shift, shift])), transform
     if len(base) not in (0, labels) or (labels == 2 and len(base) == 2 and seen != {0}):
         raise UnsupportedModel(
             f"{node}: {len(base)} base_values and weights for {len(seen)} of {labels} classes: ONNX does not say what "
             "that means, and runtimes differ."
         )
-    return _with(trees, offset=base if len(base) else np.zeros(labels)), transform
+    return replace(trees, offset=base if len(base) else np.zeros(labels)), transform
 
 
 def _ensemble(node: Node) -> tuple[TreeEnsemble, str]:
@@ -154,10 +153,6 @@ def _by_ids(node: Node, leaf: str, outputs: int) -> TreeEnsemble:
         offset=np.zeros(outputs),
         cover=_numbers(node, "nodes_hitrates"),
     )
-
-
-def _with(trees: TreeEnsemble, **changed: Any) -> TreeEnsemble:
-    return TreeEnsemble(**{**vars(trees), **changed})
 
 
 def _added(node: Node, aggregate: str) -> None:

@@ -37,7 +37,7 @@ class Leaves:
 
     def of(self, kept: Array) -> Leaves:
         """Some of the leaves. kept: their indices, rising."""
-        k, count = self.players.shape
+        count = self.players.shape[1]
         place = np.full(count, -1)
         place[kept] = np.arange(len(kept))
         turns = []

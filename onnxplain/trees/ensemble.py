@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -114,3 +114,34 @@ class TreeEnsemble:
                     f"them make more than {total} ways: no trees that can be explained."
                 )
         return np.concatenate(nodes), np.concatenate(parents), np.concatenate(sides)
+
+
+def side_by_side(parts: Sequence[TreeEnsemble]) -> TreeEnsemble:
+    """All trees of several ensembles with as many scores, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    begins = np.cumsum([0, *(len(part.feature) for part in parts)])[:-1]
+    joined: dict[str, Array] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("feature", "mode", "threshold", "missing_true", "weight")
+    }
+    for name in ("true", "false", "roots"):
+        moved = [
+            np.where(ids >= 0, ids + n, ids) for n, ids in zip(begins, (getattr(p, name) for p in parts), strict=True)
+        ]
+        joined[name] = np.concatenate(moved)
+    covers = [part.cover for part in parts if part.cover is not None]
+    return TreeEnsemble(
+        name=", ".join(part.name for part in parts),
+        offset=np.sum([part.offset for part in parts], 0),
+        members={
+            node + int(n): ids for n, part in zip(begins, parts, strict=True) for node, ids in part.members.items()
+        },
+        cover=np.concatenate(covers) if len(covers) == len(parts) else None,
+        **joined,
+    )
+
+
+def scaled(trees: TreeEnsemble, factor: float | Array, shift: Array) -> TreeEnsemble:
+    """Scores times a factor, plus a shift; each one number or one for each score."""
+    return replace(trees, weight=trees.weight * factor, offset=trees.offset * factor + shift)

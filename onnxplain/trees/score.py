@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from onnxplain.trees.conjunctions import Leaves, conjunctions
 from onnxplain.trees.ensemble import Array, TreeEnsemble
 
 
@@ -23,8 +25,12 @@ class TreeScore:
     trees: TreeEnsemble
     transform: str
     players: Array
-    inputs: Sequence[str]
-    features: Callable[[dict[str, Array]], Array]
+    features: Callable[[Mapping[str, Array]], Array]
+
+    @cached_property
+    def leaves(self) -> list[Leaves]:
+        """The leaves of the trees as games of the players."""
+        return conjunctions(self.trees, self.players)
 
     def answer(self, scores: Array) -> Array:
         """The tensor as the model answers it. scores (rows, scores)."""

@@ -1,7 +1,7 @@
 """Shapley values of a sum of trees, leaf by leaf.
 
-A leaf is worth its weight to a coalition if every player on the way to it lets the row by. So each leaf is a game of few
-players whose Shapley values have a closed form, and the values of the sum are the sum of the values.
+A leaf is worth its weight to a coalition if every player on the way to it lets the row by. So each leaf is a game of
+few players whose Shapley values have a closed form, and the values of the sum are the sum of the values.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def interventional(
 ) -> Array:
     """Players outside the coalition have their values from a background row; the mean over the background.
 
-    Of a leaf that x and the background row z can reach between them let a be the number of players that only x lets
-    by, b of those that only z does. The leaf is in reach of the coalitions that hold the a and none of the b, so each of
-    the a gets (a-1)! b! / (a+b)! of its weight and each of the b loses a! (b-1)! / (a+b)!. Algorithm 3 of Lundberg
-    et al. 2020, From local explanations to global understanding with explainable AI for trees, gives the same numbers.
+    Of a leaf that x and the background row z can reach between them let a be the number of players that let only x by,
+    b of those that let only z by. The leaf is in reach of the coalitions that hold the a and none of the b, so each of
+    the a gets (a-1)! b! / (a+b)! of its weight and each of the b loses a! (b-1)! / (a+b)!. Algorithm 3 of Lundberg et
+    al. 2020, From local explanations to global understanding with explainable AI for trees, gives the same numbers.
 
     x (rows, columns), background (B, columns), seed (scores,): float64 (rows, players). Sums to the seeded score of x
     less the mean of that of the background.
@@ -49,7 +49,7 @@ def interventional(
 
 def _of_one(leaves: Leaves, weight: Array, lets: Array, lets_z: Array, rows: int, players: int) -> Array:
     """Of one background row, (rows, players). lets (k, leaves, bytes), lets_z (k, leaves)."""
-    k, count, width = lets.shape
+    k, _, width = lets.shape
     reached = np.bitwise_and.reduce(lets | np.where(lets_z, np.uint8(255), np.uint8(0))[:, :, None])
     leaf, row = np.divmod(np.flatnonzero(np.unpackbits(reached, axis=1, count=rows).view(bool)), rows)
     lost = (~lets.reshape(k, -1)[:, leaf * width + (row >> 3)] >> (7 - (row & 7)).astype(np.uint8)) & 1

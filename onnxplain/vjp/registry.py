@@ -214,6 +214,24 @@ def steps(
         STEPS[op_type] = Op(op_types, _nothing, "flat", broadcasts=True, streams=streams, token=token, mask=mask)
 
 
+@dataclass(frozen=True)
+class Underived:
+    """An op that has no derivative that says anything. why: in a sentence that names a way out."""
+
+    domain: str
+    streams: AxisRule
+    why: str
+
+
+UNDERIVED: dict[str, Underived] = {}
+
+
+def without_derivative(*op_types: str, domain: str, streams: AxisRule, why: str) -> None:
+    """Declare ops that block every method that goes backwards, though their batch axis is known."""
+    for op_type in op_types:
+        UNDERIVED[op_type] = Underived(domain, streams, why)
+
+
 def known(node: Node) -> Op | None:
     """What is registered of a node's op; None for one that nobody knows, and for those of STEPS."""
     entry = OPS.get(node.op_type)
@@ -239,12 +257,8 @@ def lookup(node: Node) -> Op:
     entry = registered(node)
     if entry is not None:
         return entry
-    if node.op_type.startswith("TreeEnsemble"):
-        raise UnsupportedOp(
-            f"{node}: a tree ensemble is constant between its thresholds, so its derivative is zero everywhere and no "
-            f"relevance rule applies. It needs a forward-only method (occlusion, LIME, KernelSHAP, permutation), which "
-            f"this version does not have yet."
-        )
+    if node.op_type in UNDERIVED and UNDERIVED[node.op_type].domain == node.domain:
+        raise UnsupportedOp(f"{node}: {UNDERIVED[node.op_type].why}")
     domain = f"{node.domain}::" if node.domain else ""
     raise UnsupportedOp(
         f"{node}: no derivative for {domain}{node.op_type} (opset {node.version}), which lies between the "
@@ -272,7 +286,7 @@ def of_family(family: str) -> list[str]:
 
 def axis_rules() -> dict[str, AxisRule]:
     """How the batch axis moves through every op type known."""
-    entries = {**STEPS, **OPS}
+    entries: dict[str, Op | Underived] = {**UNDERIVED, **STEPS, **OPS}
     return {name: entry.streams for name, entry in entries.items() if entry.streams is not None}
 
 
