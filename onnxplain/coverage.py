@@ -33,6 +33,13 @@ class Coverage:
     streams: str = ""
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def without_derivative(self) -> str:
+        """The method to take where no other one can: one that reads trees before one that runs the model; or ""."""
+        ready = [METHODS[name] for name in self.without_graph]
+        ready.sort(key=lambda entry: not (isinstance(entry, Looped) and entry.of_trees))
+        return ready[0].name if ready else ""
+
     def text(self) -> str:
         """For people: one line a method, and each reason once."""
         lines, said = [], dict[str, str]()

@@ -17,7 +17,8 @@ from onnxplain.trees.score import TRANSFORMS
 
 ADDED = ("SUM", "AVERAGE")
 AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")  # as TreeEnsemble counts them
-POST_TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
+# As onnxruntime counts those of TreeEnsemble (1.31). ONNX's text has SOFTMAX 1 and LOGISTIC 2.
+POST_TRANSFORMS = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT")
 
 
 def read_trees(node: Node) -> tuple[TreeEnsemble, str]:
@@ -60,9 +61,10 @@ def _classifier(node: Node) -> tuple[TreeEnsemble, str]:
         score = trees.weight[:, 0]
         shift = base[0] if len(base) else 0.0
         weight = np.stack([-score, score], 1)
-        if (weights >= 0).all():  # it is taken for a probability p, and p and 1 - p are the answer
-            return replace(trees, weight=weight, offset=np.array([1 - shift, shift])), "NONE"
-        return replace(trees, weight=weight, offset=np.array([-shift, shift])), transform
+        logistic = transform == "LOGISTIC"  # of one score onnxruntime knows no other transform
+        probability = not logistic and (weights >= 0).all()  # it is taken for a probability p; 1 - p is the other's
+        offset = np.array([1 - shift if probability else -shift, shift])
+        return replace(trees, weight=weight, offset=offset), "LOGISTIC" if logistic else "NONE"
     if len(base) not in (0, labels) or (labels == 2 and len(base) == 2 and seen != {0}):
         raise UnsupportedModel(
             f"{node}: {len(base)} base_values and weights for {len(seen)} of {labels} classes: ONNX does not say what "
@@ -132,14 +134,15 @@ def _by_ids(node: Node, leaf: str, outputs: int) -> TreeEnsemble:
         pairs = zip(tree.tolist(), ids, branch.tolist(), strict=True)
         return np.array([place[key, index] if inner else -1 for key, index, inner in pairs], np.int64)
 
-    weights = _numbers(node, f"{leaf}_weights")
     at = zip(_integers(node, f"{leaf}_treeids").tolist(), _integers(node, f"{leaf}_nodeids").tolist(), strict=True)
+    leaves, ids, weights = [place[key] for key in at], _integers(node, f"{leaf}_ids"), _numbers(node, f"{leaf}_weights")
+    values = _numbers(node, "nodes_values")
+    if weights is None or values is None or not len(leaves) == len(ids) == len(weights):
+        raise ValueError(f"{leaf}_weights, {leaf}_ids and {leaf}_nodeids are not as long as each other")
     weight = np.zeros((len(tree), outputs))
-    np.add.at(weight, ([place[key] for key in at], _integers(node, f"{leaf}_ids")), weights)
+    np.add.at(weight, (np.asarray(leaves, np.int64), ids), weights)
     weight[branch] = 0.0
     roots = np.nonzero(np.diff(tree, prepend=tree[:1] - 1))[0]
-    values = _numbers(node, "nodes_values")
-    assert values is not None
     return TreeEnsemble(
         name=str(node),
         feature=np.where(branch, _integers(node, "nodes_featureids"), -1),

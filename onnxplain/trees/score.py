@@ -34,12 +34,14 @@ class TreeScore:
 
     def answer(self, scores: Array) -> Array:
         """The tensor as the model answers it. scores (rows, scores)."""
-        return TRANSFORMS[self.transform](scores)
+        answer: Array = TRANSFORMS[self.transform](scores)
+        return answer
 
 
 def _softmax(scores: Array) -> Array:
     powers = np.exp(scores - scores.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    shares: Array = powers / powers.sum(-1, keepdims=True)
+    return shares
 
 
 def _softmax_zero(scores: Array) -> Array:
