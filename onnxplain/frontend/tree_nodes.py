@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnsupportedModel
 from onnxplain.graph.node import Node
-from onnxplain.trees import MODES, TreeEnsemble
+from onnxplain.trees import MODES, Trees
 from onnxplain.trees.ensemble import Array
 from onnxplain.trees.score import TRANSFORMS
 
@@ -21,7 +21,7 @@ AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")  # as TreeEnsemble counts them
 POST_TRANSFORMS = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT")
 
 
-def read_trees(node: Node) -> tuple[TreeEnsemble, str]:
+def read_trees(node: Node) -> tuple[Trees, str]:
     """The trees of a node, and what it makes of their sum (its post_transform). Raises UnsupportedModel."""
     try:
         found, transform = READERS[node.op_type](node)
@@ -37,7 +37,7 @@ def is_trees(node: ir.Node | Node) -> bool:
     return node.domain == "ai.onnx.ml" and node.op_type in READERS
 
 
-def _regressor(node: Node) -> tuple[TreeEnsemble, str]:
+def _regressor(node: Node) -> tuple[Trees, str]:
     """TreeEnsembleRegressor, opsets 1 and 3."""
     outputs = int(node.attr("n_targets", 1))
     trees = _by_ids(node, "target", outputs)
@@ -48,7 +48,7 @@ def _regressor(node: Node) -> tuple[TreeEnsemble, str]:
     return replace(trees, offset=offset), _text(node.attr("post_transform", "NONE"))
 
 
-def _classifier(node: Node) -> tuple[TreeEnsemble, str]:
+def _classifier(node: Node) -> tuple[Trees, str]:
     """TreeEnsembleClassifier, opsets 1 and 3. onnxruntime makes two scores of the one that binary models have."""
     labels = len(node.attr("classlabels_strings") or node.attr("classlabels_int64s") or ())
     trees = _by_ids(node, "class", labels)
@@ -73,7 +73,7 @@ def _classifier(node: Node) -> tuple[TreeEnsemble, str]:
     return replace(trees, offset=base if len(base) else np.zeros(labels)), transform
 
 
-def _ensemble(node: Node) -> tuple[TreeEnsemble, str]:
+def _ensemble(node: Node) -> tuple[Trees, str]:
     """TreeEnsemble, opset 5: branches and leaves have indices of their own."""
     _added(node, AGGREGATES[int(node.attr("aggregate_function", 1))])
     feature = _integers(node, "nodes_featureids")
@@ -95,7 +95,7 @@ def _ensemble(node: Node) -> tuple[TreeEnsemble, str]:
     alone = (true == false)[roots] & (true >= count)[roots]  # a tree of one leaf is written as a branch with it twice
     roots = np.where(alone, true[roots], roots)
     none = np.full(leaves, -1)
-    trees = TreeEnsemble(
+    trees = Trees(
         name=str(node),
         feature=np.concatenate([feature, none]),
         mode=np.concatenate([modes, none]),
@@ -111,14 +111,14 @@ def _ensemble(node: Node) -> tuple[TreeEnsemble, str]:
     return trees, POST_TRANSFORMS[int(node.attr("post_transform", 0))]
 
 
-READERS: Mapping[str, Callable[[Node], tuple[TreeEnsemble, str]]] = {
+READERS: Mapping[str, Callable[[Node], tuple[Trees, str]]] = {
     "TreeEnsembleRegressor": _regressor,
     "TreeEnsembleClassifier": _classifier,
     "TreeEnsemble": _ensemble,
 }
 
 
-def _by_ids(node: Node, leaf: str, outputs: int) -> TreeEnsemble:
+def _by_ids(node: Node, leaf: str, outputs: int) -> Trees:
     """Opsets 1 and 3: nodes by (tree, node), weights by those. leaf: how the attributes of weights begin."""
     aggregate = _text(node.attr("aggregate_function", "SUM"))
     _added(node, aggregate)
@@ -143,7 +143,7 @@ def _by_ids(node: Node, leaf: str, outputs: int) -> TreeEnsemble:
     np.add.at(weight, (np.asarray(leaves, np.int64), ids), weights)
     weight[branch] = 0.0
     roots = np.nonzero(np.diff(tree, prepend=tree[:1] - 1))[0]
-    return TreeEnsemble(
+    return Trees(
         name=str(node),
         feature=np.where(branch, _integers(node, "nodes_featureids"), -1),
         mode=np.array([MODES.index(mode[7:]) if mode != "LEAF" else -1 for mode in modes]),

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxplain.errors import UnsupportedModel
 from onnxplain.frontend.tree_nodes import is_trees, read_trees
 from onnxplain.graph.node import FLOATS, Node, constant, dims, ints
-from onnxplain.trees import TreeEnsemble
+from onnxplain.trees import Trees
 from onnxplain.trees.ensemble import Array, scaled, side_by_side
 
 KEPT = {"Identity", "Cast"}
@@ -42,7 +42,7 @@ class TreePath:
     where it is an input of the model itself.
     """
 
-    trees: TreeEnsemble
+    trees: Trees
     transform: str
     entry: str
     columns: tuple[Column, ...] | None
@@ -79,7 +79,7 @@ def find_trees(model: ir.Model, explained: str) -> TreePath:
     return TreePath(trees, transform, str(entry.name), columns)
 
 
-def _sum(value: ir.Value, entries: dict[str, ir.Value]) -> tuple[TreeEnsemble, str]:
+def _sum(value: ir.Value, entries: dict[str, ir.Value]) -> tuple[Trees, str]:
     """The trees that make a value, and their post_transform. entries: the tensors that they read are added to it."""
     producer = value.producer()
     if producer is None:
@@ -109,7 +109,7 @@ def _sum(value: ir.Value, entries: dict[str, ir.Value]) -> tuple[TreeEnsemble, s
     )
 
 
-def _additive(node: Node, value: ir.Value, entries: dict[str, ir.Value]) -> TreeEnsemble:
+def _additive(node: Node, value: ir.Value, entries: dict[str, ir.Value]) -> Trees:
     found, transform = _sum(value, entries)
     if transform != "NONE":
         raise UnsupportedModel(
@@ -119,7 +119,7 @@ def _additive(node: Node, value: ir.Value, entries: dict[str, ir.Value]) -> Tree
     return found
 
 
-def _across(node: Node, trees: TreeEnsemble, array: Array) -> Array:
+def _across(node: Node, trees: Trees, array: Array) -> Array:
     """A constant as one number, or one for each score."""
     flat = array.reshape(-1)
     if array.size not in (1, len(trees.offset)) or (array.ndim and array.shape[-1] != array.size):

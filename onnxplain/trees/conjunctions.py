@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.trees.ensemble import CELLS, Array, TreeEnsemble
+from onnxplain.trees.ensemble import CELLS, Array, Trees
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Leaves:
             yield self.of(np.arange(start, min(start + step, count)))
 
 
-def packed(trees: TreeEnsemble, x: Array) -> Array:
+def packed(trees: Trees, x: Array) -> Array:
     """Decisions of all nodes, then their opposites, eight rows to a byte: uint8 (2 nodes, bytes). x (rows, columns)."""
     step = max(8, CELLS // max(1, len(trees.feature)) // 8 * 8)
     parts = [np.packbits(trees.decisions(x[begun : begun + step]), axis=1) for begun in range(0, len(x), step)]
@@ -66,7 +66,7 @@ def packed(trees: TreeEnsemble, x: Array) -> Array:
     return np.concatenate([bits, ~bits])
 
 
-def conjunctions(trees: TreeEnsemble, player: Array) -> list[Leaves]:
+def conjunctions(trees: Trees, player: Array) -> list[Leaves]:
     """All leaves below at least one branch, by their number of players. player (columns,): whose each feature is.
 
     Every leaf below roots alone is worth the same to every row, and no player's. Raises UnsupportedModel.

@@ -23,7 +23,7 @@ CELLS = 1 << 22  # numbers held at once while rows go through the trees
 
 
 @dataclass(frozen=True, eq=False)
-class TreeEnsemble:
+class Trees:
     """Nodes of all trees side by side; a row's score is `offset` plus the weights of the leaf it reaches in each tree.
 
     feature, mode, threshold, true, false, missing_true: (nodes,), of branches; mode is an index in MODES, the children
@@ -116,7 +116,7 @@ class TreeEnsemble:
         return np.concatenate(nodes), np.concatenate(parents), np.concatenate(sides)
 
 
-def side_by_side(parts: Sequence[TreeEnsemble]) -> TreeEnsemble:
+def side_by_side(parts: Sequence[Trees]) -> Trees:
     """All trees of several ensembles with as many scores, as one."""
     if len(parts) == 1:
         return parts[0]
@@ -131,7 +131,7 @@ def side_by_side(parts: Sequence[TreeEnsemble]) -> TreeEnsemble:
         ]
         joined[name] = np.concatenate(moved)
     covers = [part.cover for part in parts if part.cover is not None]
-    return TreeEnsemble(
+    return Trees(
         name=", ".join(part.name for part in parts),
         offset=np.sum([part.offset for part in parts], 0),
         members={
@@ -142,6 +142,6 @@ def side_by_side(parts: Sequence[TreeEnsemble]) -> TreeEnsemble:
     )
 
 
-def scaled(trees: TreeEnsemble, factor: float | Array, shift: Array) -> TreeEnsemble:
+def scaled(trees: Trees, factor: float | Array, shift: Array) -> Trees:
     """Scores times a factor, plus a shift; each one number or one for each score."""
     return replace(trees, weight=trees.weight * factor, offset=trees.offset * factor + shift)

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from onnxplain.trees.conjunctions import Leaves, conjunctions
-from onnxplain.trees.ensemble import Array, TreeEnsemble
+from onnxplain.trees.ensemble import Array, Trees
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class TreeScore:
     values of the inputs (rows, …) by name.
     """
 
-    trees: TreeEnsemble
+    trees: Trees
     transform: str
     players: Array
     features: Callable[[Mapping[str, Array]], Array]

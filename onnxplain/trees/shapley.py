@@ -13,14 +13,14 @@ from math import lgamma
 import numpy as np
 
 from onnxplain.trees.conjunctions import Leaves, packed
-from onnxplain.trees.ensemble import CELLS, Array, TreeEnsemble
+from onnxplain.trees.ensemble import CELLS, Array, Trees
 
 DENSE = CELLS // 4  # of float64, where CELLS are of bool
 ROWS = 1024  # at once, at most: the ways of all of them through all branches lie in memory, a bit each
 
 
 def interventional(
-    trees: TreeEnsemble, leaves: Sequence[Leaves], x: Array, background: Array, seed: Array, players: int
+    trees: Trees, leaves: Sequence[Leaves], x: Array, background: Array, seed: Array, players: int
 ) -> Array:
     """Players outside the coalition have their values from a background row; the mean over the background.
 
@@ -66,7 +66,7 @@ def _of_one(leaves: Leaves, weight: Array, lets: Array, lets_z: Array, rows: int
     return total.reshape(rows, players)
 
 
-def path_dependent(trees: TreeEnsemble, leaves: Sequence[Leaves], x: Array, seed: Array, players: int) -> Array:
+def path_dependent(trees: Trees, leaves: Sequence[Leaves], x: Array, seed: Array, players: int) -> Array:
     """Branches on players outside the coalition are taken both ways, by the share of the training rows that went there.
 
     With o = 1 where x is let by a player and 0 where not, and r the share that is, a leaf gives player j

@@ -14,7 +14,8 @@ from onnxplain.graph.node import Node, dims, rank
 from onnxplain.graph.streams import CONSTANT, UNPROVEN, Axis
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.copies import gradient_at
-from onnxplain.vjp.registry import case, vjp, without_derivative
+from onnxplain.vjp.registry import case, vjp
+from onnxplain.vjp.underived import without_derivative
 
 ML = "ai.onnx.ml"
 

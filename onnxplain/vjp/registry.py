@@ -22,6 +22,7 @@ from onnxplain.graph.signs import SignRule
 from onnxplain.graph.streams import AxisRule
 from onnxplain.graph.walk import Arrived, Derivative, Gradient
 from onnxplain.vjp.facts import Claim, Head, Kind, SilentRule, TokenInput, Weights, claim, never
+from onnxplain.vjp.underived import UNDERIVED, underived
 
 Sample = Literal["normal", "positive", "apart", "unit", "away", "above"]
 """How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2
@@ -214,24 +215,6 @@ def steps(
         STEPS[op_type] = Op(op_types, _nothing, "flat", broadcasts=True, streams=streams, token=token, mask=mask)
 
 
-@dataclass(frozen=True)
-class Underived:
-    """An op that has no derivative that says anything. why: in a sentence that names a way out."""
-
-    domain: str
-    streams: AxisRule
-    why: str
-
-
-UNDERIVED: dict[str, Underived] = {}
-
-
-def without_derivative(*op_types: str, domain: str, streams: AxisRule, why: str) -> None:
-    """Declare ops that block every method that goes backwards, though their batch axis is known."""
-    for op_type in op_types:
-        UNDERIVED[op_type] = Underived(domain, streams, why)
-
-
 def known(node: Node) -> Op | None:
     """What is registered of a node's op; None for one that nobody knows, and for those of STEPS."""
     entry = OPS.get(node.op_type)
@@ -257,8 +240,8 @@ def lookup(node: Node) -> Op:
     entry = registered(node)
     if entry is not None:
         return entry
-    if node.op_type in UNDERIVED and UNDERIVED[node.op_type].domain == node.domain:
-        raise UnsupportedOp(f"{node}: {UNDERIVED[node.op_type].why}")
+    if (blocking := underived(node)) is not None:
+        raise UnsupportedOp(f"{node}: {blocking.why}")
     domain = f"{node.domain}::" if node.domain else ""
     raise UnsupportedOp(
         f"{node}: no derivative for {domain}{node.op_type} (opset {node.version}), which lies between the "
@@ -286,8 +269,9 @@ def of_family(family: str) -> list[str]:
 
 def axis_rules() -> dict[str, AxisRule]:
     """How the batch axis moves through every op type known."""
-    entries: dict[str, Op | Underived] = {**UNDERIVED, **STEPS, **OPS}
-    return {name: entry.streams for name, entry in entries.items() if entry.streams is not None}
+    entries = {**STEPS, **OPS}
+    followed = {name: entry.streams for name, entry in entries.items() if entry.streams is not None}
+    return {name: entry.streams for name, entry in UNDERIVED.items()} | followed
 
 
 def sign_rules() -> dict[str, SignRule]:

@@ -252,10 +252,10 @@ def test_a_model_without_trees_is_refused(tmp_path):
 
 def test_trees_that_do_not_answer_what_the_model_answers_are_refused(tmp_path, monkeypatch):
     path = saved(regressor(np.random.default_rng(0), F), tmp_path)
-    from onnxplain.trees import TreeEnsemble
+    from onnxplain.trees import Trees
 
-    right = TreeEnsemble.scores
-    monkeypatch.setattr(TreeEnsemble, "scores", lambda trees, x: right(trees, x) + 1)
+    right = Trees.scores
+    monkeypatch.setattr(Trees, "scores", lambda trees, x: right(trees, x) + 1)
     with pytest.raises(UnsupportedModel, match="they are not read as the runtime computes them"):
         Explainer(path, "tree_shap").explain(X, 0)
 

@@ -16,7 +16,7 @@ from tree_ensembles import MODES, POSTS, by_ids, ensemble, random_weights, regre
 from onnxplain.errors import UnsupportedModel
 from onnxplain.frontend.tree_nodes import read_trees
 from onnxplain.graph.node import Node
-from onnxplain.trees import TreeEnsemble, interventional, path_dependent
+from onnxplain.trees import Trees, interventional, path_dependent
 from onnxplain.trees.conjunctions import conjunctions
 from onnxplain.trees.score import TRANSFORMS
 
@@ -24,7 +24,7 @@ CASES = 12
 F = 4
 
 
-def read(model: onnx.ModelProto) -> tuple[TreeEnsemble, str]:
+def read(model: onnx.ModelProto) -> tuple[Trees, str]:
     return read_trees(Node.of(next(iter(ir.from_proto(model).graph))))
 
 
@@ -35,7 +35,7 @@ def answer(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     ]
 
 
-def values(trees: TreeEnsemble, x: np.ndarray, background: np.ndarray, player: np.ndarray, seed=None) -> np.ndarray:
+def values(trees: Trees, x: np.ndarray, background: np.ndarray, player: np.ndarray, seed=None) -> np.ndarray:
     seed = np.eye(len(trees.offset))[-1] if seed is None else seed
     return interventional(trees, conjunctions(trees, player), x, background, seed, int(player.max()) + 1)
 
@@ -170,7 +170,7 @@ def test_a_circle_of_branches_is_refused():
 # -- Shapley values --------------------------------------------------------------------------------------------------
 
 
-def check_by_coalitions(trees: TreeEnsemble, x: np.ndarray, background: np.ndarray, player: np.ndarray) -> None:
+def check_by_coalitions(trees: Trees, x: np.ndarray, background: np.ndarray, player: np.ndarray) -> None:
     seed = np.linspace(1, 2, len(trees.offset))
 
     def worth(coalition: frozenset[int]) -> np.ndarray:
