@@ -16,7 +16,7 @@ from onnxplain.compile import Request, Resolved, batch_axes, resolve
 from onnxplain.errors import InputError, UnsupportedModel, UsageError
 from onnxplain.frontend.load import Source, load
 from onnxplain.frontend.normalise import Normalised, normalise
-from onnxplain.frontend.tree_path import TreePath, find_trees, players_of
+from onnxplain.frontend.tree_path import find_trees, players_of
 from onnxplain.graph import weight_files
 from onnxplain.graph.stored_graph import DeferredModel
 from onnxplain.inputs import InputSpec
@@ -41,7 +41,7 @@ class Subject:
     opener: Opener | None = None
     forward_graph: DeferredModel | None = None  # the normal form that answers; None: made of it
     _forward: Runs | None = None
-    _trees: dict[str, tuple[TreePath, Runs | None]] = field(default_factory=dict)
+    _trees: dict[tuple[object, ...], TreeScore] = field(default_factory=dict)
     _axes: list[dict[str, int] | None] = field(default_factory=list)  # one entry, when they are known
 
     @classmethod
@@ -152,12 +152,15 @@ class Subject:
 
         Raises UnsupportedModel where it is none, or the trees read what is not attributed to.
         """
-        if explained not in self._trees:
-            path = find_trees(self.normalised.model, explained)
-            front = None if path.columns is None else self.open(path.front(self.normalised.model), "front of the trees")
-            self._trees[explained] = path, front
-        path, front = self._trees[explained]
         sizes = {name: math.prod(shape) for name, shape in inputs.items()}
+        key = (explained, *sizes.items())
+        if key not in self._trees:
+            self._trees[key] = self._tree_score(explained, sizes)
+        return self._trees[key]
+
+    def _tree_score(self, explained: str, sizes: dict[str, int]) -> TreeScore:
+        path = find_trees(self.normalised.model, explained)
+        front = None if path.columns is None else self.open(path.front(self.normalised.model), "front of the trees")
         columns = path.columns or tuple((path.entry, column) for column in range(sizes.get(path.entry, 1)))
         players = players_of(columns, sizes)
 

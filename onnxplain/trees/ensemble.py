@@ -77,20 +77,36 @@ class Trees:
 
     def scores(self, x: Array) -> Array:
         """What the trees add up to, float64 (rows, scores). x (rows, columns)."""
-        step = max(1, CELLS // max(1, len(self.feature)))
+        step = max(1, CELLS // (8 * max(1, len(self.roots) * len(self.offset))))
         parts = [self._scores(x[start : start + step]) for start in range(0, len(x), step)]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.offset)))
 
     def _scores(self, x: Array) -> Array:
-        decided, rows = self.decisions(x), np.arange(len(x))
-        total = np.repeat(self.offset[None], len(x), 0)
-        for root in self.roots:
-            at = np.full(len(x), root)
-            while (self.true[at] >= 0).any():
-                branch = self.true[at] >= 0
-                at = np.where(branch, np.where(decided[at, rows], self.true[at], self.false[at]), at)
-            total += self.weight[at]
-        return total
+        columns = np.ascontiguousarray(np.asarray(x, np.float64).T)
+        row, at = np.tile(np.arange(len(x)), len(self.roots)), np.repeat(self.roots, len(x))
+        (on_way,) = np.nonzero(self.true[at] >= 0)
+        while len(on_way):  # all rows through all trees, a branch at a time
+            nodes = at[on_way]
+            went = self._true(nodes, columns[self.feature[nodes], row[on_way]])
+            at[on_way] = moved = np.where(went, self.true[nodes], self.false[nodes])
+            on_way = on_way[self.true[moved] >= 0]
+        total: Array = self.weight[at].reshape(len(self.roots), len(x), len(self.offset)).sum(0)
+        return total + self.offset
+
+    def _true(self, nodes: Array, values: Array) -> Array:
+        """Whether each value goes to the true child of its node, bool like both."""
+        found, modes = np.isnan(values) & self.missing_true[nodes], self.mode[nodes]
+        for index in np.flatnonzero(np.bincount(modes)):
+            of_mode = modes == index
+            if MODES[index] == "MEMBER":
+                for node in np.unique(nodes[of_mode]):
+                    here = nodes == node
+                    found[here] |= np.isin(values[here], self.members[int(node)])
+            elif of_mode.all():
+                found |= COMPARED[MODES[index]](values, self.threshold[nodes])
+            else:
+                found[of_mode] |= COMPARED[MODES[index]](values[of_mode], self.threshold[nodes[of_mode]])
+        return found
 
     def unfolded(self) -> tuple[Array, Array, Array]:
         """Every way from a root to a node: (node, index of the way to its parent or -1, whether by the true child).

@@ -285,3 +285,18 @@ def test_path_dependent_values_need_counts_of_training_rows(covers, tmp_path):
         Explainer(saved(model, tmp_path), "tree_shap", perturbation="path_dependent").explain(X, 0)
     with pytest.raises(UsageError, match="baseline is of perturbation=interventional"):
         Explainer(saved(model, tmp_path), "tree_shap", perturbation="path_dependent", baseline=1.0).explain(X, 0)
+
+
+def test_a_classifier_as_exporters_write_it_by_default_is_explained(tmp_path):
+    """An old opset, and a ZipMap behind the scores, whose type the raised model must not bring back."""
+    behind = [helper.make_node("ZipMap", ["y"], ["out"], name="zip", domain=ML, classlabels_int64s=[0, 1, 2])]
+    model = around(classifier("NONE"), (), behind)
+    kind = helper.make_map_type_proto(1, helper.make_tensor_type_proto(1, None))
+    kind.map_type.key_type = onnx.TensorProto.INT64
+    label = helper.make_tensor_value_info("label", onnx.TensorProto.INT64, ["N"])
+    del model.graph.output[:]
+    model.graph.output.extend([label, helper.make_value_info("out", helper.make_sequence_type_proto(kind))])
+    model.opset_import[0].version = 9
+    path, plain = saved(model, tmp_path), saved(classifier("NONE"), tmp_path, "plain.onnx")
+    found = Explainer(path, "tree_shap").explain(X, 1).relevance
+    np.testing.assert_allclose(found, Explainer(plain, "tree_shap").explain(X, 1).relevance, rtol=1e-6)
