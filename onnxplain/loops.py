@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from onnxplain.runtime import chunking
 from onnxplain.runtime.finite import Holes
 from onnxplain.runtime.session import Array
 from onnxplain.subject import Subject
+from onnxplain.trees import TreeScore
 
+TREE_ROWS = 1024  # that a method over trees gets at once; progress and cancellation wait for them
 ROWS = 32  # of one run at most: larger ones are no faster, and progress and cancellation wait for a run to end
 Progress = Callable[[int, int], None]
 """`(done, total)` in looks at the model, after each run; raising in it ends the explanation."""
@@ -57,6 +60,7 @@ class Loop:
         self._stacked = self._whole = False
         self._fixed: int | None = None
         self._jobs, self._job, self._planned = 1, 0, 0
+        self.answers: Array = np.zeros(0)  # of the rows that a method over trees has
         self._said: dict[str, dict[int, float | None]] = {}
 
     def relevances(
@@ -85,9 +89,9 @@ class Loop:
         lengths = {(self._specs[name].shape or (None,))[0] for name in self._attributed} if self._stacked else set()
         self._fixed = next((length for length in lengths if isinstance(length, int)), None)
         self._jobs = self._rows * len(targets)
-        answers: list[Tensors] = []
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error below
-            for target in targets:
+            answers = self._of_trees(method, options, targets, values) if method.of_trees else []
+            for target in targets if not method.of_trees else ():
                 for row in range(self._rows):
                     self._row, self._job, self._planned = row, len(answers), 0
                     answers.append(method.function(self, self._point(), self._seed(target), **options))
@@ -100,7 +104,31 @@ class Loop:
                 )
         return found, self._notes(method.name)
 
+    def _of_trees(
+        self, method: Looped, options: Mapping[str, Any], targets: Sequence[Target], values: Array
+    ) -> list[Tensors]:
+        """As `relevances`, many rows at once: no point is run, so none needs a place in a run."""
+        answers = []
+        for target in targets:
+            seeds = np.asarray(target.seed, np.float64)
+            for part in chunking.chunks(self._rows, TREE_ROWS):
+                if self._whole:
+                    x, seed, self.answers = self._point(), seeds.reshape(1, -1), values.reshape(1, -1)
+                else:
+                    x = Tensors({name: _real(self._feeds[name][part]) for name in self._attributed})
+                    seed, self.answers = seeds if len(seeds) == 1 else seeds[part], values[part]
+                answers.append(method.function(self, x, seed, **options))
+                self._job += part.stop - part.start
+                if self._progress is not None:
+                    self._progress(self._job, self._jobs)
+        return answers
+
     # What methods call
+
+    @cached_property
+    def trees(self) -> TreeScore:
+        """See `TreeRun`. Raises UnsupportedModel where the explained tensor is no sum of trees."""
+        return self._subject.trees(self._explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
 
     def batches(self, count: int) -> Iterator[slice]:
         """See `Run`."""
@@ -181,7 +209,7 @@ class Loop:
                 array = array[self._row : self._row + 1]
             elif not self._leads(name):
                 array = array[None]
-            point[name] = array if array.dtype == np.float64 else array.astype(np.float32)
+            point[name] = _real(array)
         return Tensors(point)
 
     def _seed(self, target: Target) -> Array:
@@ -257,3 +285,8 @@ class Loop:
                 "beyond the range of the input's type."
             )
         return moved
+
+
+def _real(array: Array) -> Array:
+    """In float64 if it is, else in float32."""
+    return array if array.dtype == np.float64 else array.astype(np.float32)

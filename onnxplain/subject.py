@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ from onnxplain.compile import Request, Resolved, batch_axes, resolve
 from onnxplain.errors import InputError, UnsupportedModel, UsageError
 from onnxplain.frontend.load import Source, load
 from onnxplain.frontend.normalise import Normalised, normalise
+from onnxplain.frontend.tree_path import find_trees, players_of
 from onnxplain.graph import weight_files
 from onnxplain.graph.stored_graph import DeferredModel
 from onnxplain.inputs import InputSpec
 from onnxplain.runtime.open import Graph, open_session
 from onnxplain.runtime.session import Array, Runs
+from onnxplain.trees import TreeScore
 
 Opener = Callable[[Graph, str], Runs]
 
@@ -38,6 +41,7 @@ class Subject:
     opener: Opener | None = None
     forward_graph: DeferredModel | None = None  # the normal form that answers; None: made of it
     _forward: Runs | None = None
+    _trees: dict[tuple[object, ...], TreeScore] = field(default_factory=dict)
     _axes: list[dict[str, int] | None] = field(default_factory=list)  # one entry, when they are known
 
     @classmethod
@@ -142,6 +146,30 @@ class Subject:
         names = [n for n in (outputs or session.outputs) if n not in feeds]
         found = session.run(feeds, names)
         return {**found, **{n: feeds[n] for n in outputs or () if n in feeds}}
+
+    def trees(self, explained: str, inputs: Mapping[str, tuple[int, ...]]) -> TreeScore:
+        """The trees whose sum a tensor is. inputs: the shape of a row of each attributed input, by name.
+
+        Raises UnsupportedModel where it is none, or the trees read what is not attributed to.
+        """
+        sizes = {name: math.prod(shape) for name, shape in inputs.items()}
+        key = (explained, *sizes.items())
+        if key not in self._trees:
+            self._trees[key] = self._tree_score(explained, sizes)
+        return self._trees[key]
+
+    def _tree_score(self, explained: str, sizes: dict[str, int]) -> TreeScore:
+        path = find_trees(self.normalised.model, explained)
+        front = None if path.columns is None else self.open(path.front(self.normalised.model), "front of the trees")
+        columns = path.columns or tuple((path.entry, column) for column in range(sizes.get(path.entry, 1)))
+        players = players_of(columns, sizes)
+
+        def features(values: Mapping[str, Array]) -> Array:
+            rows = len(next(iter(values.values())))
+            table = values[path.entry] if front is None else front.run(dict(values), [path.entry])[path.entry]
+            return np.asarray(table).reshape(rows, -1)
+
+        return TreeScore(path.trees, path.transform, players, features)
 
     def pin(self) -> None:
         """Take weights that lie in files into memory, so that nobody can change them under the sessions."""

@@ -97,6 +97,8 @@ def _memory(subject: Subject, recipe: Any) -> str:
         v.const_value.nbytes for v in subject.normalised.model.graph.initializers.values() if v.const_value is not None
     )
     text = f"weights {weights / 1e6:.1f} MB"
+    if recipe.looped and recipe.base is None:  # forward-only: nothing is compiled
+        return text
     try:
         compiled = compile_graph(subject.normalised, subject.resolved, recipe.propagation(), subject.request)
     except UsageError:  # what was asked for cannot be, whatever the model

@@ -71,7 +71,9 @@ def _print(done: Invocation, folder: Path | None, answer: Mapping[str, str]) -> 
     if done.explanations:
         _print_explanations(done)
     else:
-        click.echo("the model answers; nothing can be explained of it yet")
+        advice = "" if done.coverage is None else done.coverage.without_derivative
+        hint = f"explain it by --method {advice}" if advice else "nothing can be explained of it yet"
+        click.echo(f"the model answers; {hint}")
         for output, text in answer.items():
             click.echo(f"  {output}  {text}")
     listed = done.coverage.blocked.values() if done.coverage is not None else ()

@@ -99,10 +99,15 @@ class OnePass(Method):
 
 @dataclass(frozen=True)
 class Looped(Method):
-    """A numpy function over `Run`. base: the one-pass recipe it looks through, "" for a forward-only method."""
+    """A numpy function over `Run`.
+
+    base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
+    takes all rows of a call at once.
+    """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
     base: str = ""
+    of_trees: bool = False
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -124,17 +129,19 @@ def of_family(*families: Family) -> list[str]:
 
 
 def method(
-    name: str, *, cite: str, base: str = "gradient", channels: Literal["sum", "max"] = "sum", signed: bool = True
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    name: str, *, cite: str, base: str = "gradient", channels: Literal["sum", "max"] = "sum", signed: bool = True,
+    of_trees: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
-    base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. Its first docstring line
-    says what it is, a line `option: …` what an option means.
+    base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
+    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). Its first docstring line says what it
+    is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base))
+        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees))
         return function
 
     return register

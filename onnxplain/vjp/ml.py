@@ -15,6 +15,7 @@ from onnxplain.graph.streams import CONSTANT, UNPROVEN, Axis
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.copies import gradient_at
 from onnxplain.vjp.registry import case, vjp
+from onnxplain.vjp.underived import without_derivative
 
 ML = "ai.onnx.ml"
 
@@ -28,6 +29,15 @@ def rows(node: Node, axes: Sequence[Axis]) -> Axis:
 def labels_and_rows(node: Node, axes: Sequence[Axis]) -> Sequence[Axis]:
     """The same for both outputs of a classifier."""
     return [rows(node, axes)] * 2
+
+
+TREES = (
+    "a tree ensemble is constant between its thresholds, so its derivative is zero everywhere and no relevance rule "
+    "applies. Explain it by --method tree_shap, which reads its trees, or by another forward-only method, which runs "
+    "the model (`onnxplain methods`)."
+)
+without_derivative("TreeEnsembleClassifier", domain=ML, streams=labels_and_rows, why=TREES)
+without_derivative("TreeEnsembleRegressor", "TreeEnsemble", domain=ML, streams=rows, why=TREES)
 
 
 def table(op: Backward, node: Node, values: Sequence[float], lines: int, g: ir.Value) -> ir.Value:

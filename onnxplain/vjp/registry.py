@@ -22,6 +22,7 @@ from onnxplain.graph.signs import SignRule
 from onnxplain.graph.streams import AxisRule
 from onnxplain.graph.walk import Arrived, Derivative, Gradient
 from onnxplain.vjp.facts import Claim, Head, Kind, SilentRule, TokenInput, Weights, claim, never
+from onnxplain.vjp.underived import UNDERIVED, underived
 
 Sample = Literal["normal", "positive", "apart", "unit", "away", "above"]
 """How test inputs are drawn. apart: no two values within 0.1 (maxima). unit: inside (-0.9, 0.9). away: |x| >= 0.2
@@ -239,12 +240,8 @@ def lookup(node: Node) -> Op:
     entry = registered(node)
     if entry is not None:
         return entry
-    if node.op_type.startswith("TreeEnsemble"):
-        raise UnsupportedOp(
-            f"{node}: a tree ensemble is constant between its thresholds, so its derivative is zero everywhere and no "
-            f"relevance rule applies. It needs a forward-only method (occlusion, LIME, KernelSHAP, permutation), which "
-            f"this version does not have yet."
-        )
+    if (blocking := underived(node)) is not None:
+        raise UnsupportedOp(f"{node}: {blocking.why}")
     domain = f"{node.domain}::" if node.domain else ""
     raise UnsupportedOp(
         f"{node}: no derivative for {domain}{node.op_type} (opset {node.version}), which lies between the "
@@ -273,7 +270,8 @@ def of_family(family: str) -> list[str]:
 def axis_rules() -> dict[str, AxisRule]:
     """How the batch axis moves through every op type known."""
     entries = {**STEPS, **OPS}
-    return {name: entry.streams for name, entry in entries.items() if entry.streams is not None}
+    followed = {name: entry.streams for name, entry in entries.items() if entry.streams is not None}
+    return {name: entry.streams for name, entry in UNDERIVED.items()} | followed
 
 
 def sign_rules() -> dict[str, SignRule]:

@@ -298,6 +298,11 @@ def test_tree_ensembles_have_a_clear_message(onnxplain, tmp_path):
     for arguments in (("inspect", "t.onnx"), ("run", "t.onnx")):  # alone: what it answers, what blocks
         found = onnxplain(*arguments)
         assert found.code == 0 and "TreeEnsembleRegressor" in found.out and "coverage" in found.out
+        assert "tree_shap" in found.out and "ok: reads 1 trees" in found.out
+    assert "the model answers; explain it by --method tree_shap" in onnxplain("run", "t.onnx").out
+    assert onnxplain("inspect", "t.onnx", "--method", "tree_shap").code == 0
+    found = onnxplain("run", "t.onnx", "x.npy", "--method", "tree_shap", "--option", "baseline=1")
+    assert found.code == 0 and "score 1; relevance sums to: input -1" in found.out
 
 
 def arrays(folder: Path) -> None:

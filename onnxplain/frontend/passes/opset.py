@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxplain.cpu_session import one_line
 from onnxplain.errors import UnsupportedModel
+from onnxplain.graph.inference import has_map
 from onnxplain.graph.outline import as_inputs, outline, reattach
 
 OPSET = 18
@@ -36,6 +37,9 @@ def raise_opset(model: ir.Model, to: int = OPSET) -> ir.Model:
         converted = onnx.version_converter.convert_version(as_inputs(proto, weights), to)
     except Exception as error:
         raise UnsupportedModel(f"the model cannot be raised from opset {opset} to {to}: {one_line(error)}") from error
+    for value in (*converted.graph.value_info, *converted.graph.output):
+        if has_map(value.type):  # inferred again by the converter; onnx-ir has no word for it
+            value.ClearField("type")
     result = ir.from_proto(converted)
     reattach(result, weights)
     result.ir_version = least
