@@ -146,10 +146,12 @@ def test_guided_integrated_gradients_equal_saliencys(network, fraction, distance
 def test_blurred_integrated_gradients_tend_to_saliencys(network):
     """The authors' library with ever more steps, its blur given mirrored ends; theirs is a sum at the left ends."""
     model, path, x = example(network, "vit", {})
-    module, steps = saliency("blur_ig"), 400
+    module, steps = saliency("blur_ig"), 200
     module.gaussian_blur = lambda image, sigma: module.ndimage.gaussian_filter(image, [sigma, sigma, 0], mode="reflect")
     expected = [
-        module.BlurIG().GetMask(row, gradients(model, target), max_sigma=6.0, steps=steps, grad_step=1e-6)
+        module.BlurIG().GetMask(
+            row, gradients(model, target), max_sigma=6.0, steps=steps, grad_step=1e-6, batch_size=50
+        )
         for row, target in zip(channels_last(x), TARGETS, strict=True)
     ]
     found = ours(path, x, "blurred_integrated_gradients", steps=steps, sigma=6.0)
