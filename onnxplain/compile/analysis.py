@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxplain.compile import tokens
 from onnxplain.compile.contract import Request, Resolved, candidates, tensors
+from onnxplain.compile.feature_maps import default_layer, default_said, layout_of, named_layer
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
@@ -24,13 +25,15 @@ class Analysis:
     explained: forward tensors. wanted: attributed tensor → its name. nodes: forward steps, patterns recognised. path:
     those between explained and wanted, last first. active: tensors relevance can reach wanted through. places: where
     each node of the path stands, seen from the inputs of the model whatever is attributed. sources: inputs that
-    relevance may go to. op: the builder, which knows batch axes, signs and constants. notes: for the user. strict:
-    raise for nodes without a derivative; else leave them out of `places`.
+    relevance may go to. op: the builder, which knows batch axes, signs and constants. notes: for the user. maps: what
+    is attributed to is made a map of: by default the last feature map. strict: raise for nodes without a derivative;
+    else leave them out of `places`.
     """
 
     def __init__(
-        self, model: ir.Model, resolved: Resolved, composite: Composite, request: Request, strict: bool = True
-    ) -> None:
+        self, model: ir.Model, resolved: Resolved, composite: Composite, request: Request, maps: bool = False,
+        strict: bool = True,
+    ) -> None:  # fmt: skip
         self.graph, self.resolved, self.request = model.graph, resolved, request
         self.notes: list[str] = list(resolved.notes)
         self.mixed: list[str] = []  # why integers were left out
@@ -41,7 +44,7 @@ class Analysis:
         single = [Node.of(node, opset) for node in self.graph]
         protected = {self.value(name) for name in resolved.protected}
         self.nodes = recognise(single, protected) if composite.relevance else single
-        self.wanted = self._wanted()
+        self.wanted = {} if maps and not request.attribute_to else self._wanted()
         axes = streams.track(single, self.inputs, axis_rules())
         constants = set(self.values.values()) | set(self.graph.initializers.values())
         constants -= dependent_values(single, [*self.inputs, *self.wanted, *_random(single)])
@@ -55,6 +58,8 @@ class Analysis:
         self.op = Backward(self.graph, facts)
         left_out = self._leave_out_mixed()
         self.sources = [value for value in self.inputs if value not in left_out]
+        if maps:
+            facts.channels = self._layers()
         receptive = active_values(self.nodes, [*self.sources, *self.wanted], self.passes, tokens.moves)
         facts.receptive = receptive
         self.active = active_values(self.nodes, self.wanted, self.passes, tokens.moves)
@@ -103,6 +108,20 @@ class Analysis:
                     raise UsageError(f"--attribute-to {name}: it is {value.dtype}, and relevance needs a float tensor.")
             return named
         return {value: str(value.name) for value in self.inputs if value.dtype not in (None, ir.DataType.BOOL)}
+
+    def _layers(self) -> dict[ir.Value, int]:
+        """The axis of the channels of each tensor that a map is made of; the default one is put among the wanted."""
+        layout = layout_of(self.nodes)
+        if self.wanted:
+            return {value: named_layer(self.op, layout, value) for value in self.wanted}
+        active = active_values(self.nodes, self.sources, self.passes, tokens.moves)
+        path = needed_nodes(self.nodes, self.explained, active, self.passes)
+        value, channels = default_layer(
+            self.op, layout, path, self.explained, lambda node, i, x: x in active and self.passes(node, i)
+        )
+        self.wanted[value] = str(value.name)
+        self.notes.append(default_said(value, layout))
+        return {value: channels}
 
     def _leave_out_mixed(self) -> set[ir.Value]:
         """Inputs that no relevance goes to: truth values, and integers that cannot be followed to the end.

@@ -76,7 +76,8 @@ def survey(
     normalised: Normalised, resolved: Resolved, propagation: Propagation, request: Request
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The rule every node on the path would get, and for each node that has none the reason. Nothing is emitted."""
-    found = Analysis(normalised.model.clone(), resolved, propagation.composite, request, strict=False)
+    maps = propagation.finish.maps
+    found = Analysis(normalised.model.clone(), resolved, propagation.composite, request, maps, strict=False)
     rules, blocked = found.rules(propagation.composite)
     return (
         {step_name(node): rule_text(rule, node) for node, rule in rules.items()},
@@ -98,7 +99,7 @@ class _Job:
         self.model, self.graph = model, model.graph
         self.normalised, self.resolved, self.propagation, self.request = normalised, resolved, propagation, request
         self.forward_count = len(list(self.graph))
-        self.found = Analysis(model, resolved, propagation.composite, request)
+        self.found = Analysis(model, resolved, propagation.composite, request, propagation.finish.maps)
         self.op = self.found.op
         if request.reference:
             add_reference(self.op, self.found.sources)
@@ -232,7 +233,8 @@ class _Job:
             else:
                 invalid = op.Reshape(invalid, op.ints([-1 if i == axis else 1 for i in range(rank(value))]))
             result = op.Where(invalid, float("nan"), result)
-        return op.reshaped(result, op.stream_shape(value))
+        shape = self.propagation.finish.shape(op, value) if is_float(value) else op.stream_shape(value)
+        return op.reshaped(result, shape)
 
     def _output(self, value: ir.Value, name: str, source: str) -> None:
         if name in self.found.values:
@@ -273,6 +275,8 @@ class _Job:
         }
         if self.references:
             content["references"] = self.references
+        if self.op.facts.channels:
+            content["maps"] = {str(value.name): {"channels": n} for value, n in self.op.facts.channels.items()}
         if self.request.ledger:
             content["ledger"] = {"rows": self.ledger_rows, "columns": list(COLUMNS)}
         provenance.write(self.model, content)

@@ -52,11 +52,13 @@ class Method:
 class OnePass(Method):
     """A method that is wholly in the compiled graph.
 
-    composite: the one it takes unless told otherwise. forms: the first is the default.
+    composite: the one it takes unless told otherwise. forms: the first is the default. maps: it attributes to a feature
+    map, the last one unless told otherwise, and answers with one number for each position of it.
     """
 
     composite: str = "none"
     forms: Mapping[str, Form] = None  # type: ignore[assignment]
+    maps: bool = False
     family: ClassVar[Family] = "one-pass"
 
     @property
@@ -67,7 +69,7 @@ class OnePass(Method):
     @property
     def per_unit(self) -> bool:
         """Whether it answers per unit of the input, as a gradient does; else its answer is a share of the score."""
-        return not self.relevance and self.form().finish != "times_input"
+        return not self.relevance and not self.maps and self.form().finish != "times_input"
 
     @cached_property
     def options(self) -> Mapping[str, Option]:

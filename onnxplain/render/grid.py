@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from onnxplain.errors import InputError
 from onnxplain.render.colour import limits, plane
 from onnxplain.render.heatmap import colour_bar, tile, warning
-from onnxplain.render.layout import MARGIN, TINY, column, fit, framed, table
-from onnxplain.render.overlay import overlay
+from onnxplain.render.layout import MARGIN, column, fit, framed, table
+from onnxplain.render.overlay import overlay, smoothing
 from onnxplain.render.panel import Panel, bar_palette
 from onnxplain.render.photo import as_photo, resized
 from onnxplain.render.sequence import strip
@@ -98,8 +98,7 @@ def _image(panel: Panel, overlaid: bool, palette: str | None, side: int) -> list
     if overlaid and panel.photo is not None:
         photo = as_photo(panel.photo)
         size = fit((photo.height, photo.width), side)
-        smooth = None if min(photo.size) >= TINY else False
-        picture = overlay(array, photo, bounds=bounds, palette=palette, size=size, smooth=smooth)
+        picture = overlay(array, photo, bounds=bounds, palette=palette, size=size, smooth=smoothing(array, photo))
     else:
         picture = tile(array, fit((array.shape[0], array.shape[1]), side), bounds, palette)
         ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=RULE)
