@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,7 +11,9 @@ from onnxplain.errors import UnsupportedModel, UsageError
 from onnxplain.graph import streams
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import Node, dims, is_float, rank
+from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.walk import inputs_of
+from onnxplain.rules.finishes import Finish, map_of
 from onnxplain.vjp import registered, weight_and_bias
 
 
@@ -92,9 +94,45 @@ def _shape(value: ir.Value) -> str:
 
 
 def default_said(value: ir.Value, layout: Layout) -> str:
-    """The note on a layer that nobody named."""
+    """A layer that nobody named, for notes."""
     what = "the last feature map that everything passes" if value in layout.channels else "the last attention's tokens"
-    return f"attributing to {value.name} {_shape(value)}, {what} (--attribute-to names another)"
+    return f"{value.name} {_shape(value)}, {what}"
+
+
+def weigh(
+    op: Backward,
+    layer: ir.Value | None,
+    finish: Finish,
+    arrived: Sequence[dict[ir.Value, Relevance]],
+    wanted: Mapping[ir.Value, str],
+) -> None:
+    """Multiply what the last pass brings to pictures (N, C, H, W) by the map of a layer, bilinear in between.
+
+    The map is the finish's, of what the first pass brings to the layer; where there is none, nothing is done. wanted:
+    the pictures by name. Raises UsageError, UnsupportedModel.
+    """
+    if layer is None or finish.weight is None:
+        return
+    if layer not in arrived[0]:
+        raise UsageError(
+            f"{layer.name}, whose map weighs the relevance, does not lie between {', '.join(wanted.values())} and what "
+            "is explained: attribute to the inputs."
+        )
+    weight = map_of(op, finish.weight, arrived[0][layer].value, layer)
+    shape = op.stream_shape(layer)
+    shape[op.facts.channels[layer]] = 1
+    op.reshaped(weight, shape)
+    for x in wanted:
+        if rank(x) != 4 or len(shape) != 4:
+            raise UnsupportedModel(
+                f"{x.name} {_shape(x)}: a map {_shape(weight)} is laid over pictures (N, C, H, W). Take grad_cam, "
+                "which gives the map itself."
+            )
+        sizes = op.Concat(*(op.size(weight, axis) for axis in (0, 1)), *(op.size(x, axis) for axis in (2, 3)), axis=0)
+        large = op.Resize(weight, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+        op.reshaped(large, [*shape[:2], *dims(x)[2:]])
+        if (r := arrived[-1].get(x)) is not None:
+            arrived[-1][x] = r.but(r.value * large)
 
 
 def last_map(

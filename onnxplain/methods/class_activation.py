@@ -1,4 +1,4 @@
-"""Class activation maps out of gradients: each is one compiled graph that ends at a feature map."""
+"""Class activation maps out of gradients: one compiled graph each, that ends at a feature map or is weighed there."""
 
 from __future__ import annotations
 
@@ -36,4 +36,15 @@ _add(
     "Chattopadhyay et al. 2018, Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks",
     paper=Form("seed", "grad_cam_plus_plus"),
     code=Form("seed", "grad_cam_plus_plus_code"),
+)
+METHODS.add(
+    "guided_grad_cam",
+    OnePass(
+        "guided_grad_cam",
+        "Guided backprop times the Grad-CAM of the last feature map, bilinear between its positions.",
+        "Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks, section 3.2",
+        composite="guided_backprop",
+        forms={"": Form("seed_twice", "weighed_by_grad_cam", ("derivative", ""))},
+        weighed=True,
+    ),
 )

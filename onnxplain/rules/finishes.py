@@ -7,7 +7,7 @@ relevance is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -23,12 +23,14 @@ class Finish:
     """combine: relevances of the passes and x -> output, elementwise. token: the same, summed over an embedding.
 
     maps: combine leaves one channel: it makes a map of a feature map x (`Facts.channels`). Tokens have no such thing.
+    weight: a map of the last feature map, made of what the first pass brings to it, that the output is multiplied by.
     """
 
     name: str
     combine: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
     token: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
     maps: bool = False
+    weight: ActivationMap | None = None
 
     def shape(self, op: Backward, x: ir.Value) -> list[int | str | None]:
         """Of the output for a float tensor x."""
@@ -68,11 +70,16 @@ def _normalised_difference(op: Backward, rs: Sequence[ir.Value], x: ir.Value) ->
     return op.Div(clipped, op.Where(op.Equal(top, 0.0), 1.0, top))  # type: ignore[no-any-return]
 
 
+def map_of(op: Backward, make: ActivationMap, g: ir.Value, x: ir.Value) -> ir.Value:
+    """The map that `make` makes of a feature map x and its gradient, with one channel."""
+    channels = op.facts.channels[x]
+    space = tuple(axis for axis in range(1, rank(x)) if axis != channels)
+    return make(op, g, op.real(x), MapAxes(channels, space))
+
+
 def _map(name: str, make: ActivationMap) -> Finish:
     def combine(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
-        channels = op.facts.channels[x]
-        space = tuple(axis for axis in range(1, rank(x)) if axis != channels)
-        return make(op, rs[0], op.real(x), MapAxes(channels, space))
+        return map_of(op, make, rs[0], x)
 
     def token(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
         raise UnsupportedModel(f"{x.name}: a map is made of a feature map, not of tokens.")
@@ -96,6 +103,9 @@ FINISHES: dict[str, Finish] = {
     "as_it_is": AS_IT_IS,
     "positive": POSITIVE,
     "normalised_difference": NORMALISED_DIFFERENCE,
+    "weighed_by_grad_cam": replace(
+        _finish("weighed by Grad-CAM", lambda op, rs, x: rs[1]), weight=class_activation.grad_cam
+    ),
     "grad_cam": _map("Grad-CAM", class_activation.grad_cam),
     "hires_cam": _map("HiResCAM", class_activation.hires_cam),
     "x_grad_cam": _map("XGrad-CAM", class_activation.x_grad_cam),

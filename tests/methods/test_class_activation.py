@@ -275,6 +275,42 @@ def test_a_layer_that_no_map_can_be_made_of_is_refused_by_name(layer, tmp_path):
         Explainer(saved(model, tmp_path), "grad_cam", attribute_to=layer)
 
 
+# -- guided Grad-CAM --------------------------------------------------------------------------------------------------
+
+
+def bilinear(small: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(…, h, w) at half-pixel centres, edges held: one axis as a matrix, then the other."""
+
+    def matrix(large: int, of: int) -> np.ndarray:
+        centres = np.clip((np.arange(large) + 0.5) * of / large - 0.5, 0, of - 1)
+        return np.maximum(1 - np.abs(centres[:, None] - np.arange(of)), 0)
+
+    return np.einsum("yi,...ij,xj->...yx", matrix(height, small.shape[-2]), small, matrix(width, small.shape[-1]))
+
+
+@pytest.mark.parametrize("size", ["6, 6", "H, W"])
+def test_guided_grad_cam_is_guided_backprop_times_the_enlarged_grad_cam(size, tmp_path):
+    pool = "m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r) p = GlobalAveragePool (m) f = Flatten (p)"
+    path = saved(pooled(pool, size=size), tmp_path)
+    guided, small, found = (
+        Explainer(path, method).explain(X, [0, 2]) for method in ("guided_backprop", "grad_cam", "guided_grad_cam")
+    )
+    assert list(small.relevances) == ["m"] and list(found.relevances) == ["x"]
+    expected = guided.relevance * bilinear(small.relevance, 6, 6)
+    np.testing.assert_allclose(found.relevance, expected, **CLOSE)
+    assert any(note.startswith("weighed by the map of m [N, 5, ") for note in found.notes)
+
+
+def test_guided_grad_cam_without_a_layer_below_what_is_attributed_is_refused(tmp_path):
+    path = saved(pooled(), tmp_path)
+    with pytest.raises(UsageError, match=r"r, whose map weighs the relevance, does not lie between f and what"):
+        Explainer(path, "guided_grad_cam", attribute_to="f")
+    with pytest.raises(UnsupportedModel, match=r"no feature map \(N, C, H, W\) lies between"):
+        Explainer(repository("iris_mlp"), "guided_grad_cam")
+    with pytest.raises(UnsupportedModel, match=r"a map .* is laid over pictures \(N, C, H, W\). Take grad_cam"):
+        Explainer(repository("digits_vit"), "guided_grad_cam")
+
+
 # -- beside other methods --------------------------------------------------------------------------------------------
 
 

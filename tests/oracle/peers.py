@@ -243,6 +243,19 @@ def captum_grad_cam(model: Network, layer: nn.Module, x: Tensor, targets: list[i
     return found.detach().numpy()
 
 
+def captum_guided_grad_cam(model: Network, layer: nn.Module, x: Tensor, targets: list[int]) -> np.ndarray:
+    """Captum's GuidedGradCam with the paper's bilinear map (its own default is nearest), float64."""
+    from captum.attr import GuidedGradCam
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it announces its hooks
+        found = GuidedGradCam(model.double(), layer).attribute(
+            x.detach().double().requires_grad_(), target=targets, interpolate_mode="bilinear"
+        )
+    model.float()
+    return found.detach().numpy()
+
+
 # --- pytorch-grad-cam -------------------------------------------------------------------------------------------------
 
 # Our method names -> pytorch-grad-cam's classes.

@@ -44,6 +44,15 @@ def test_grad_cam_equals_captum(case):
     assert difference(ours.ours(path, "grad_cam", x.numpy(), seeds(path)), theirs) < FLOAT32
 
 
+def test_guided_grad_cam_equals_captum(network):
+    """On the net whose ReLUs captum's hooks see; the input is one on which none is within rounding of 0."""
+    model, path = network("small_cnn")
+    layer = [module for module in model.modules() if isinstance(module, nn.ReLU)][2]
+    x = model.example(3, random_seed=1)["input"]
+    theirs = peers.captum_guided_grad_cam(model, layer, x, TARGETS)
+    assert difference(ours.ours(path, "guided_grad_cam", x.numpy(), seeds(path)), theirs) < FLOAT32
+
+
 @pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="grad-cam is not installed")
 @pytest.mark.parametrize("method", peers.ACTIVATION_MAPS)
 def test_every_map_equals_pytorch_grad_cam(case, method):
