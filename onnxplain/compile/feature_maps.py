@@ -145,8 +145,8 @@ def last_map(
     """The tensor nearest to what is explained that has positions and that everything passes, and its channel axis.
 
     path: nodes between explained tensors and inputs, last first; onwards: whether an input of a node is on it. Above an
-    attention, which mixes positions, only tokens (N, T, D) in front of one count: those behind the last are read at
-    one position. None: there is none.
+    attention, which mixes positions, only tokens (N, T, D) in front of one count, as it reads them: those behind the
+    last are read at one position. None: there is none.
     """
     if any(layout.has_positions(value) for value in explained):
         return None
@@ -158,7 +158,7 @@ def last_map(
             if not mixed and layout.has_positions(node.y):
                 return node.y, layout.channels[node.y]
             if mixed and _is_tokens(op, layout, node.y):
-                return node.y, 2
+                return _normalised(path, node.y), 2
         mixed = mixed or _mixes_positions(op, node)
         pending.difference_update(node.outputs)
         pending.update(value for i, value in inputs_of(node) if onwards(node, i, value))
@@ -205,6 +205,18 @@ def _mixes_positions(op: Backward, node: Node) -> bool:
     """Whether the node multiplies matrices that are both computed: attention."""
     entry = registered(node)
     return entry is not None and entry.kind == "linear" and weight_and_bias(op, node) is None
+
+
+def _normalised(path: Collection[Node], tokens: ir.Value) -> ir.Value:
+    """What the attention reads of the tokens on its way: their normal form, where a normalisation stands between.
+
+    Gradient times activation in front of a normalisation sums to 0 over the features: its answer has no scale.
+    """
+    for node in path:
+        entry = registered(node)
+        if entry is not None and entry.kind == "normalisation" and node.x is tokens and dims(node.y) == dims(tokens):
+            return node.y
+    return tokens
 
 
 def _is_tokens(op: Backward, layout: Layout, value: ir.Value) -> bool:
