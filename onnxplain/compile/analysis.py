@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxplain.compile import tokens
 from onnxplain.compile.contract import Request, Resolved, candidates, tensors
-from onnxplain.compile.feature_maps import default_layer, default_said, layout_of, named_layer
+from onnxplain.compile.feature_maps import default_layer, default_said, layout_of, named_layer, require_pooled_head
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
@@ -64,6 +64,11 @@ class Analysis:
         self.sources = [value for value in self.inputs if value not in left_out]
         if finish is not None and (maps or finish.weight is not None):
             facts.channels = self._layers(maps)
+        if finish is not None and finish.pooled_head:
+            for value, channels in facts.channels.items():
+                above = active_values(self.nodes, [value], self.passes, tokens.moves)
+                path = needed_nodes(self.nodes, self.explained, above, self.passes)
+                require_pooled_head(self.op, value, channels, path)
         receptive = active_values(self.nodes, [*self.sources, *self.wanted], self.passes, tokens.moves)
         facts.receptive = receptive
         self.active = active_values(self.nodes, self.wanted, self.passes, tokens.moves)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxplain.composites.places import kind_of
 from onnxplain.errors import UnsupportedModel, UsageError
 from onnxplain.graph import streams
 from onnxplain.graph.backward_builder import Backward
@@ -14,7 +15,7 @@ from onnxplain.graph.node import Node, dims, is_float, rank
 from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.walk import inputs_of
 from onnxplain.rules.finishes import Finish, map_of
-from onnxplain.vjp import registered, weight_and_bias
+from onnxplain.vjp import lookup, registered, weight_and_bias
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,38 @@ def named_layer(op: Backward, layout: Layout, value: ir.Value) -> int:
 
 def _shape(value: ir.Value) -> str:
     return "[?]" if value.shape is None else "[" + ", ".join(str(d or "?") for d in dims(value)) + "]"
+
+
+def require_pooled_head(op: Backward, layer: ir.Value, channels: int, path: Collection[Node]) -> None:
+    """Raise UnsupportedModel unless all above a layer is one pool over its positions and then linear.
+
+    path: the nodes above it, last first.
+    """
+    said = "and CAM is for a head that is linear after a global pool: take grad_cam or hires_cam, which ask for none"
+    readers = [node for node in path if any(value is layer for value in node.inputs)]
+    for node in readers:
+        left = [length for length in dims(node.y)[1:] if length != 1]
+        pools = kind_of(op, node) == "mean" and _is_linear(op, node) and _keeps(node, layer, channels)
+        if not pools or left not in ([], [dims(layer)[channels]]):
+            raise UnsupportedModel(f"{node} reads {layer.name} {_shape(layer)} and is no pool over all of it, {said}.")
+    for node in path:
+        if not _is_linear(op, node):
+            raise UnsupportedModel(f"{node} between {layer.name} and what is explained is not linear, {said}.")
+
+
+def _keeps(node: Node, x: ir.Value, axis: int) -> bool:
+    """Whether a pool or reduction leaves that axis of x alone."""
+    rule = lookup(node).streams
+    if rule is None or rule is streams.batch_first:
+        return rule is not None
+    followed = rule(node, [axis if value is x else streams.CONSTANT for value in node.inputs])
+    return isinstance(followed, int) and followed >= 0
+
+
+def _is_linear(op: Backward, node: Node) -> bool:
+    """Whether the output is linear, or affine, in what is computed of its inputs."""
+    kind = kind_of(op, node)
+    return kind in ("affine", "sum") or (kind in ("linear", "mean", "routing") and lookup(node).linear)
 
 
 def default_said(value: ir.Value, layout: Layout) -> str:

@@ -10,6 +10,12 @@ def _add(name: str, doc: str, cite: str, signed: bool = False, **forms: Form) ->
 
 
 _add(
+    "cam",
+    "CAM: a feature map's channels summed, each with the head's weight; for a linear head after a global pool.",
+    "Zhou et al. 2016, Learning Deep Features for Discriminative Localization, eq. 2",
+    signed=True,
+)
+_add(
     "grad_cam",
     "Grad-CAM: a feature map's channels summed, each with the mean of its gradient; the positive part.",
     "Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks via Gradient-Based Localization",

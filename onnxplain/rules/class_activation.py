@@ -26,6 +26,15 @@ ActivationMap = Callable[[Backward, ir.Value, ir.Value, MapAxes], ir.Value]
 """`(op, g, a, axes) -> map`."""
 
 
+def cam(op: Backward, g: ir.Value, a: ir.Value, at: MapAxes) -> ir.Value:
+    """sum_c w_c a_c, w_c = sum of g_c over the positions. Zhou et al. 2016, eq. 2.
+
+    Below a global average pool and a linear head that is the head's weight, and the mean of the map is the score less
+    its bias. The compiler asks for such a head (`Finish.pooled_head`).
+    """
+    return _over_channels(op, _sum(op, g, at) * a, at)
+
+
 def grad_cam(op: Backward, g: ir.Value, a: ir.Value, at: MapAxes) -> ir.Value:
     """ReLU(sum_c w_c a_c), w_c = mean of g_c over the positions. Selvaraju et al. 2017, eq. 1 and 2."""
     return _positive(op, _over_channels(op, _mean(op, g, at) * a, at))

@@ -23,6 +23,7 @@ class Finish:
     """combine: relevances of the passes and x -> output, elementwise. token: the same, summed over an embedding.
 
     maps: combine leaves one channel: it makes a map of a feature map x (`Facts.channels`). Tokens have no such thing.
+    pooled_head: it means something only where what is explained is linear in the means of x over its positions.
     weight: a map of the last feature map, made of what the first pass brings to it, that the output is multiplied by.
     """
 
@@ -30,6 +31,7 @@ class Finish:
     combine: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
     token: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
     maps: bool = False
+    pooled_head: bool = False
     weight: ActivationMap | None = None
 
     def shape(self, op: Backward, x: ir.Value) -> list[int | str | None]:
@@ -106,6 +108,7 @@ FINISHES: dict[str, Finish] = {
     "weighed_by_grad_cam": replace(
         _finish("weighed by Grad-CAM", lambda op, rs, x: rs[1]), weight=class_activation.grad_cam
     ),
+    "cam": replace(_map("CAM", class_activation.cam), pooled_head=True),
     "grad_cam": _map("Grad-CAM", class_activation.grad_cam),
     "hires_cam": _map("HiResCAM", class_activation.hires_cam),
     "x_grad_cam": _map("XGrad-CAM", class_activation.x_grad_cam),

@@ -18,8 +18,9 @@ from onnxplain.rules.finishes import FINISHES
 from onnxplain.subject import Subject
 
 MAPS = [name for name, entry in METHODS.items() if isinstance(entry, OnePass) and entry.maps]
-FORMS = [(name, form) for name in MAPS for form in METHODS[name].forms]
 X = normal(3, 2, 6, 6)
+ANY_HEAD = [name for name in MAPS if name != "cam"]
+FORMS = [(name, form) for name in ANY_HEAD for form in METHODS[name].forms]
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}  # float32 sums of up to some hundred terms
 
 
@@ -40,6 +41,14 @@ def pooled(head: str = "p = GlobalAveragePool (r) f = Flatten (p)", size: str = 
         }}""",
         w1=normal(5, 2, 3, 3, seed=1), b1=normal(5, seed=2), w2=normal(4, 5, seed=3), b2=normal(4, seed=4), **weights,
     )  # fmt: skip
+
+
+HEADS = {  # a pooled linear head, and what of a weight arrives at the map
+    "global pool": ("p = GlobalAveragePool (r) f = Flatten (p)", 1.0),
+    "mean": ("f = ReduceMean <keepdims = 0> (r, space)", 1.0),
+    "whole window": ("p = AveragePool <kernel_shape = [6, 6]> (r) f = Reshape (p, shape)", 1.0),
+    "scaled": ("p = GlobalAveragePool (r) s = Mul (p, half) f = Flatten (s)", 0.5),
+}
 
 
 def by_hand(name: str, form: str, g: np.ndarray, a: np.ndarray) -> np.ndarray:
@@ -102,6 +111,38 @@ def test_on_a_pooled_linear_head_the_map_sums_to_the_score_less_its_bias(tmp_pat
     np.testing.assert_allclose(found.relevance.sum((1, 2, 3)), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_the_mean_of_cam_is_the_score_less_its_bias(head, tmp_path):
+    constants = {"space": np.array([2, 3]), "half": np.array(0.5, np.float32), "shape": np.array([-1, 5])}
+    nodes, share = HEADS[head]
+    path = saved(pooled(nodes, **{name: a for name, a in constants.items() if name in nodes}), tmp_path)
+    found = Explainer(path, "cam").explain(X, [0, 2])
+    expected = np.concatenate([found.scores[:, k] - normal(4, seed=4)[k] for k in (0, 2)])
+    np.testing.assert_allclose(found.relevance.mean((1, 2, 3)), expected, **CLOSE)
+    a, w = activation(path, "r"), normal(4, 5, seed=3).astype(float)
+    cam = np.concatenate([np.einsum("c,nchw->nhw", share * w[k], a) for k in (0, 2)])[:, None]
+    np.testing.assert_allclose(found.relevance, cam, rtol=1e-4, atol=1e-5 * np.abs(cam).max())
+
+
+@pytest.mark.parametrize(
+    "nodes, said",
+    [
+        ("m = MaxPool <kernel_shape = [6, 6]> (r) f = Flatten (m)", "MaxPool_2 .* is no pool over all of it"),
+        ("p = GlobalAveragePool (r) t = Tanh (p) f = Flatten (t)", "Tanh_3 .* is not linear"),
+        ("q = AveragePool <kernel_shape = [3, 6]> (r) m = ReduceMax (q, s) f = Flatten (m)", "ReduceMax|AveragePool"),
+        ("f = ReduceMean <keepdims = 0> (r, rows)", "ReduceMean_3 .* is no pool over all of it"),
+    ],
+)
+def test_cam_of_another_head_is_refused_by_the_node(nodes, said, tmp_path):
+    constants = {"s": np.array([2, 3])} if "(q, s)" in nodes else {}
+    if "rows" in nodes:  # as many columns as channels are left
+        constants = {"rows": np.array([1, 2])}
+        nodes = "n = Slice (r, start, end, last) " + nodes.replace("(r,", "(n,")
+        constants |= {"start": np.array([0]), "end": np.array([5]), "last": np.array([3])}
+    with pytest.raises(UnsupportedModel, match=said + r".*CAM is for a head that is linear.*grad_cam"):
+        Explainer(saved(pooled(nodes, **constants), tmp_path), "cam")
+
+
 def test_on_a_pooled_linear_head_grad_cam_is_cam_over_the_number_of_positions(tmp_path):
     path = saved(pooled(), tmp_path)
     a, w = activation(path, "r"), normal(4, 5, seed=3).astype(float)
@@ -124,7 +165,7 @@ def test_small_gradients_lose_no_digits_in_grad_cam_plus_plus(tmp_path):
 # -- streams, sizes, the written file --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", ANY_HEAD)
 def test_targets_at_once_equal_targets_apart_and_rows_equal_rows_alone(name, tmp_path):
     explainer = Explainer(saved(relu_net(), tmp_path), name)
     whole = explainer.explain(X, [0, 1, 3]).relevance
