@@ -80,13 +80,20 @@ class Session:
         if self._weights:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
         try:
+            environment.require(_nbytes(model) + sum(w.nbytes for w in (weights or {}).values()))
             self._session = onnxruntime.InferenceSession(
                 str(model) if isinstance(model, Path) else model, options, providers=wanted
             )
+            if environment.overdrawn():
+                del self._session
+                environment.give_back()
+                raise MemoryError("with its weights made ready, nothing bounds what runs take any more")
         except Exception as error:
-            if OUT_OF_MEMORY.search(reason := one_line(error)):
-                raise OutOfMemory(f"the model needs more memory to be loaded than there is: {reason}") from error
-            raise UnsupportedModel(f"onnxruntime cannot load the model: {reason}") from error
+            if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(one_line(error)):
+                raise OutOfMemory(
+                    f"the model needs more memory to be loaded than there is: {one_line(error)}"
+                ) from error
+            raise UnsupportedModel(f"onnxruntime cannot load the model: {one_line(error)}") from error
         self.providers: list[str] = self._session.get_providers()
         if provider == "cuda" and PROVIDERS["cuda"] not in self.providers:
             raise UsageError(
@@ -122,6 +129,10 @@ class Session:
             if OUT_OF_MEMORY.search(reason):
                 raise OutOfMemory(f"the run needs more memory than there is: {reason}") from error
             raise InputError(f"onnxruntime could not run the model: {reason}") from error
+
+
+def _nbytes(model: bytes | Path) -> int:
+    return model.stat().st_size if isinstance(model, Path) else len(model)
 
 
 def one_line(error: Exception) -> str:

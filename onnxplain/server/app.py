@@ -1,4 +1,7 @@
-"""The server as a whole: from options and sources to a port that answers, and back to nothing in good order."""
+"""The server as a whole: from options and sources to a port that answers, and back to nothing in good order.
+
+Long because all that a server has is made here, and ended here in an order that matters.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ from onnxplain.server.models.residency import ModelResidency
 from onnxplain.server.models.served import Served
 from onnxplain.server.open_files import raise_limit
 from onnxplain.server.options import ServerOptions
+from onnxplain.server.reading_turns import ReadingTurns
 from onnxplain.server.rpc.channel_options import channel_options
 from onnxplain.server.rpc.explainer_service import ExplainerService
 from onnxplain.server.rpc.health_service import NOT_SERVING, SERVING, Health
@@ -81,6 +85,7 @@ class Server:
         self.scheduler = Scheduler(options.run_slots)
         sessions = SessionCache(options.session_bytes, self.metrics.sessions)
         pressure = MemoryPressure(options.process_bytes, sessions.close_idle) if options.bounds_process else None
+        sessions.pressure = pressure
         refused = partial(self.metrics.refused, "", "memory")
         self.memory = MemoryLedger(options.client_bytes, self.metrics.held, refused, pressure)
         self.context = ServerContext(
@@ -88,7 +93,9 @@ class Server:
             self.scheduler,
             sessions,
             self.metrics,
-            CompileQueue(options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2),
+            CompileQueue(
+                options.compile_queue, options.max_compile_seconds, nbytes=options.session_bytes / 2, pressure=pressure
+            ),
             graph_cache(options.graph_cache, options.graph_cache_bytes) if options.graph_cache is not None else None,
             self.memory,
         )
@@ -127,7 +134,12 @@ class Server:
         )
         self.http = HttpServer(options, self._guard, self.repository, self.memory, roots)
         interceptor = Interceptor(
-            self._guard, roots, options.idle_seconds, worker=options.socket is not None, memory=self.memory
+            self._guard,
+            roots,
+            options.idle_seconds,
+            worker=options.socket is not None,
+            memory=self.memory,
+            turns=ReadingTurns(pressure, options.max_message_bytes),
         )
         self._server = grpc.aio.server(interceptors=[interceptor], options=channel_options(options))
 

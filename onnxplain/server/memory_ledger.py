@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from onnxplain.errors import Busy
-from onnxplain.server.memory_pressure import MemoryPressure
+from onnxplain.server.memory_pressure import COPIES, MemoryPressure
 
 RETRY = 0.5  # seconds after which some of what is held has gone
 KINDS = ("requests", "chunks", "replies")
@@ -97,6 +97,7 @@ class MemoryLedger:
                 self._held[kind] += nbytes
                 now = self._held[kind]
         if fits:
+            self._expect(kind, nbytes)
             self._changed(kind, now)
             return
         self._refused()
@@ -117,4 +118,10 @@ class MemoryLedger:
         with self._lock:
             self._held[kind] -= nbytes
             now = self._held[kind]
+        self._expect(kind, -nbytes)
         self._changed(kind, now)
+
+    def _expect(self, kind: str, nbytes: int) -> None:
+        """What was taken in becomes arrays, answers and replies, each as large."""
+        if self._pressure is not None and kind in TAKEN_IN:
+            self._pressure.expect(COPIES * nbytes)

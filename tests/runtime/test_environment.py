@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from nets import net
 from running import MODELS
+from service.nets import large
 
 from onnxplain import Explainer, environment
 from onnxplain.runtime.session import Session
@@ -103,6 +104,41 @@ print(json.dumps({"grown": during - before, "left": resident() - before}))
         str(tmp_path / "sized.onnx"),
     )
     assert found["grown"] > 100 * MIB and found["left"] < 30 * MIB
+
+
+def test_however_many_sessions_are_made_runs_keep_their_bound(tmp_path):
+    """Packed weights are never refused by onnxruntime: with enough of them it would see no limit any more."""
+    (tmp_path / "sized.onnx").write_bytes(sized())
+    (tmp_path / "large.onnx").write_bytes(large(60).SerializeToString())
+    found = process(
+        """
+environment.begin(2, 256 * MIB)
+small, content = Session(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]).read_bytes()
+def asked():
+    try:
+        small.run({"x": np.ones(1, np.float32), "n": np.array([2**28])})  # a gigabyte, and another
+    except OutOfMemory:
+        return "refused"
+sessions, ends, left = [], [], []
+for _ in range(8):
+    try:
+        sessions.append(Session(content))
+    except OutOfMemory as error:
+        ends.append(str(error))
+    left.append(environment.available())
+    ends.append(asked())
+made = len(sessions)
+sessions.pop()
+sessions.append(Session(content))
+print(json.dumps({"made": made, "ends": ends, "left": left, "begun": 256 * MIB}))
+""",
+        str(tmp_path / "sized.onnx"),
+        str(tmp_path / "large.onnx"),
+    )
+    assert found["made"] == 4
+    assert [end for end in found["ends"] if end != "refused"] == [found["ends"][-2]] * 4
+    assert "needs more memory to be loaded than there is" in found["ends"][-2]
+    assert all(0 <= left < found["begun"] for left in found["left"])
 
 
 def test_threads_stay_the_same_however_many_sessions_there_are(tmp_path):

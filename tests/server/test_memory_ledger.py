@@ -21,7 +21,7 @@ from service.nets import times
 from service.process import eventually
 from service.rpc import infer_request
 
-from onnxplain.errors import Busy
+from onnxplain.errors import Busy, OutOfMemory
 from onnxplain.server.call import CALL, Call
 from onnxplain.server.memory_ledger import MemoryLedger
 from onnxplain.server.memory_pressure import MemoryPressure
@@ -162,6 +162,26 @@ def test_small_sessions_are_made_side_by_side_and_large_ones_in_turn():
         for thread in threads:
             thread.join()
         assert most[0] == together and cache.nbytes == 2 * nbytes
+
+
+def test_where_there_is_no_memory_for_a_session_those_that_do_not_run_are_closed_and_it_is_tried_once_more():
+    cache, running, idle, new = SessionCache(100), Owner(10), Owner(10), Owner(10)
+    cache.get(idle, lambda: "idle")
+    tries = []
+
+    def make() -> str:
+        tries.append(cache.nbytes)
+        if len(tries) < 2:
+            raise OutOfMemory("none left")
+        return "made"
+
+    with cache.pinned(running):
+        cache.get(running, lambda: "running")
+        assert cache.get(new, make) == "made"
+        assert tries == [20, 10] and cache.nbytes_of([idle]) == 0
+        with cache.pinned(new), pytest.raises(OutOfMemory):  # nothing to close: the error is whoever asks's
+            cache.get(Owner(10), lambda: tries.clear() or make())
+    assert len(tries) == 1
 
 
 def test_small_sessions_do_not_pass_a_large_one_that_waits_to_be_made():

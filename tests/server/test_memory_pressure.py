@@ -99,3 +99,30 @@ def test_a_ledger_takes_nothing_in_while_the_process_is_full_and_sends_what_it_h
 
 def test_where_the_system_says_nothing_nothing_is_refused():
     MemoryPressure(BOUND, lambda: None, lambda: None).require("a request", 10)
+
+
+def test_what_was_let_in_counts_until_it_is_given_back():
+    process, message = Process(100), BOUND // (2 * COPIES)
+    pressure = process.pressure()
+    ledger = MemoryLedger(10**6, pressure=pressure)
+    booking = ledger.booking("requests", "it", message)
+    assert pressure.expected == COPIES * message
+    with pytest.raises(Busy, match=f"up to {COPIES * message} more"):  # though nothing of it is there yet
+        ledger.booking("requests", "another", message)
+    booking.release()
+    assert pressure.expected == 0
+    ledger.booking("requests", "another", message).release()
+    ledger.booking("replies", "a reply", message)
+    assert pressure.expected == 0  # it is there
+
+
+def test_room_for_a_session_is_made_before_it_and_refused_only_while_others_work():
+    process = Process(BOUND - 10, after=100)
+    pressure = process.pressure()
+    pressure.make_room("a session", 500)
+    assert process.reliefs == 1
+    process.holds = process.after = BOUND - 10
+    pressure.make_room("a session", 500)  # alone: waiting would not help it
+    with pressure.expecting(1), pytest.raises(Busy, match="a session takes 500 bytes") as caught:
+        pressure.make_room("a session", 500)
+    assert caught.value.retry > 0

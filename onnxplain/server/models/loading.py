@@ -30,7 +30,7 @@ class Opener(Generic[T]):
 
     make: Callable[[ResolvedModel], T]
     close: Callable[[T], None]
-    relieve: Callable[[], None] = free_memory
+    relieve: Callable[[], object] = free_memory
 
 
 class LoadAttempt(Generic[T]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any, TypeAlias
 
 import grpc
@@ -34,12 +34,16 @@ KINDS = {
 
 
 def answering(
-    name: str, inner: Handler, requests: Callable[[Any], RequestStream], seconds: float | None = None
+    name: str,
+    inner: Handler,
+    requests: Callable[[Any], RequestStream],
+    seconds: float | None = None,
+    turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
 ) -> Answer:
     """The service's handler as a coroutine that reads, answers and writes by itself.
 
     requests: what a handler with a stream of requests gets in place of gRPC's iterator. seconds: for the one message of
-    a call that has no limit of time as a whole.
+    a call that has no limit of time as a whole. turn: around the reading of that message.
     """
     behaviour: Any = inner.unary_unary or inner.unary_stream or inner.stream_unary or inner.stream_stream
     generates = inspect.isasyncgenfunction(behaviour)
@@ -53,7 +57,7 @@ def answering(
             async with stream.in_time():
                 return await reply_to(stream, context)
         try:
-            async with nullcontext() if seconds is None else asyncio.timeout(seconds):
+            async with nullcontext() if seconds is None else asyncio.timeout(seconds), turn():
                 request = await context.read()
         except TimeoutError:
             raise Expired(f"no message within {seconds:g} s (--max-request-seconds).") from None

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Never
@@ -17,6 +18,7 @@ from onnxplain.server.call import CALL, Call
 from onnxplain.server.guard import Guard, Metadata
 from onnxplain.server.isolation import call_fields
 from onnxplain.server.memory_ledger import MemoryLedger
+from onnxplain.server.reading_turns import ReadingTurns
 from onnxplain.server.rpc.handler_shape import KINDS, Answer, Context, Handler, answering, parsing
 from onnxplain.server.rpc.hang_up import LAST_WORD, hang_up
 from onnxplain.server.rpc.request_stream import RequestStream
@@ -42,7 +44,8 @@ def limited(name: str, inner: Handler) -> str:
 class Interceptor(grpc.aio.ServerInterceptor):
     """The only interceptor. roots: folders that no error may name. idle_seconds: of a stream without a request.
 
-    worker: its caller is the parent, which logs. memory: where replies are booked until they are sent.
+    worker: its caller is the parent, which logs. memory: where replies are booked until they are sent. turns: in which
+    messages are read.
     """
 
     def __init__(
@@ -52,9 +55,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         idle_seconds: float = IDLE_SECONDS,
         worker: bool = False,
         memory: MemoryLedger | None = None,
+        turns: ReadingTurns | None = None,
     ):
         self.guard, self._roots, self._idle_seconds, self._worker = guard, tuple(roots), idle_seconds, worker
-        self._memory = memory
+        self._memory, self._turns = memory, turns
         self._handlers: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -84,11 +88,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
         limit = limited(name, inner)
         method = self.guard.method(name, kind, limit == "call")
         seconds = self.guard.max_request_seconds if limit == "nothing" else None
-        answer = answering(name, inner, self._requests, seconds)
+        always = method.open or name == RELIEF
+        turn = nullcontext if always or self._turns is None else self._turns.turn
+        answer = answering(name, inner, self._requests, seconds, turn)
 
         async def handle(messages: Any, context: Context) -> Any:
             begun = time.monotonic()
-            work = self._booked(answer, method.open or name == RELIEF)
+            work = self._booked(answer, always)
             work = self._telling(work) if self._worker else work
             try:
                 reply = await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from onnxplain.errors import Busy, Cancelled, Expired, OnnxplainError, Unavailab
 from onnxplain.interrupt import interruptible
 from onnxplain.machine import cpus
 from onnxplain.server.call import CALL
+from onnxplain.server.memory_pressure import MemoryPressure
 
 T = TypeVar("T")
 IDLE = 5.0  # seconds after which a thread without work ends
@@ -48,10 +49,19 @@ class CompileQueue:
 
     Callers take turns, each one's jobs in order. waiting: jobs that wait at most, half of them of one caller where
     callers have names. seconds: the longest a job may take. at_once: how many go on at a time, 0: by the
-    CPUs. nbytes: of memory; jobs go on together while their estimates fit, one alone always may.
+    CPUs. nbytes: of memory; jobs go on together while their estimates fit, one alone always may. pressure: is told what
+    they take.
     """
 
-    def __init__(self, waiting: int = 32, seconds: float = 60.0, at_once: int = 0, nbytes: float = math.inf):
+    def __init__(
+        self,
+        waiting: int = 32,
+        seconds: float = 60.0,
+        at_once: int = 0,
+        nbytes: float = math.inf,
+        pressure: MemoryPressure | None = None,
+    ):
+        self._expecting = nullcontext if pressure is None else pressure.expecting
         self.waiting, self.seconds, self.nbytes = waiting, seconds, nbytes
         self.at_once = at_once or max(1, cpus() // CPUS_PER_JOB)
         self._changed = threading.Condition()
@@ -158,7 +168,7 @@ class CompileQueue:
         while (job := self._next()) is not None:
             result, error = None, None
             try:
-                with interruptible(partial(self._check, job)):
+                with self._expecting(job.nbytes), interruptible(partial(self._check, job)):
                     result = job.work()
             except BaseException as problem:  # a thread must not be lost, nor a waiter forgotten
                 error = problem

@@ -6,14 +6,15 @@ import gc
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from onnxplain import environment
 from onnxplain.cpu_session import give_back
-from onnxplain.errors import Busy
+from onnxplain.errors import Busy, OutOfMemory
 from onnxplain.runtime.session import Session
+from onnxplain.server.memory_pressure import MemoryPressure
 
 RETRY = 1.0  # seconds after which a run that holds its session may have ended
 MAKING = 4  # times what it holds that a session takes while it is made: its bytes, onnxruntime's own, packed weights
@@ -26,10 +27,14 @@ class SessionOwner(Protocol):
 
 
 class SessionCache:
-    """Sessions by owner. budget: bytes; only a session that is larger than it may exceed it, alone."""
+    """Sessions by owner. budget: bytes; only a session that is larger than it may exceed it, alone.
+
+    pressure: of the whole process, where sessions are made.
+    """
 
     def __init__(self, budget: int, changed: Callable[[int], None] | None = None):
         self.budget = budget
+        self.pressure: MemoryPressure | None = None
         self._open: OrderedDict[SessionOwner, Session] = OrderedDict()
         self._pins: dict[SessionOwner, int] = {}
         self._making: WeakKeyDictionary[SessionOwner, threading.Lock] = WeakKeyDictionary()
@@ -64,9 +69,12 @@ class SessionCache:
                 session = self._open.get(owner)
             if session is None:
                 with self._a_turn(owner.nbytes):
+                    if self.pressure is not None:
+                        self.pressure.make_room("a session", MAKING * owner.nbytes)
                     self._make_room(owner)
                     try:
-                        session = make()
+                        with self._expected(owner):
+                            session = self._made(make)
                     finally:
                         with self._lock:
                             kept = self._opening.pop(owner)
@@ -100,6 +108,18 @@ class SessionCache:
                 self._made_now -= nbytes
                 self._turn.notify_all()
 
+    def _made(self, make: Callable[[], Session]) -> Session:
+        """A session; where there is no memory for it, once more when the others that do not run are closed."""
+        try:
+            return make()
+        except OutOfMemory:
+            if not self.close_idle():
+                raise
+        return make()
+
+    def _expected(self, owner: SessionOwner) -> AbstractContextManager[None]:
+        return nullcontext() if self.pressure is None else self.pressure.expecting(MAKING * owner.nbytes)
+
     @contextmanager
     def pinned(self, owner: SessionOwner) -> Iterator[None]:
         """While inside, the owner's session stays."""
@@ -113,14 +133,16 @@ class SessionCache:
                 if not self._pins[owner]:
                     del self._pins[owner]
 
-    def close_idle(self) -> None:
-        """Close every session but those that run: they are opened again when they are asked for."""
+    def close_idle(self) -> bool:
+        """Close every session but those that run: they are opened again when they are asked for. Whether any was."""
         with self._lock:
             closed = [self._open.pop(owner) for owner in list(self._open) if owner not in self._pins]
+        found = bool(closed)
         if closed:
             closed.clear()
             self._report()
         free_memory()
+        return found
 
     def drop(self, owner: SessionOwner) -> None:
         """Keep nothing for an owner any more, nor what is being made for it; a later `get` makes another session."""
