@@ -101,8 +101,10 @@ def _values(e: Explained, name: str, sample: int) -> Array | None:
 
 
 def _photo(e: Explained, name: str, sample: int, kind: str) -> Any:
-    """The input itself as a picture, scaled to its own range."""
+    """The input itself as a picture, scaled to its own range; of a tensor inside, the one input there is."""
     array = _values(e, name, sample)
+    if array is None and len(e.inputs) == 1 and len(only := next(iter(e.inputs.values()))) == e.samples:
+        array = only[sample]
     layout = None if array is None else render.sample_layout(array.shape)
     if array is None or layout is None or kind != "image":
         return None

@@ -52,8 +52,12 @@ class Recipe:
                 raise UsageError(f"method {self.method} takes no base: it is {entry.family}.")
         else:
             base = named(entry.base) if self.base is None else self.base
-            if base.method in METHODS:
-                one_pass(base.method, f"the base of {self.method} is a one-pass method")
+            why = f"the base of {self.method} is a one-pass method"
+            if base.method in METHODS and one_pass(base.method, why).maps:
+                raise UsageError(
+                    f"method {self.method} moves the inputs and needs a base that attributes to them; "
+                    f"{base.method} attributes to a feature map."
+                )
             object.__setattr__(self, "base", base)
 
     @classmethod
@@ -205,7 +209,8 @@ def recipe_names() -> tuple[str, ...]:
     relevant = [name for name, entry in COMPOSITES.items() if entry.make(None).relevance]
     pairs = [f"{m.name}-{c}" for m in one_pass_methods if m.relevance for c in relevant if c != m.composite]
     loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base]
-    over = [f"{m.name}-{base.name}" for m in loops for base in one_pass_methods if base.name != m.base]
+    bases = [base.name for base in one_pass_methods if not base.maps]
+    over = [f"{m.name}-{base}" for m in loops for base in bases if base != m.base]
     return (*METHODS, *pairs, *over)
 
 

@@ -41,7 +41,14 @@ from onnxplain.invocation import Invocation
 @click.option(
     "--head", type=click.Choice(["cut", "keep"]), default=None, help="Step back over a final softmax, or not."
 )
-@click.option("--attribute-to", multiple=True, metavar="TENSOR", help="Tensor to attribute to (default: the inputs).")
+@click.option(
+    "--attribute-to",
+    "--layer",
+    "attribute_to",
+    multiple=True,
+    metavar="TENSOR",
+    help="Tensor to attribute to (default: the inputs; of a class activation map the last feature map).",
+)
 @click.option("--keep", multiple=True, metavar="TENSOR", help="Forward tensor to return as well.")
 @click.option("--ledger", is_flag=True, help="Book where relevance went, node by node.")
 @click.option("--version", default="", metavar="V", help="A number or @alias; default what the server says.")

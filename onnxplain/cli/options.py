@@ -47,7 +47,7 @@ _recipe_flags = _all(
         "--rule", "rules", multiple=True, metavar="WHERE=RULE",
         help="type:Conv=…, name:fc*=…, first=…, last=…; the first match wins.",
     ),
-    click.option("--form", type=click.Choice(["paper", "code"]), help="CLRP by its paper (default) or by its code."),
+    click.option("--form", type=click.Choice(["paper", "code"]), help="By the paper (default), or as its code has it."),
     click.option(
         "--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file: method, its options, base."
     ),
@@ -61,7 +61,12 @@ request_options = _all(
         help="Step back over a final softmax (default), or not.",
     ),
     click.option(
-        "--attribute-to", multiple=True, metavar="TENSOR", help="Tensor to attribute to (default: the inputs)."
+        "--attribute-to",
+        "--layer",
+        "attribute_to",
+        multiple=True,
+        metavar="TENSOR",
+        help="Tensor to attribute to (default: the inputs; of a class activation map the last feature map).",
     ),
     click.option("--keep", multiple=True, metavar="TENSOR", help="Forward tensor to return as well."),
     click.option("--ledger", is_flag=True, help="Book where relevance went, node by node."),

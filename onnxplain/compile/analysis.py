@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxplain.compile import tokens
 from onnxplain.compile.contract import Request, Resolved, candidates, tensors
+from onnxplain.compile.feature_maps import default_layer, default_said, layout_of, named_layer, require_pooled_head
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
@@ -15,6 +16,7 @@ from onnxplain.graph.backward_builder import Backward, Facts
 from onnxplain.graph.node import Node, dims, draws_at_random, is_float, rank
 from onnxplain.graph.patterns import recognise
 from onnxplain.graph.walk import Rule, active_values, dependent_values, inputs_of, needed_nodes
+from onnxplain.rules.finishes import Finish
 from onnxplain.vjp import axis_rules, lookup, mask_steps, sign_rules
 
 
@@ -24,13 +26,16 @@ class Analysis:
     explained: forward tensors. wanted: attributed tensor → its name. nodes: forward steps, patterns recognised. path:
     those between explained and wanted, last first. active: tensors relevance can reach wanted through. places: where
     each node of the path stands, seen from the inputs of the model whatever is attributed. sources: inputs that
-    relevance may go to. op: the builder, which knows batch axes, signs and constants. notes: for the user. strict:
-    raise for nodes without a derivative; else leave them out of `places`.
+    relevance may go to. op: the builder, which knows batch axes, signs and constants. notes: for the user. finish:
+    one that makes maps attributes to the last feature map by default. layer: that whose map weighs what it gives.
+    strict: raise for nodes without a derivative;
+    else leave them out of `places`.
     """
 
     def __init__(
-        self, model: ir.Model, resolved: Resolved, composite: Composite, request: Request, strict: bool = True
-    ) -> None:
+        self, model: ir.Model, resolved: Resolved, composite: Composite, request: Request,
+        finish: Finish | None = None, strict: bool = True,
+    ) -> None:  # fmt: skip
         self.graph, self.resolved, self.request = model.graph, resolved, request
         self.notes: list[str] = list(resolved.notes)
         self.mixed: list[str] = []  # why integers were left out
@@ -41,7 +46,9 @@ class Analysis:
         single = [Node.of(node, opset) for node in self.graph]
         protected = {self.value(name) for name in resolved.protected}
         self.nodes = recognise(single, protected) if composite.relevance else single
-        self.wanted = self._wanted()
+        maps = finish is not None and finish.maps
+        self.layer: ir.Value | None = None
+        self.wanted = {} if maps and not request.attribute_to else self._wanted()
         axes = streams.track(single, self.inputs, axis_rules())
         constants = set(self.values.values()) | set(self.graph.initializers.values())
         constants -= dependent_values(single, [*self.inputs, *self.wanted, *_random(single)])
@@ -55,6 +62,13 @@ class Analysis:
         self.op = Backward(self.graph, facts)
         left_out = self._leave_out_mixed()
         self.sources = [value for value in self.inputs if value not in left_out]
+        if finish is not None and (maps or finish.weight is not None):
+            facts.channels = self._layers(maps)
+        if finish is not None and finish.pooled_head:
+            for value, channels in facts.channels.items():
+                above = active_values(self.nodes, [value], self.passes, tokens.moves)
+                path = needed_nodes(self.nodes, self.explained, above, self.passes)
+                require_pooled_head(self.op, value, channels, path)
         receptive = active_values(self.nodes, [*self.sources, *self.wanted], self.passes, tokens.moves)
         facts.receptive = receptive
         self.active = active_values(self.nodes, self.wanted, self.passes, tokens.moves)
@@ -103,6 +117,30 @@ class Analysis:
                     raise UsageError(f"--attribute-to {name}: it is {value.dtype}, and relevance needs a float tensor.")
             return named
         return {value: str(value.name) for value in self.inputs if value.dtype not in (None, ir.DataType.BOOL)}
+
+    def _layers(self, maps: bool) -> dict[ir.Value, int]:
+        """The axis of the channels of each tensor that a map is made of; maps: these are the attributed ones.
+
+        By default it is the last feature map, which is put among the wanted, or else is what weighs them.
+        """
+        layout = layout_of(self.nodes)
+        if maps and self.wanted:
+            return {value: named_layer(self.op, layout, value) for value in self.wanted}
+        active = active_values(self.nodes, self.sources, self.passes, tokens.moves)
+        path = needed_nodes(self.nodes, self.explained, active, self.passes)
+        if not path:  # no input reaches what is explained, which is said of the inputs
+            self.wanted = self._wanted()
+            return {}
+        value, channels = default_layer(
+            self.op, layout, path, self.explained, lambda node, i, x: x in active and self.passes(node, i)
+        )
+        if maps:
+            self.wanted[value] = str(value.name)
+            self.notes.append(f"attributing to {default_said(value, layout)} (--attribute-to names another)")
+        else:
+            self.layer = value
+            self.notes.append(f"weighed by the map of {default_said(value, layout)}")
+        return {value: channels}
 
     def _leave_out_mixed(self) -> set[ir.Value]:
         """Inputs that no relevance goes to: truth values, and integers that cannot be followed to the end.

@@ -12,6 +12,7 @@ from onnxplain import __version__
 from onnxplain.compile import provenance
 from onnxplain.compile.analysis import Analysis
 from onnxplain.compile.contract import Request, Resolved
+from onnxplain.compile.feature_maps import weigh
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, LEDGER, Ledger
 from onnxplain.compile.needed import needed_for, remove
@@ -27,7 +28,7 @@ from onnxplain.graph.relevance import Relevance
 from onnxplain.graph.stored_graph import HoldsModel
 from onnxplain.graph.walk import Rule, backward, prune
 from onnxplain.rules import RULES, RuleCall
-from onnxplain.rules.contrast import LAST_LAYER_RULES
+from onnxplain.rules.contrast import DERIVATIVE, LAST_LAYER_RULES
 from onnxplain.rules.finishes import Finish
 from onnxplain.rules.starts import Start
 from onnxplain.vjp import lookup
@@ -76,7 +77,8 @@ def survey(
     normalised: Normalised, resolved: Resolved, propagation: Propagation, request: Request
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The rule every node on the path would get, and for each node that has none the reason. Nothing is emitted."""
-    found = Analysis(normalised.model.clone(), resolved, propagation.composite, request, strict=False)
+    model, finish = normalised.model.clone(), propagation.finish
+    found = Analysis(model, resolved, propagation.composite, request, finish, strict=False)
     rules, blocked = found.rules(propagation.composite)
     return (
         {step_name(node): rule_text(rule, node) for node, rule in rules.items()},
@@ -98,7 +100,7 @@ class _Job:
         self.model, self.graph = model, model.graph
         self.normalised, self.resolved, self.propagation, self.request = normalised, resolved, propagation, request
         self.forward_count = len(list(self.graph))
-        self.found = Analysis(model, resolved, propagation.composite, request)
+        self.found = Analysis(model, resolved, propagation.composite, request, propagation.finish)
         self.op = self.found.op
         if request.reference:
             add_reference(self.op, self.found.sources)
@@ -150,6 +152,7 @@ class _Job:
             self._check_spread()
         ledger = Ledger(op, first_seed, 0 if op.facts.free else None) if self.request.ledger else None
         arrived = [self._walk(start, how, ledger) for start, how in zip(starts, self.propagation.passes, strict=True)]
+        weigh(op, self.found.layer, self.propagation.finish, arrived, self.found.wanted)
         outputs = list(self.graph.outputs)
         names = [str(value.name) for value in self.normalised.model.graph.outputs]
         del self.graph.outputs[:]
@@ -193,8 +196,8 @@ class _Job:
         applied: dict[Node, Rule] = {}
 
         def rule_of(node: Node) -> Rule:
-            rule = self.rules[node]
-            if how and self.found.places[node].last and self.found.places[node].kind == "linear":
+            rule = lookup(node).rule if how == DERIVATIVE else self.rules[node]
+            if how in LAST_LAYER_RULES and self.found.places[node].last and self.found.places[node].kind == "linear":
                 rule = LAST_LAYER_RULES[how](rule)  # type: ignore[arg-type]
             if ledger is not None:
                 ledger.begin()
@@ -232,7 +235,7 @@ class _Job:
             else:
                 invalid = op.Reshape(invalid, op.ints([-1 if i == axis else 1 for i in range(rank(value))]))
             result = op.Where(invalid, float("nan"), result)
-        return op.reshaped(result, op.stream_shape(value))
+        return op.reshaped(result, self.propagation.finish.shape(op, value))
 
     def _output(self, value: ir.Value, name: str, source: str) -> None:
         if name in self.found.values:
@@ -273,6 +276,8 @@ class _Job:
         }
         if self.references:
             content["references"] = self.references
+        if self.op.facts.channels:
+            content["maps"] = {str(value.name): {"channels": n} for value, n in self.op.facts.channels.items()}
         if self.request.ledger:
             content["ledger"] = {"rows": self.ledger_rows, "columns": list(COLUMNS)}
         provenance.write(self.model, content)

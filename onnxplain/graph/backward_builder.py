@@ -27,6 +27,7 @@ class Facts:
     not constant. masks: tensors that hold -inf or the lowest float by design (`graph.masks`).
     unbounded: tensors whose gradient may be infinite, because an op above has such a derivative. references: the same
     tensors of the forward pass on reference inputs (`compile.reference_forward`); None: there is no such pass.
+    channels: the axis of the channels of tensors that a map is made of (`compile.feature_maps`).
     """
 
     axes: Mapping[ir.Value, int] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Facts:
     masks: Collection[ir.Value] = frozenset()
     unbounded: Collection[ir.Value] = frozenset()
     references: Mapping[ir.Value, ir.Value] | None = None
+    channels: Mapping[ir.Value, int] = field(default_factory=dict)
 
 
 class Backward(Builder):

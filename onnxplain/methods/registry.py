@@ -19,7 +19,7 @@ class Form:
     """One way of running a one-pass method.
 
     start, finish: names in `rules.starts` and `rules.finishes`. passes: for each pass over the graph, what it does to
-    the rule of the last linear node ("" leaves it alone).
+    the rule of the last linear node ("" leaves it alone), or "derivative" for a pass without rules.
     """
 
     start: str
@@ -52,22 +52,26 @@ class Method:
 class OnePass(Method):
     """A method that is wholly in the compiled graph.
 
-    composite: the one it takes unless told otherwise. forms: the first is the default.
+    composite: the one it takes unless told otherwise. forms: the first is the default. maps: it attributes to a feature
+    map, the last one unless told otherwise, and answers with one number for each position of it. weighed: its answer is
+    multiplied by a map of the last feature map.
     """
 
     composite: str = "none"
     forms: Mapping[str, Form] = None  # type: ignore[assignment]
+    maps: bool = False
+    weighed: bool = False
     family: ClassVar[Family] = "one-pass"
 
     @property
     def relevance(self) -> bool:
         """Whether it hands on relevance, by rules; else gradients, by derivatives."""
-        return self.form().start != "seed"
+        return self.form().start not in ("seed", "seed_twice")
 
     @property
     def per_unit(self) -> bool:
         """Whether it answers per unit of the input, as a gradient does; else its answer is a share of the score."""
-        return not self.relevance and self.form().finish != "times_input"
+        return not self.relevance and not self.maps and self.form().finish != "times_input"
 
     @property
     def derivative(self) -> bool:

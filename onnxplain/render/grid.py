@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from onnxplain.errors import InputError
 from onnxplain.render.colour import limits, plane
 from onnxplain.render.heatmap import colour_bar, tile, warning
-from onnxplain.render.layout import MARGIN, TINY, column, fit, framed, table
-from onnxplain.render.overlay import overlay
+from onnxplain.render.layout import MARGIN, column, fit, framed, table
+from onnxplain.render.overlay import overlay, smoothing
 from onnxplain.render.panel import Panel, bar_palette
 from onnxplain.render.photo import as_photo, resized
 from onnxplain.render.sequence import strip
@@ -29,8 +29,8 @@ def grid(
 ) -> Image.Image:
     """Panels as a table: a column for every method, a row for every sample and target, both in order of appearance.
 
-    Every map has its own limits, printed below it. overlaid: over the photo instead of on white. A method without a
-    panel in a row leaves an empty frame.
+    Every map has its own limits, printed below it. overlaid: over the photo instead of on white, where a map with fewer
+    positions than the photo has pixels always lies. A method without a panel in a row leaves an empty frame.
     """
     if not panels:
         raise InputError("a grid needs at least one explanation.")
@@ -95,11 +95,10 @@ def _cell(panel: Panel, overlaid: bool, palette: str | None, side: int) -> Image
 def _image(panel: Panel, overlaid: bool, palette: str | None, side: int) -> list[Image.Image]:
     array = plane(panel.map)
     bounds = limits(array, panel.signed)
-    if overlaid and panel.photo is not None:
-        photo = as_photo(panel.photo)
+    photo = None if panel.photo is None else as_photo(panel.photo)
+    if photo is not None and (overlaid or smoothing(array, photo)):
         size = fit((photo.height, photo.width), side)
-        smooth = None if min(photo.size) >= TINY else False
-        picture = overlay(array, photo, bounds=bounds, palette=palette, size=size, smooth=smooth)
+        picture = overlay(array, photo, bounds=bounds, palette=palette, size=size, smooth=smoothing(array, photo))
     else:
         picture = tile(array, fit((array.shape[0], array.shape[1]), side), bounds, palette)
         ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=RULE)

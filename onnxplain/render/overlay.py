@@ -16,6 +16,18 @@ ALPHA = 0.75  # of a map's strongest pixels; a pixel at half the limit gets abou
 GAMMA = 0.7  # alpha = ALPHA |R/limit|^GAMMA: below 1 keeps weak relevance visible, at 0.5 noise veils the photo
 
 
+def smoothing(values: Any, photo: Image.Image) -> bool | None:
+    """How a map is stretched over a photo, for `overlay`.
+
+    A tiny photo's pixels stay squares. A map with fewer positions than the photo has pixels is that of a layer inside,
+    and bilinear between them.
+    """
+    height, width = plane(values).shape
+    if min(photo.size) < TINY:
+        return False
+    return True if width < photo.width and height < photo.height else None
+
+
 def overlay(
     values: Any,
     photo: Any,

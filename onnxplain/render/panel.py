@@ -11,8 +11,8 @@ from PIL import Image
 
 from onnxplain.render.colour import limits, plane
 from onnxplain.render.heatmap import SIDE, heatmap
-from onnxplain.render.layout import TINY, fit
-from onnxplain.render.overlay import overlay
+from onnxplain.render.layout import fit
+from onnxplain.render.overlay import overlay, smoothing
 from onnxplain.render.photo import as_photo
 from onnxplain.render.sequence import strip
 from onnxplain.render.vector import bars
@@ -84,8 +84,8 @@ def over_photo(panel: Panel, palette: str | None = None, side: int = SIDE) -> Im
     photo = as_photo(panel.photo)
     array = plane(panel.map)
     size = fit((photo.height, photo.width), side)
-    smooth = None if min(photo.size) >= TINY else False
-    return overlay(array, photo, bounds=limits(array, panel.signed), palette=palette, size=size, smooth=smooth)
+    bounds = limits(array, panel.signed)
+    return overlay(array, photo, bounds=bounds, palette=palette, size=size, smooth=smoothing(array, photo))
 
 
 def bar_palette(palette: str | None) -> str:

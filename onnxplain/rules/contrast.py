@@ -62,3 +62,5 @@ def _on_the_other_side(op: Backward, node: Node, r: Relevance, rule: RuleCall) -
 
 LAST_LAYER_RULES: dict[str, Callable[[RuleCall], RuleCall]] = {"contrast": contrast, "opposite": opposite}
 """What a pass may make of the rule of the last linear node, by the names that methods use."""
+DERIVATIVE = "derivative"
+"""The name of a pass in which every node has its derivative, whatever the composite says."""

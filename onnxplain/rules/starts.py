@@ -32,6 +32,11 @@ def seed_itself(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
     return [Relevance(seed)]
 
 
+def seed_twice(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
+    """The same in two passes, of which one is by rules."""
+    return [Relevance(seed), Relevance(seed)]
+
+
 def seed_times_output(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance]:
     """Relevance family: a one-hot seed redistributes that output."""
     return [Relevance(seed * op.real(y), frozenset([y]))]
@@ -93,6 +98,7 @@ def magnitude_twice(op: Backward, seed: ir.Value, y: ir.Value) -> list[Relevance
 
 STARTS: dict[str, Start] = {
     "seed": Start(seed_itself),
+    "seed_twice": Start(seed_twice),
     "seed_times_output": Start(seed_times_output),
     "seed_times_magnitude": Start(seed_times_magnitude),
     "against_others": Start(against_others, spreads=True),

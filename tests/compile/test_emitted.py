@@ -12,8 +12,8 @@ from nets import NAMES, compiled, net, normal, relu_net, repository
 
 from onnxplain.compile import cuda
 from onnxplain.composites import COMPOSITES
-from onnxplain.errors import UnsupportedOp
-from onnxplain.methods import of_family
+from onnxplain.errors import UnsupportedModel, UnsupportedOp
+from onnxplain.methods import METHODS, of_family
 
 NOT_ON_CUDA = {"MaxUnpool", "Col2Im"}
 
@@ -37,6 +37,9 @@ def file(request, tmp_path_factory):
     try:
         return compiled(model, tmp_path_factory.mktemp(name), method)
     except UnsupportedOp as error:
+        pytest.skip(str(error))
+    except UnsupportedModel as error:
+        assert METHODS[method].maps or METHODS[method].weighed, error
         pytest.skip(str(error))
 
 

@@ -232,6 +232,63 @@ def captum_relevance(model: Network, x: Tensor, targets: list[int], method: str)
     return relevance.detach().numpy()
 
 
+def captum_grad_cam(model: Network, layer: nn.Module, x: Tensor, targets: list[int]) -> np.ndarray:
+    """Captum's LayerGradCam with the paper's ReLU, float64, (N, 1, H, W); one target a sample."""
+    from captum.attr import LayerGradCam
+
+    found = LayerGradCam(model.double(), layer).attribute(
+        x.detach().double(), target=targets, relu_attributions=True, attr_dim_summation=True
+    )
+    model.float()
+    return found.detach().numpy()
+
+
+def captum_guided_grad_cam(model: Network, layer: nn.Module, x: Tensor, targets: list[int]) -> np.ndarray:
+    """Captum's GuidedGradCam with the paper's bilinear map (its own default is nearest), float64."""
+    from captum.attr import GuidedGradCam
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it announces its hooks
+        found = GuidedGradCam(model.double(), layer).attribute(
+            x.detach().double().requires_grad_(), target=targets, interpolate_mode="bilinear"
+        )
+    model.float()
+    return found.detach().numpy()
+
+
+# --- pytorch-grad-cam -------------------------------------------------------------------------------------------------
+
+# Our method names -> pytorch-grad-cam's classes.
+ACTIVATION_MAPS = {
+    "grad_cam": "GradCAM",
+    "grad_cam_plus_plus": "GradCAMPlusPlus",
+    "x_grad_cam": "XGradCAM",
+    "layer_cam": "LayerCAM",
+    "hires_cam": "HiResCAM",
+}
+
+
+def torch_activation_map(
+    model: Network, layer: nn.Module, x: Tensor, targets: list[int], method: str, times: float = 1.0
+) -> np.ndarray:
+    """pytorch-grad-cam's map at a layer as its formula gives it, float64 (N, 1, H, W): not cut, scaled or enlarged.
+
+    What it returns to its users is cut at 0, scaled to 0..1 and as large as the picture. times: of the score.
+    """
+    with torchvision_if_missing():
+        import pytorch_grad_cam
+
+    model.double()
+    with getattr(pytorch_grad_cam, ACTIVATION_MAPS[method])(model, [layer]) as cam:
+        asked = [lambda scores, k=k: times * scores[k] for k in targets]
+        cam(x.detach().double(), asked)
+        hooked = cam.activations_and_grads
+        a, g = (held[0].detach().numpy() for held in (hooked.activations, hooked.gradients))
+        found = cam.get_cam_image(x, layer, asked, a, g, False)
+    model.float()
+    return np.asarray(found)[:, None]
+
+
 # --- onnx-ad ----------------------------------------------------------------------------------------------------------
 
 

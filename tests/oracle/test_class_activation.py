@@ -1,0 +1,73 @@
+"""onnxplain's class activation maps against pytorch-grad-cam's and captum's, at the layer that is found by default."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+from torch import nn
+
+from . import ours, peers
+from .laws import difference
+
+pytestmark = pytest.mark.oracle
+
+FLOAT32 = 1e-5  # ours float32, the peers float64; on these inputs no activation above the layer is within rounding of 0
+TARGETS = [1, 5, 7]
+LAST = {  # which module, of which type, makes the last feature map
+    "small_cnn": (nn.ReLU, 2),
+    "mobilenet_v2": (nn.ReLU6, -1),
+    "vgg16": (nn.MaxPool2d, -1),
+}
+
+
+@pytest.fixture(params=LAST)
+def case(request, network):
+    model, path = network(request.param)
+    kind, index = LAST[request.param]
+    layer = [module for module in model.modules() if isinstance(module, kind)][index]
+    x = model.example(3, random_seed=1)["input"]
+    return model, path, layer, x
+
+
+def seeds(path, times: float = 1.0) -> np.ndarray:
+    import onnx
+
+    classes = onnx.load(path, load_external_data=False).graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    return times * np.eye(classes, dtype=np.float32)[TARGETS]
+
+
+def test_grad_cam_equals_captum(case):
+    model, path, layer, x = case
+    theirs = peers.captum_grad_cam(model, layer, x, TARGETS)
+    assert difference(ours.ours(path, "grad_cam", x.numpy(), seeds(path)), theirs) < FLOAT32
+
+
+def test_guided_grad_cam_equals_captum(network):
+    """On the net whose ReLUs captum's hooks see; the input is one on which none is within rounding of 0."""
+    model, path = network("small_cnn")
+    layer = [module for module in model.modules() if isinstance(module, nn.ReLU)][2]
+    x = model.example(3, random_seed=1)["input"]
+    theirs = peers.captum_guided_grad_cam(model, layer, x, TARGETS)
+    assert difference(ours.ours(path, "guided_grad_cam", x.numpy(), seeds(path)), theirs) < FLOAT32
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="grad-cam is not installed")
+@pytest.mark.parametrize("method", peers.ACTIVATION_MAPS)
+def test_every_map_equals_pytorch_grad_cam(case, method):
+    """Grad-CAM++ of 10^4 times the score: the 1e-6 in its denominator would bend the weights of small gradients."""
+    model, path, layer, x = case
+    times = 1e4 if method == "grad_cam_plus_plus" else 1.0
+    theirs = peers.torch_activation_map(model, layer, x, TARGETS, method, times)
+    theirs = theirs if method == "hires_cam" else np.maximum(theirs, 0)  # the paper of HiResCAM has no ReLU
+    assert difference(ours.ours(path, method, x.numpy(), seeds(path, times)), theirs) < FLOAT32
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="grad-cam is not installed")
+def test_the_numbers_in_the_denominators_of_pytorch_grad_cam_matter_for_small_gradients(case):
+    """So that nobody takes that difference for a mistake here: at the plain score its maps are smaller than ours."""
+    model, path, layer, x = case
+    theirs = np.maximum(peers.torch_activation_map(model, layer, x, TARGETS, "grad_cam_plus_plus"), 0)
+    found = ours.ours(path, "grad_cam_plus_plus", x.numpy(), seeds(path))
+    assert np.all(theirs <= found * (1 + FLOAT32) + FLOAT32 * found.max())
