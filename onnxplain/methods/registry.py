@@ -12,6 +12,7 @@ from onnxplain.methods.options import Option, declared
 from onnxplain.registry import Registry
 
 Family = Literal["one-pass", "looped", "forward-only"]
+Channels = Literal["sum", "max", "mean"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Method:
     name: str
     doc: str
     cite: str
-    channels: Literal["sum", "max"] = "sum"
+    channels: Channels = "sum"
     signed: bool = True
 
     family: ClassVar[Family]
@@ -119,7 +120,7 @@ def of_family(*families: Family) -> list[str]:
 
 
 def method(
-    name: str, *, cite: str, base: str = "gradient", channels: Literal["sum", "max"] = "sum", signed: bool = True
+    name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 

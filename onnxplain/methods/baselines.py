@@ -1,0 +1,63 @@
+"""What stands in the place of an element that is taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Literal
+
+import numpy as np
+
+from onnxplain.errors import UsageError
+from onnxplain.methods.feature_groups import channel_axis, group_axes
+from onnxplain.methods.tensors import Array, Tensors
+
+Baseline = float | list[float] | Literal["mean", "blur"]
+BLUR = 0.05  # standard deviation of the blur, as a share of the longest side: 11 of 224 pixels; Fong and Vedaldi have 10
+
+
+def baseline_of(x: Tensors, baseline: float | Sequence[float] | str) -> Tensors:
+    """The inputs with everything taken away, shape and type of x.
+
+    baseline: one number in model units; one for each channel of a picture, feature of a sequence, column of a table;
+    `mean`: of each channel over the positions of this very input; `blur`: the input without its details. Raises
+    UsageError.
+    """
+    return Tensors({name: _of(name, array, baseline).astype(array.dtype) for name, array in x.items()})
+
+
+def _of(name: str, x: Array, baseline: float | Sequence[float] | str) -> Array:
+    if isinstance(baseline, (int, float)):
+        return np.full_like(x, baseline)
+    if isinstance(baseline, str):
+        if x.ndim < 3:
+            raise UsageError(
+                f"baseline {baseline} is over the positions of a picture or a sequence, and {name} {list(x.shape)} is "
+                "a table: give one number, or one for each column."
+            )
+        axes = group_axes(x.shape)
+        return np.broadcast_to(x.mean(axes, keepdims=True), x.shape) if baseline == "mean" else _blurred(x, axes)
+    axis = channel_axis(x.shape)
+    if axis is None or x.shape[axis] != len(baseline):
+        raise UsageError(
+            f"baseline has {len(baseline)} numbers, one for each channel or column, and {name} {list(x.shape)} has "
+            f"{'none' if axis is None else x.shape[axis]}."
+        )
+    numbers = np.asarray(baseline, x.dtype).reshape([-1 if n == axis else 1 for n in range(x.ndim)])
+    return np.broadcast_to(numbers, x.shape)
+
+
+def _blurred(x: Array, axes: Sequence[int]) -> Array:
+    """A Gaussian along each axis, in float64; edges are continued by their last value."""
+    deviation = max(BLUR * max(x.shape[axis] for axis in axes), 1.0)
+    reach = ceil(3 * deviation)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
+    blurred = x.astype(np.float64)
+    for axis in axes:
+        padded = np.pad(blurred, [(reach, reach) if n == axis else (0, 0) for n in range(x.ndim)], mode="edge")
+        moved = np.moveaxis(padded, axis, -1)
+        summed = sum(
+            weight * moved[..., n : n + x.shape[axis]] for n, weight in enumerate(kernel / kernel.sum())
+        )
+        blurred = np.moveaxis(np.asarray(summed), -1, axis)
+    return blurred
