@@ -102,7 +102,7 @@ class Explainer:
         self._moved, self._notes = list[str](), list[str]()
         if self.recipe.looped:
             floats = [spec.name for spec in model.inputs if "float" in spec.dtype]
-            attributed = model.request.attribute_to or floats
+            attributed = model.request.attribute_to or tuple(spec.name for spec in model.inputs)
             if self._graph is not None:
                 attributed = tuple(self._graph.compiled.relevances.values())
             by_user = bool(model.request.attribute_to)
@@ -214,7 +214,7 @@ class Explainer:
         asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
         targets = [t for ask in asked for t in self._resolve(ask, scores)]
         begun = time.perf_counter()
-        relevances, ledger = dict[str, Array](), None
+        relevances, errors, ledger = dict[str, Array](), dict[str, Array](), None
         if self._graph is not None:  # of a looped method the first target only, as a trial
             once = targets[:1] if self.recipe.looped else targets
             run = self._graph.run_targets if separate else self._graph.run_whole
@@ -223,15 +223,15 @@ class Explainer:
             relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
             ledger = outputs.get(LEDGER)
         if isinstance(self.method, Looped):
-            relevances = self._looped(self.method, feeds, targets, values, separate, progress)
-        known = {**feeds, **forward}
-        kept = {n: known[n] for n in self.subject.request.keep}
+            relevances, errors = self._looped(self.method, feeds, targets, values, separate, progress)
+        kept = {n: forward[n] if n in forward else feeds[n] for n in self.subject.request.keep}
         return Explanation(
             method=self.method,
             recipe=self.recipe,
             targets=targets,
             samples=scores.shape[0] if separate and scores.ndim else 1,
             relevances=relevances,
+            standard_errors=errors,
             inputs=feeds,
             scores=scores,
             explained=name,
@@ -259,7 +259,7 @@ class Explainer:
     def _looped(
         self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], values: Array, samples: bool,
         progress: Progress | None,
-    ) -> dict[str, Array]:  # fmt: skip
+    ) -> tuple[dict[str, Array], dict[str, Array]]:  # fmt: skip
         base = None if self.recipe.base is None else METHODS[self.recipe.base.method]
         per_unit = isinstance(base, OnePass) and base.per_unit
         name, axes = self.explained[0], self.subject.row_axes()

@@ -10,6 +10,7 @@ import numpy as np
 from onnxplain.errors import InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.targets import Target
+from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.registry import Looped
 from onnxplain.methods.tensors import Tensors
 from onnxplain.runtime import chunking
@@ -58,11 +59,11 @@ class Loop:
     def relevances(
         self, method: Looped, options: Mapping[str, Any], feeds: Mapping[str, Array], targets: Sequence[Target],
         values: Array,
-    ) -> dict[str, Array]:  # fmt: skip
+    ) -> tuple[dict[str, Array], dict[str, Array]]:  # fmt: skip
         """What the method answers for every target of every row, by attributed tensor; rows are target-major.
 
-        values: of the explained tensor. Raises NotFinite, and InputError for an input that has not a row for each
-        sample.
+        Beside it the standard errors of a method that draws samples, the same shapes; empty of any other. values: of
+        the explained tensor. Raises NotFinite, and InputError for an input that has not a row for each sample.
         """
         self._feeds, self._shape = dict(feeds), values.shape
         self._rows = values.shape[0] if self.samples and values.ndim else 1
@@ -80,19 +81,24 @@ class Loop:
         self._fixed = next((length for length in lengths if isinstance(length, int)), None)
         self._jobs = self._rows * len(targets)
         answers: list[Tensors] = []
+        errors: list[Tensors] = []
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error below
             for target in targets:
                 for row in range(self._rows):
                     self._row, self._job, self._planned = row, len(answers), 0
-                    answers.append(method.function(self, self._point(), self._seed(target), **options))
-        found = {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._attributed}
+                    answer = method.function(self, self._point(), self._seed(target), **options)
+                    if isinstance(answer, Estimate):
+                        errors.append(answer.standard_error)
+                        answer = answer.relevance
+                    answers.append(answer)
+        found = self._joined(answers)
         for name, array in found.items():
             if (holes := Holes.of(array)) is not None:
                 raise NotFinite(
                     f"the relevance of {name} by {method.name} is no answer: {holes}. Every look at the model was "
                     "finite: what the method makes of them is beyond the range of their type."
                 )
-        return found
+        return found, self._joined(errors) if errors else {}
 
     # What methods call
 
@@ -137,6 +143,9 @@ class Loop:
         return Tensors({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
     # Inside
+
+    def _joined(self, answers: Sequence[Tensors]) -> dict[str, Array]:
+        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._attributed}
 
     def _leads(self, name: str) -> bool:
         """Whether a whole input has an axis 0 of length one, which then is that of the points."""

@@ -13,7 +13,9 @@ from onnxplain.methods.feature_groups import channel_axis, group_axes
 from onnxplain.methods.tensors import Array, Tensors
 
 Baseline = float | list[float] | Literal["mean", "blur"]
-BLUR = 0.05  # standard deviation of the blur, as a share of the longest side: 11 of 224 pixels; Fong and Vedaldi have 10
+BLUR = (
+    0.05  # standard deviation of the blur, as a share of the longest side: 11 of 224 pixels; Fong and Vedaldi have 10
+)
 
 
 def baseline_of(x: Tensors, baseline: float | Sequence[float] | str) -> Tensors:
@@ -56,8 +58,6 @@ def _blurred(x: Array, axes: Sequence[int]) -> Array:
     for axis in axes:
         padded = np.pad(blurred, [(reach, reach) if n == axis else (0, 0) for n in range(x.ndim)], mode="edge")
         moved = np.moveaxis(padded, axis, -1)
-        summed = sum(
-            weight * moved[..., n : n + x.shape[axis]] for n, weight in enumerate(kernel / kernel.sum())
-        )
+        summed = sum(weight * moved[..., n : n + x.shape[axis]] for n, weight in enumerate(kernel / kernel.sum()))
         blurred = np.moveaxis(np.asarray(summed), -1, axis)
     return blurred

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -152,5 +152,5 @@ def _named(name: str, shape: Sequence[int], groups: Sequence[float]) -> Array:
             f"groups has {len(groups)} numbers, one for each column of a table or step of a sequence, and {name} "
             f"{list(shape)} has not as many."
         )
-    numbers: Callable[..., Array] = lambda: np.unique(np.asarray(groups), return_inverse=True)[1]
-    return numbers().reshape([-1 if n == axes[0] else 1 for n in range(len(shape))]).astype(np.int64)
+    numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
+    return numbers.reshape([-1 if n == axes[0] else 1 for n in range(len(shape))]).astype(np.int64)

@@ -36,12 +36,12 @@ def occlusion(
     """How far the score falls where a window covers the input, mean over the windows that cover an element.
 
     R_i = mean over windows W that hold i of F(x) - F(x with W covered). An element has the whole fall, as in captum: it
-    is not divided by the size of the window, so the sum over elements means nothing; channels of a picture are averaged.
+    is not divided by the size of the window, so the sum over elements means nothing; a picture's channels are averaged.
     A window at the end of an axis is cut off there. Single elements (patch and stride 1) are feature ablation.
 
     x (1, …) in model units; result the same shape, in the unit of the score.
-    patch: lengths of the window: one number for the sides of a picture, the time of a sequence, or neighbouring columns;
-        or one for each axis behind the first, 0 for a whole axis. None: a seventh of the longest side; single columns.
+    patch: lengths of the window: one number for the sides of a picture, the time of a sequence, or columns side by
+        side; or one for each axis behind the first, 0 for a whole axis. None: a seventh of the longest side; one column.
     stride: how far it moves, said in the same way, not more than its length. None: half of its length.
     baseline: what it is covered with, in model units: one number, one for each channel or column, mean (of each channel
         of the input itself) or blur.
@@ -53,12 +53,12 @@ def occlusion(
     queue: Iterator[Place] = iter(places)
     for part in run.batches(len(places)):
         chosen = list(islice(queue, part.stop - part.start))
-        points = x.map(lambda array, rows=len(chosen): np.repeat(array, rows, 0))  # type: ignore[misc]
+        points = Tensors({name: np.repeat(array, len(chosen), 0) for name, array in x.items()})
         for row, (name, window) in enumerate(chosen):
-            points[name][(row, *window)] = covered[name][(0, *window)]
+            points[name][row][window] = covered[name][0][window]
         for (name, window), score in zip(chosen, run.score(points, seed), strict=True):
-            falls[name][(0, *window)] += whole - score
-            windows_over[name][(0, *window)] += 1
+            falls[name][0][window] += whole - score
+            windows_over[name][0][window] += 1
     return (falls / windows_over).with_(x, lambda array, like: array.astype(like.dtype))
 
 

@@ -124,6 +124,8 @@ def method(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
+    One that draws samples returns an `Estimate`: the relevance with its standard error.
+
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. Its first docstring line
     says what it is, a line `option: …` what an option means.
     """
