@@ -41,7 +41,7 @@ def occlusion(
 
     x (1, …) in model units; result the same shape, in the unit of the score.
     patch: lengths of the window: one number for the sides of a picture, the time of a sequence, or columns side by
-        side; or one for each axis behind the first, 0 for a whole axis. None: a seventh of the longest side; one column.
+        side; or one for each axis behind the first, 0 for a whole axis. None: a seventh of the longest side; or one.
     stride: how far it moves, said in the same way, not more than its length. None: half of its length.
     baseline: what it is covered with, in model units: one number, one for each channel or column, mean (of each channel
         of the input itself) or blur.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from onnxplain.methods.baselines import Baseline, baseline_of
-from onnxplain.methods.estimate import Estimate, relative_error
+from onnxplain.methods.estimate import Estimate, looks, relative_error
 from onnxplain.methods.masks import GridMasks
 from onnxplain.methods.options import Range
 from onnxplain.methods.registry import method
@@ -54,66 +54,61 @@ def rise(
     """
     grids = {n: GridMasks(array.shape, cells, probability, [random_seed, k]) for k, (n, array) in enumerate(x.items())}
     start = baseline_of(x, baseline)
-    sums = {name: _Sums(grid.mask_shape) for name, grid in grids.items()}
     reference = run.score(x, seed)[0]  # subtracted from all scores, so that squares keep their digits
+    c = None if offset == "mean" else -reference
+    sums = {name: _Sums(grid.mask_shape, probability, c) for name, grid in grids.items()}
     for part in run.batches(masks):
         drawn = Tensors({name: grid.draw(part.stop - part.start) for name, grid in grids.items()})
         points = start + (x - start) * drawn.with_(x, lambda mask, like: mask.astype(like.dtype))
         scores = run.score(points, seed) - reference
-        for row in range(len(scores)):
+        for piece in looks(part, CHECK):
+            rows = slice(piece.start - part.start, piece.stop - part.start)
             for name, total in sums.items():
-                total.add(drawn[name][row], scores[row])
-            done = part.start + row + 1
-            if until is not None and done % CHECK == 0 and _worst(sums, probability, offset, reference) < until:
-                return _estimate(x, sums, probability, offset, reference)
-    return _estimate(x, sums, probability, offset, reference)
+                total.add(drawn[name][rows], scores[rows])
+            if until is not None and piece.stop % CHECK == 0 and max(map(_Sums.worst, sums.values())) < until:
+                return _estimate(x, sums)
+    return _estimate(x, sums)
+
+
+def _estimate(x: Tensors, sums: dict[str, _Sums]) -> Estimate:
+    found = {name: total.answer() for name, total in sums.items()}
+    relevance, errors = (Tensors({name: pair[n] for name, pair in found.items()}) for n in range(2))
+    return Estimate.of(relevance, errors, x)
 
 
 class _Sums:
-    """Sums of f^j m^k over scores f and masks m of one input: enough for the mean of (f - c) m and its variance."""
+    """Sums of f^j m^k over scores f and masks m of one input: enough for the mean of (f - c) m and its variance.
 
-    def __init__(self, shape: tuple[int, ...]):
-        self.count = 0
-        self._f, self._ff = 0.0, 0.0
-        self._m, self._fm, self._ffm, self._mm, self._fmm, self._ffmm = (np.zeros(shape) for _ in range(6))
+    probability: the mean of m. c: what is subtracted; None: the mean of f.
+    """
 
-    def add(self, m: Array, f: float) -> None:
-        """One more mask."""
-        self.count += 1
-        self._f, self._ff = self._f + f, self._ff + f * f
-        mm = m * m
-        for total, term in ((self._m, m), (self._fm, f * m), (self._ffm, f * f * m)):
-            total += term
-        for total, term in ((self._mm, mm), (self._fmm, f * mm), (self._ffmm, f * f * mm)):
-            total += term
+    def __init__(self, shape: tuple[int, ...], probability: float, c: float | None):
+        self._shape, self._probability, self._c = shape, probability, c
+        self._count, self._f = 0, np.zeros(3)  # of f^0, f, f^2
+        self._m, self._mm = (np.zeros((3, *shape)) for _ in range(2))
 
-    def answer(self, probability: float, offset: str, reference: float) -> tuple[Array, Array]:
-        """(relevance, standard error) in the mask's shape. reference: what was subtracted from the scores.
+    def add(self, masks: Array, scores: Array) -> None:
+        """Some more. masks (S, *shape), scores (S,)."""
+        powers = np.stack([np.ones_like(scores), scores, scores**2])
+        flat = masks.reshape(len(masks), -1)
+        self._count += len(masks)
+        self._f += powers.sum(1)
+        self._m += (powers @ flat).reshape(self._m.shape)
+        self._mm += (powers @ (flat * flat)).reshape(self._mm.shape)
 
-        Where c is the mean of the same scores, the terms that vary independently are (f - c) (m - p): their mean is the
-        same, and p is the mean of m.
+    def answer(self) -> tuple[Array, Array]:
+        """(relevance, standard error) in the mask's shape.
+
+        Where c is the mean of the same scores, what varies independently is (f - c) (m - p): it has the same mean, as p
+        is the mean of m.
         """
-        centred = offset == "mean"
-        c, p = (self._f / self.count, probability) if centred else (-reference, 0.0)
-        mean = (self._fm - c * self._m) / self.count
-        squares = self._ffmm - 2 * c * self._fmm + c * c * self._mm
-        squares = squares - 2 * p * (self._ffm - 2 * c * self._fm + c * c * self._m)
-        squares = squares + p * p * (self._ff - 2 * c * self._f + c * c * self.count)
-        variance = np.maximum(squares / self.count - mean * mean, 0) / (self.count - 1)
-        return mean / probability, np.sqrt(variance) / probability
+        c, p = (self._f[1] / self._count, self._probability) if self._c is None else (self._c, 0.0)
+        squared = np.array([c * c, -2 * c, 1.0])  # of (f - c)^2
+        mean = (self._m[1] - c * self._m[0]) / self._count
+        squares = np.tensordot(squared, self._mm - 2 * p * self._m, (0, 0)) + p * p * (squared @ self._f)
+        variance = np.maximum(squares / self._count - mean * mean, 0) / max(1, self._count - 1)
+        return mean / self._probability, np.sqrt(variance) / self._probability
 
-
-def _worst(sums: dict[str, _Sums], probability: float, offset: str, reference: float) -> float:
-    found = [total.answer(probability, offset, reference) for total in sums.values()]
-    values, errors = (np.concatenate([pair[n].ravel() for pair in found]) for n in range(2))
-    return relative_error(values, errors)
-
-
-def _estimate(x: Tensors, sums: dict[str, _Sums], probability: float, offset: str, reference: float) -> Estimate:
-    found = {name: total.answer(probability, offset, reference) for name, total in sums.items()}
-    relevance, errors = (x.with_(Tensors({name: pair[n] for name, pair in found.items()}), _as_input) for n in range(2))
-    return Estimate(relevance, errors)
-
-
-def _as_input(like: Array, values: Array) -> Array:
-    return np.broadcast_to(values, like.shape).astype(like.dtype)
+    def worst(self) -> float:
+        """The largest standard error relative to the largest value."""
+        return relative_error(*self.answer())
