@@ -68,7 +68,7 @@ def kernel_shap(
         wanted, drawn = 2**count - 2, _all(count)
     else:
         require_samples("kernel_shap", count, wanted)
-        wanted, drawn = wanted + wanted % 2, _paired(np.random.default_rng(random_seed), count)
+        wanted, drawn = wanted + wanted % 2, paired(np.random.default_rng(random_seed), count)
     sums = PresenceRegression(count, lambda products, targets: _constrained(products, targets, change), together=2)
 
     def draw(part: slice) -> tuple[Array, Array, Array]:
@@ -90,7 +90,7 @@ def _all(count: int) -> Iterator[tuple[Array, float]]:
         yield present, (count - 1) / (comb(count, size) * size * (count - size))
 
 
-def _paired(generator: np.random.Generator, count: int) -> Iterator[tuple[Array, float]]:
+def paired(generator: np.random.Generator, count: int) -> Iterator[tuple[Array, float]]:
     """Coalitions drawn by their weight, each before its complement, without end."""
     sizes = np.arange(1, count)
     chances = 1 / (sizes * (count - sizes))
