@@ -100,7 +100,7 @@ def _print_explanations(done: Invocation) -> None:
             click.echo(f"  {entry.index:>5}  {entry.score:10.4f}{chance}  {entry.name}")
     width = max(18, *(len(e.recipe.label) for e in done.explanations))
     for e in done.explanations:
-        doubt = "" if e.standard_error is None else f"; standard error at most {e.standard_error:.2g} of the largest"
+        doubt = "" if not e.standard_error else f"; standard error at most {e.standard_error:.2g} of the largest"
         for target, sample, row in e.rows():
             where = e.where(row)
             score = float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)])

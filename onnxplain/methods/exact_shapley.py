@@ -36,7 +36,7 @@ def exact_shapley(
     groups: auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, or a number for
         each column or step: those of one number go together, such as the columns of a one-hot code.
     patch: lengths of patches or windows: one number, or one for each axis behind the first, 0 for a whole axis.
-        None: a third of the longest side; single columns.
+        None: 3 patches along the longer side of a picture, 9 windows of a sequence, single columns.
     baseline: what stands in the place of absent groups, in model units: one number, one for each channel or column,
         mean (of each channel of the input itself) or blur.
     """

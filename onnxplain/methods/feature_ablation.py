@@ -10,7 +10,7 @@ from onnxplain.methods.registry import method
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
-CELLS = 14  # patches along the longest side of a picture, windows of a sequence, by default
+CELLS = 14  # patches along the longer side of a picture, by default
 
 
 @method(
@@ -38,7 +38,7 @@ def feature_ablation(
     groups: auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, or a number for
         each column or step: those of one number go together, such as the columns of a one-hot code.
     patch: lengths of patches or windows: one number, or one for each axis behind the first, 0 for a whole axis.
-        None: a fourteenth of the longest side; single columns.
+        None: 14 patches along the longer side of a picture, 196 windows of a sequence, single columns.
     baseline: what stands in the place of a group, in model units: one number, one for each channel or column, mean
         (of each channel of the input itself) or blur.
     """

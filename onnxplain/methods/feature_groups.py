@@ -107,7 +107,8 @@ def lengths_of(shape: Sequence[int], patch: int | Sequence[float] | None, cells:
     """Length of a patch along each axis behind the first.
 
     patch: one number for the sides of a picture or the time of a sequence; or one for each axis behind the first, 0 for
-    a whole axis; None: a side in `cells` squares, a time axis in as many windows, columns alone. Raises UsageError.
+    a whole axis; None: a side in `cells` squares, a time axis in cells * cells windows, columns alone. Raises
+    UsageError.
     """
     axes = group_axes(shape)
     if patch is not None and not isinstance(patch, int):
@@ -118,7 +119,7 @@ def lengths_of(shape: Sequence[int], patch: int | Sequence[float] | None, cells:
             )
         return tuple(int(length) or shape[n + 1] for n, length in enumerate(patch))
     longest = max((shape[axis] for axis in axes), default=1)
-    own = 1 if len(shape) <= 2 else ceil(longest / cells)
+    own = 1 if len(shape) <= 2 else ceil(longest / (cells if len(axes) > 1 else cells**2))
     length = own if patch is None else patch
     return tuple((length or shape[axis]) if axis in axes else shape[axis] for axis in range(1, len(shape)))
 

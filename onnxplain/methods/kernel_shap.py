@@ -18,7 +18,7 @@ from onnxplain.methods.registry import method
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
-CELLS = 7  # patches along the longest side of a picture, windows of a sequence, by default
+CELLS = 7  # patches along the longer side of a picture, by default
 BEYOND = 2048  # samples beside two for each group, where none are said; as the shap package
 
 
@@ -52,7 +52,7 @@ def kernel_shap(
     groups: auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, or a number for
         each column or step: those of one number go together, such as the columns of a one-hot code.
     patch: lengths of patches or windows: one number, or one for each axis behind the first, 0 for a whole axis.
-        None: a seventh of the longest side; single columns.
+        None: 7 patches along the longer side of a picture, 49 windows of a sequence, single columns.
     baseline: what stands in the place of absent groups, in model units: one number, one for each channel or column,
         mean (of each channel of the input itself) or blur.
     until: end as soon as the largest standard error is below this share of the largest value of a group.

@@ -38,8 +38,11 @@ class GridMasks:
         return tuple(side if axis in axes else 1 for axis, side in enumerate(self.shape))[1:]
 
     def draw(self, count: int) -> Array:
-        """The next masks, float64 (count, *mask_shape) in 0..1, the same in whatever pieces they are drawn."""
-        return np.stack([self._one() for _ in range(count)])
+        """The next masks, float32 (count, *mask_shape) in 0..1, the same in whatever pieces they are drawn."""
+        drawn = np.empty((count, *self.mask_shape), np.float32)
+        for mask in drawn:
+            mask[...] = self._one()
+        return drawn
 
     def _one(self) -> Array:
         """As the paper: bilinear to (h + 1) cells, cut out at a random shift of up to one cell."""

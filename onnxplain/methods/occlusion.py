@@ -14,7 +14,7 @@ from onnxplain.methods.registry import method
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
-CELLS = 7  # windows beside each other along the longest side, by default; half of each is stepped over
+CELLS = 7  # windows beside each other along the longer side of a picture, by default
 Place = tuple[str, tuple[slice, ...]]  # an input, and the window in it behind axis 0
 
 
@@ -41,7 +41,8 @@ def occlusion(
 
     x (1, …) in model units; result the same shape, in the unit of the score.
     patch: lengths of the window: one number for the sides of a picture, the time of a sequence, or columns side by
-        side; or one for each axis behind the first, 0 for a whole axis. None: a seventh of the longest side; or one.
+        side; or one for each axis behind the first, 0 for a whole axis. None: 7 along the longer side of
+        a picture, 49 along time, single columns.
     stride: how far it moves, said in the same way, not more than its length. None: half of its length.
     baseline: what it is covered with, in model units: one number, one for each channel or column, mean (of each channel
         of the input itself) or blur.

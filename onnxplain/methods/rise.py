@@ -54,12 +54,13 @@ def rise(
     """
     grids = {n: GridMasks(array.shape, cells, probability, [random_seed, k]) for k, (n, array) in enumerate(x.items())}
     start = baseline_of(x, baseline)
+    difference = x - start
     reference = run.score(x, seed)[0]  # subtracted from all scores, so that squares keep their digits
     c = None if offset == "mean" else -reference
     sums = {name: _Sums(grid.mask_shape, probability, c) for name, grid in grids.items()}
     for part in run.batches(masks):
         drawn = Tensors({name: grid.draw(part.stop - part.start) for name, grid in grids.items()})
-        points = start + (x - start) * drawn.with_(x, lambda mask, like: mask.astype(like.dtype))
+        points = start + difference * drawn
         scores = run.score(points, seed) - reference
         for piece in looks(part, CHECK):
             rows = slice(piece.start - part.start, piece.stop - part.start)
@@ -90,7 +91,7 @@ class _Sums:
     def add(self, masks: Array, scores: Array) -> None:
         """Some more. masks (S, *shape), scores (S,)."""
         powers = np.stack([np.ones_like(scores), scores, scores**2])
-        flat = masks.reshape(len(masks), -1)
+        flat = masks.reshape(len(masks), -1).astype(np.float64)
         self._count += len(masks)
         self._f += powers.sum(1)
         self._m += (powers @ flat).reshape(self._m.shape)
