@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,14 @@ class Loop:
         seeds[self._row] = seed[0]
         return seeds
 
+    @cached_property
+    def _held(self) -> int:
+        """Bytes of a row in a run: of the forward pass, of the backward pass, and three times the point itself."""
+        if self._graph is not None:
+            return 2 * self._graph.bytes_per_stream
+        points = sum(self._feeds[name].nbytes // self._rows for name in self._attributed)
+        return self._subject.bytes_per_row + 3 * points
+
     @property
     def _seed_type(self) -> Any:
         if self._graph is None:
@@ -200,8 +209,7 @@ class Loop:
             return 1
         if self._fixed:
             return self._fixed
-        held = 2 * self._graph.bytes_per_stream if self._graph is not None else 1  # forward and backward of each row
-        return min(ROWS, chunking.rows_per_run(held, count))
+        return min(ROWS, chunking.rows_per_run(self._held, count))
 
     def _runs(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
         """Feeds of each run, and how many of its rows are points: a fixed batch is filled up with the last."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ from nets import NAMES, net, normal, relu_net, repository, sample
 from onnxplain import Explainer, loops
 from onnxplain.errors import UnsupportedModel, UsageError
 from onnxplain.methods import METHODS, of_family
+from onnxplain.runtime import chunking
 from onnxplain.subject import Subject
 
 FORWARD_ONLY = of_family("forward-only")
@@ -203,3 +206,54 @@ def test_standard_errors_are_saved(tmp_path):
     archive = np.load(found.save(tmp_path / "e.npz"))
     np.testing.assert_array_equal(archive["x.standard_error"], found.standard_errors["x"])
     assert METHODS["rise"].channels == "mean" and found.map.shape == (3, 6, 6)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def wide_net() -> onnx.ModelProto:
+    """(N, 3, 128, 128) to 2 scores: 0.2 MB a point, 0.5 MB of one convolution."""
+    text = """g (float[N, 3, 128, 128] x) => (float[N, 2] y) {
+        c = Conv <pads = [1, 1, 1, 1]> (x, w) r = Relu (c) m = ReduceMean <keepdims = 0> (r, axes) y = MatMul (m, v)
+    }"""
+    return net(text, w=normal(8, 3, 3, 3), axes=np.array([2, 3]), v=normal(8, 2))
+
+
+MANY = {
+    "rise": {"masks": 600}, "shapley_sampling": {"permutations": 13}, "kernel_shap": {"samples": 600},
+    "lime": {"samples": 600}, "exact_shapley": {"patch": 43}, "occlusion": {"patch": 10},
+    "feature_ablation": {"patch": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORWARD_ONLY)
+def test_a_run_takes_no_more_rows_than_fit_in_its_share_of_the_free_memory(name, tmp_path, monkeypatch):
+    explainer = Explainer(saved(wide_net(), tmp_path), name, **MANY[name])
+    row = 4 * (3 * 3 * 128 * 128)  # a point, and two copies on its way
+    monkeypatch.setattr(chunking, "free_memory_bytes", lambda: int(8 * row / chunking.SHARE_OF_MEMORY))
+    rows, forward = [], explainer.subject.forward
+    monkeypatch.setattr(explainer.subject, "forward", lambda f, *n: (rows.append(len(f["x"])), forward(f, *n))[1])
+    explainer.explain(normal(1, 3, 128, 128), 1)
+    assert 1 < max(rows) < 8 and sum(rows) > 100
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from onnxplain import Explainer
+from onnxplain.subject import Subject
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+subject, x = Subject.of(sys.argv[1], provider="cpu"), np.ones((1, 3, 128, 128), np.float32)
+Explainer(subject, "rise", masks=64).explain(x, 0)
+before = peak()
+Explainer(subject, "rise", masks=1500).explain(x, 0)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are counted in other units elsewhere")
+def test_the_peak_of_memory_does_not_grow_with_the_samples(tmp_path):
+    """1500 points are 295 MB; 16 MB: the heap."""
+    path = saved(wide_net(), tmp_path)
+    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 16 << 20
