@@ -7,9 +7,9 @@ from math import comb
 import numpy as np
 
 from onnxplain.errors import UsageError
-from onnxplain.methods.baselines import Baseline, baseline_of
 from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.registry import method
+from onnxplain.methods.replacements import Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -25,7 +25,7 @@ def exact_shapley(
     *,
     groups: Groups = "auto",
     patch: Lengths = None,
-    baseline: Baseline = 0.0,
+    baseline: Replacement = 0.0,
 ) -> Tensors:
     """Shapley values from the scores of all coalitions of up to 12 feature groups.
 
@@ -40,7 +40,7 @@ def exact_shapley(
     baseline: what stands in the place of absent groups, in model units: one number, one for each channel or column,
         mean (of each channel of the input itself) or blur.
     """
-    features, absent = partition(x, groups, patch, CELLS), baseline_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
     count = features.count
     if count > MOST:
         raise UsageError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxplain.methods.baselines import Baseline, baseline_of
 from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.registry import method
+from onnxplain.methods.replacements import Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -27,7 +27,7 @@ def feature_ablation(
     *,
     groups: Groups = "auto",
     patch: Lengths = None,
-    baseline: Baseline = 0.0,
+    baseline: Replacement = 0.0,
 ) -> Tensors:
     """How far the score falls without a feature group, the others as they are.
 
@@ -42,7 +42,7 @@ def feature_ablation(
     baseline: what stands in the place of a group, in model units: one number, one for each channel or column, mean
         (of each channel of the input itself) or blur.
     """
-    features, absent = partition(x, groups, patch, CELLS), baseline_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
     falls = np.zeros(features.count)
     whole = run.score(x, seed)[0]
     for part in run.batches(features.count):

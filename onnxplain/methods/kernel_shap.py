@@ -9,12 +9,12 @@ from typing import Annotated
 
 import numpy as np
 
-from onnxplain.methods.baselines import Baseline, baseline_of
 from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.options import Range
 from onnxplain.methods.presence_regression import PresenceRegression, require_samples, solved
 from onnxplain.methods.registry import method
+from onnxplain.methods.replacements import Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -36,7 +36,7 @@ def kernel_shap(
     samples: Annotated[int | None, Range(2, 10_000_000)] = None,
     groups: Groups = "auto",
     patch: Lengths = None,
-    baseline: Baseline = 0.0,
+    baseline: Replacement = 0.0,
     until: Annotated[float | None, Range(0)] = None,
     random_seed: Annotated[int, Range(0)] = 0,
 ) -> Estimate:
@@ -58,7 +58,7 @@ def kernel_shap(
     until: end as soon as the largest standard error is below this share of the largest value of a group.
     random_seed: of the coalitions, which are the same for every row and target.
     """
-    features, absent = partition(x, groups, patch, CELLS), baseline_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
     count = features.count
     nothing = run.score(absent, seed)[0]
     change = run.score(x, seed)[0] - nothing

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import numpy as np
 
-from onnxplain.methods.baselines import Baseline, baseline_of
 from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.options import Range
 from onnxplain.methods.presence_regression import PresenceRegression, require_samples, solved
 from onnxplain.methods.registry import method
+from onnxplain.methods.replacements import Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -33,7 +33,7 @@ def lime(
     ridge: Annotated[float, Range(0)] = 1.0,
     groups: Groups = "auto",
     patch: Lengths = None,
-    baseline: Baseline = 0.0,
+    baseline: Replacement = 0.0,
     until: Annotated[float | None, Range(0)] = None,
     random_seed: Annotated[int, Range(0)] = 0,
 ) -> Estimate:
@@ -56,7 +56,7 @@ def lime(
     until: end as soon as the largest standard error is below this share of the largest coefficient.
     random_seed: of the coins, which fall the same for every row and target.
     """
-    features, absent = partition(x, groups, patch, CELLS), baseline_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
     count = features.count
     require_samples("lime", count, samples)
     whole = run.score(x, seed)[0]

@@ -8,9 +8,9 @@ from itertools import islice
 import numpy as np
 
 from onnxplain.errors import UsageError
-from onnxplain.methods.baselines import Baseline, baseline_of
 from onnxplain.methods.feature_groups import Lengths, lengths_of, windows
 from onnxplain.methods.registry import method
+from onnxplain.methods.replacements import Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -31,7 +31,7 @@ def occlusion(
     *,
     patch: Lengths = None,
     stride: Lengths = None,
-    baseline: Baseline = 0.0,
+    baseline: Replacement = 0.0,
 ) -> Tensors:
     """How far the score falls where a window covers the input, mean over the windows that cover an element.
 
@@ -47,7 +47,7 @@ def occlusion(
     baseline: what it is covered with, in model units: one number, one for each channel or column, mean (of each channel
         of the input itself) or blur.
     """
-    covered = baseline_of(x, baseline)
+    covered = replacement_of(x, baseline)
     places = list(_places(x, patch, stride))
     falls, windows_over = x.map(_zeros), x.map(_zeros)
     whole = run.score(x, seed)[0]

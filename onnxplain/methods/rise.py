@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from onnxplain.methods.baselines import Baseline, baseline_of
 from onnxplain.methods.estimate import Estimate, looks, relative_error
 from onnxplain.methods.masks import GridMasks
 from onnxplain.methods.options import Range
 from onnxplain.methods.registry import method
+from onnxplain.methods.replacements import Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -32,7 +32,7 @@ def rise(
     probability: Annotated[float, Range(0.001, 0.999)] = 0.5,
     cells: Annotated[int, Range(1)] = 7,
     offset: Literal["mean", "none"] = "mean",
-    baseline: Baseline = 0.0,
+    baseline: Replacement = 0.0,
     until: Annotated[float | None, Range(0)] = None,
     random_seed: Annotated[int, Range(0)] = 0,
 ) -> Estimate:
@@ -53,7 +53,7 @@ def rise(
     random_seed: of the masks, which are the same for every row and target.
     """
     grids = {n: GridMasks(array.shape, cells, probability, [random_seed, k]) for k, (n, array) in enumerate(x.items())}
-    start = baseline_of(x, baseline)
+    start = replacement_of(x, baseline)
     difference = x - start
     reference = run.score(x, seed)[0]  # subtracted from all scores, so that squares keep their digits
     c = None if offset == "mean" else -reference

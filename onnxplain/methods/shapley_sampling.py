@@ -8,11 +8,11 @@ from typing import Annotated
 
 import numpy as np
 
-from onnxplain.methods.baselines import Baseline, baseline_of
 from onnxplain.methods.estimate import Estimate, relative_error
 from onnxplain.methods.feature_groups import FeatureGroups, Groups, Lengths, partition
 from onnxplain.methods.options import Range
 from onnxplain.methods.registry import method
+from onnxplain.methods.replacements import Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -34,7 +34,7 @@ def shapley_sampling(
     permutations: Annotated[int, Range(2, 10_000_000)] = 25,
     groups: Groups = "auto",
     patch: Lengths = None,
-    baseline: Baseline = 0.0,
+    baseline: Replacement = 0.0,
     until: Annotated[float | None, Range(0)] = None,
     random_seed: Annotated[int, Range(0)] = 0,
 ) -> Estimate:
@@ -55,7 +55,7 @@ def shapley_sampling(
     until: end as soon as the largest standard error is below this share of the largest value of a group.
     random_seed: of the orders, which are the same for every row and target.
     """
-    features, absent = partition(x, groups, patch, CELLS), baseline_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
     count = features.count
     nothing, whole = run.score(absent, seed)[0], run.score(x, seed)[0]
     sums = _Marginals(count, nothing, whole)

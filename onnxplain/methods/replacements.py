@@ -12,13 +12,13 @@ from onnxplain.errors import UsageError
 from onnxplain.methods.feature_groups import channel_axis, group_axes
 from onnxplain.methods.tensors import Array, Tensors
 
-Baseline = float | list[float] | Literal["mean", "blur"]
+Replacement = float | list[float] | Literal["mean", "blur"]
 BLUR = (
     0.05  # standard deviation of the blur, as a share of the longest side: 11 of 224 pixels; Fong and Vedaldi have 10
 )
 
 
-def baseline_of(x: Tensors, baseline: float | Sequence[float] | str) -> Tensors:
+def replacement_of(x: Tensors, baseline: float | Sequence[float] | str) -> Tensors:
     """The inputs with everything taken away, shape and type of x.
 
     baseline: one number in model units; one for each channel of a picture, feature of a sequence, column of a table;
