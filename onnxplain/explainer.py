@@ -23,6 +23,7 @@ from onnxplain.inputs.samples import answer_alone, may_be_rows, one_thing_said
 from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, columns_by_input, feeds_of
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
+from onnxplain.loop_answers import LoopAnswers
 from onnxplain.loops import Loop, Progress
 from onnxplain.methods import METHODS, Looped
 from onnxplain.methods.moved import moved
@@ -103,7 +104,7 @@ class Explainer:
         self._moved, self._notes = list[str](), list[str]()
         if self.recipe.looped:
             floats = [spec.name for spec in model.inputs if "float" in spec.dtype]
-            attributed = model.request.attribute_to or floats
+            attributed = model.request.attribute_to or tuple(spec.name for spec in model.inputs)
             if self._graph is not None:
                 attributed = tuple(self._graph.compiled.relevances.values())
             by_user = bool(model.request.attribute_to)
@@ -172,8 +173,7 @@ class Explainer:
             by_tensor = {source: name for name, source in seeds.items()}
             named = [by_tensor.get(name, name) for name in seed]
             positions = match(named, list(seeds), "seed", "the seeds", f"Give one for each of {', '.join(by_tensor)}.")
-            arrays = list(seed.values())
-            given = {name: np.asarray(arrays[n]) for name, n in zip(seeds, positions, strict=True)}
+            given = {name: np.asarray([*seed.values()][n]) for name, n in zip(seeds, positions, strict=True)}
         elif len(seeds) != 1:
             raise UsageError(f"several tensors are explained: give a seed for each of {', '.join(seeds.values())}.")
         else:
@@ -196,7 +196,7 @@ class Explainer:
             raise UsageError("several tensors are explained: use run(inputs, seed) with a seed for each.")
         if self.subject.request.seed == "index":
             raise UsageError(
-                "explain() makes float seeds; an explainer compiled with seed='index' is run by run(inputs, target)."
+                "explain() makes float seeds; an explainer with seed='index' is run by run(inputs, target)."
             )
         feeds = feeds_of(inputs, self.subject.inputs, self.columns)
         forward = self.subject.forward(feeds)
@@ -215,7 +215,7 @@ class Explainer:
         asked = [target] if isinstance(target, (str, int, np.integer)) or callable(target) else list(target)
         targets = [t for ask in asked for t in self._resolve(ask, scores)]
         begun = time.perf_counter()
-        relevances, ledger, said = dict[str, Array](), None, list[str]()
+        answers, relevances, ledger = LoopAnswers({}, {}, []), dict[str, Array](), None
         if self._graph is not None:  # of a looped method the first target only, as a trial
             once = targets[:1] if self.recipe.looped else targets
             run = self._graph.run_targets if separate else self._graph.run_whole
@@ -224,15 +224,16 @@ class Explainer:
             relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
             ledger = outputs.get(LEDGER)
         if isinstance(self.method, Looped):
-            relevances, said = self._looped(self.method, feeds, targets, values, separate, progress)
-        known = {**feeds, **forward}
-        kept = {n: known[n] for n in self.subject.request.keep}
+            answers = self._looped(self.method, feeds, targets, values, separate, progress)
+            relevances = answers.relevances
+        kept = {n: forward[n] if n in forward else feeds[n] for n in self.subject.request.keep}
         return Explanation(
             method=self.method,
             recipe=self.recipe,
             targets=targets,
             samples=scores.shape[0] if separate and scores.ndim else 1,
             relevances=relevances,
+            standard_errors=answers.standard_errors,
             inputs=feeds,
             scores=scores,
             explained=name,
@@ -242,7 +243,7 @@ class Explainer:
             provenance=self.provenance,
             labels=self.labels,
             kind=self.kind,
-            notes=[*notes, *said],
+            notes=[*notes, *answers.notes],
             seconds=time.perf_counter() - begun,
         )
 
@@ -260,7 +261,7 @@ class Explainer:
     def _looped(
         self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], values: Array, samples: bool,
         progress: Progress | None,
-    ) -> tuple[dict[str, Array], list[str]]:  # fmt: skip
+    ) -> LoopAnswers:  # fmt: skip
         base = None if self.recipe.base is None else one_pass(self.recipe.base.method, "a looped method's base")
         name, axes = self.explained[0], self.subject.row_axes()
         proven = self._graph.compiled.streams if self._graph is not None else axes is not None and axes.get(name) == 0

@@ -16,6 +16,7 @@ from onnxplain.drawing import panels
 from onnxplain.errors import InputError
 from onnxplain.inputs.loading import Loaded
 from onnxplain.inputs.targets import Target
+from onnxplain.methods.estimate import relative_error
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
@@ -26,9 +27,10 @@ class Explanation:
     """Relevances for K targets of N samples.
 
     relevances: by attributed tensor; the batch axis holds K * N rows, target-major. Where the model has no batch axis
-    (a time axis in front, say), N is 1 and the K rows lie along an axis put before the tensor's own. scores: (N, …) of
-    the explained tensor. kept: forward tensors asked for by `keep`. ledger: float64 (rows, nodes, 5) or None. layout:
-    of a picture input, e.g. "NCHW"; None: guessed from the shape.
+    (a time axis in front, say), N is 1 and the K rows lie along an axis put before the tensor's own. standard_errors:
+    of the relevances, in their shapes, where the method draws samples. scores: (N, …) of the explained tensor. kept:
+    forward tensors asked for by `keep`. ledger: float64 (rows, nodes, 5) or None. layout: of a picture input, e.g.
+    "NCHW"; None: guessed from the shape.
     """
 
     method: Method
@@ -49,6 +51,7 @@ class Explanation:
     seconds: float = 0.0
     layout: str | None = None
     photos: Sequence[Any] = field(default_factory=tuple)
+    standard_errors: Mapping[str, Array] = field(default_factory=dict)
 
     def show(self, loaded: Loaded, first: str) -> None:
         """Draw on the photographs that the batch was prepared from. first: name of the model's first input.
@@ -72,6 +75,16 @@ class Explanation:
         if len(self.relevances) != 1:
             raise InputError(f"several tensors are attributed: take one of relevances[{', '.join(self.relevances)}].")
         return next(iter(self.relevances.values()))
+
+    @property
+    def standard_error(self) -> float | None:
+        """The largest relative to the largest relevance, the worst of all rows; None where no samples are drawn."""
+        found = [
+            relative_error(self.relevances[name][row], errors[row])
+            for name, errors in self.standard_errors.items()
+            for row in range(len(errors))
+        ]
+        return max(found, default=None)
 
     @property
     def target(self) -> str:
@@ -110,10 +123,15 @@ class Explanation:
         return path
 
     def npz(self) -> bytes:
-        """The arrays of `save` as bytes: `<tensor>.relevance` (names verbatim), `scores`, `ledger`, `targets`."""
+        """The arrays of `save` as bytes.
+
+        `<tensor>.relevance` (names verbatim), `<tensor>.standard_error` where there is one, `scores`, `ledger`,
+        `targets`.
+        """
         arrays: dict[str, Array] = {
             f"{name}.relevance": np.asarray(r, np.float32) for name, r in self.relevances.items()
         }
+        arrays |= {f"{name}.standard_error": np.asarray(e, np.float32) for name, e in self.standard_errors.items()}
         arrays |= {"scores": self.scores, "targets": np.array([t.name for t in self.targets])}
         if self.ledger is not None:
             arrays["ledger"] = self.ledger

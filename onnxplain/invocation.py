@@ -61,7 +61,10 @@ def manifest_of(done: Invocation) -> dict[str, Any]:
         "random_seed": done.random_seed,
         "preprocessing": {name: dataclasses.asdict(s) for name, s in done.loaded.settings.items()},
         "recipes": [
-            {**e.recipe.content(), "digest": e.recipe.digest, "provenance": e.provenance}
+            {
+                **e.recipe.content(), "digest": e.recipe.digest, "provenance": e.provenance,
+                **({} if e.standard_error is None else {"largest_relative_standard_error": e.standard_error}),
+            }
             for e in done.explanations
         ],
         "targets": [t.name for t in done.explanations[0].targets],

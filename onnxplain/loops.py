@@ -12,6 +12,8 @@ from onnxplain.composites import Bounds
 from onnxplain.errors import InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.targets import Target
+from onnxplain.loop_answers import LoopAnswers, LoopNotes
+from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.registry import Looped, OnePass
 from onnxplain.methods.tensors import Tensors
 from onnxplain.runtime import chunking
@@ -61,15 +63,13 @@ class Loop:
         self._fixed: int | None = None
         self._jobs, self._job, self._planned = 1, 0, 0
         self.answers: Array = np.zeros(0)  # of the rows that a method over trees has
-        self._said: dict[str, dict[int, float | None]] = {}
+        self._notes = LoopNotes()
 
     def relevances(
         self, method: Looped, options: Mapping[str, Any], feeds: Mapping[str, Array], targets: Sequence[Target],
         values: Array,
-    ) -> tuple[dict[str, Array], list[str]]:  # fmt: skip
-        """What the method answers for every target of every row, by attributed tensor, and what it notes of that.
-
-        Rows are target-major.
+    ) -> LoopAnswers:  # fmt: skip
+        """What the method answers for every target of every row, by attributed tensor.
 
         values: of the explained tensor. Raises NotFinite, and InputError for an input that has not a row for each
         sample.
@@ -89,20 +89,25 @@ class Loop:
         lengths = {(self._specs[name].shape or (None,))[0] for name in self._attributed} if self._stacked else set()
         self._fixed = next((length for length in lengths if isinstance(length, int)), None)
         self._jobs = self._rows * len(targets)
+        errors: list[Tensors] = []
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error below
             answers = self._of_trees(method, options, targets, values) if method.of_trees else []
             for target in targets if not method.of_trees else ():
                 for row in range(self._rows):
                     self._row, self._job, self._planned = row, len(answers), 0
-                    answers.append(method.function(self, self._point(), self._seed(target), **options))
-        found = {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._attributed}
+                    answer = method.function(self, self._point(), self._seed(target), **options)
+                    if isinstance(answer, Estimate):
+                        errors.append(answer.standard_error)
+                        answer = answer.relevance
+                    answers.append(answer)
+        found = self._joined(answers)
         for name, array in found.items():
             if (holes := Holes.of(array)) is not None:
                 raise NotFinite(
                     f"the relevance of {name} by {method.name} is no answer: {holes}. Every look at the model was "
                     "finite: what the method makes of them is beyond the range of their type."
                 )
-        return found, self._notes(method.name)
+        return LoopAnswers(found, self._joined(errors) if errors else {}, self._notes.texts(method.name, self._jobs))
 
     def _of_trees(
         self, method: Looped, options: Mapping[str, Any], targets: Sequence[Target], values: Array
@@ -172,21 +177,12 @@ class Loop:
 
     def note(self, text: str, figure: float | None = None) -> None:
         """See `Run`."""
-        figures = self._said.setdefault(text, {})
-        before = figures.get(self._job)
-        figures[self._job] = figure if figure is None or before is None else max(before, figure)
+        self._notes.add(text, figure, self._job)
 
     # Inside
 
-    def _notes(self, method: str) -> list[str]:
-        """What was noted, each text once."""
-        notes = []
-        for text, by_job in self._said.items():
-            figures = [figure for figure in by_job.values() if figure is not None]
-            said = text.format(figure=max(figures)) if figures else text
-            of = f" (in {len(figures)} of {self._jobs} explanations)" if figures and self._jobs > 1 else ""
-            notes.append(f"{method}: {said}{of}")
-        return notes
+    def _joined(self, answers: Sequence[Tensors]) -> dict[str, Array]:
+        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._attributed}
 
     def _leads(self, name: str) -> bool:
         """Whether a whole input has an axis 0 of length one, which then is that of the points."""
@@ -229,6 +225,14 @@ class Loop:
         seeds[self._row] = seed[0]
         return seeds
 
+    @cached_property
+    def _held(self) -> int:
+        """Bytes of a row in a run: of the forward pass, of the backward pass, and three times the point itself."""
+        if self._graph is not None:
+            return 2 * self._graph.bytes_per_stream
+        points = sum(self._feeds[name].nbytes // self._rows for name in self._attributed)
+        return self._subject.bytes_per_row + 3 * points
+
     @property
     def _seed_type(self) -> Any:
         if self._graph is None:
@@ -241,8 +245,7 @@ class Loop:
             return 1
         if self._fixed:
             return self._fixed
-        held = 2 * self._graph.bytes_per_stream if self._graph is not None else 1  # forward and backward of each row
-        return min(ROWS, chunking.rows_per_run(held, count))
+        return min(ROWS, chunking.rows_per_run(self._held, count))
 
     def _runs(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
         """Feeds of each run, and how many of its rows are points: a fixed batch is filled up with the last."""

@@ -20,7 +20,7 @@ from onnxplain.frontend.tree_path import find_trees, players_of
 from onnxplain.graph import weight_files
 from onnxplain.graph.stored_graph import DeferredModel
 from onnxplain.inputs import InputSpec
-from onnxplain.runtime.open import Graph, open_session
+from onnxplain.runtime.open import Graph, bytes_per_stream, open_session
 from onnxplain.runtime.session import Array, Runs
 from onnxplain.trees import TreeScore
 
@@ -133,6 +133,11 @@ class Subject:
         if self._forward is None:
             self._forward = self.open(self.forward_graph or self.with_protected(), "forward")
         return self._forward
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Upper estimate of the memory one more row takes while the model answers, in bytes."""
+        return bytes_per_stream(self.forward_graph or self.normalised.held)
 
     def row_axes(self) -> dict[str, int] | None:
         """The same for the model itself, its explained and its kept tensors; see `Explainer.row_axes`."""

@@ -10,6 +10,7 @@ import click
 from onnxplain.cli.command import Command
 from onnxplain.composites import COMPOSITES
 from onnxplain.methods import METHODS, Looped
+from onnxplain.methods.options import Option
 from onnxplain.options import described
 from onnxplain.rules import RULES
 from onnxplain.vjp import OPS
@@ -64,10 +65,13 @@ def catalogue() -> dict[str, dict[str, Any]]:
 def _method_options(name: str) -> dict[str, str]:
     method = METHODS[name]
     base = {"base": method.base} if isinstance(method, Looped) and method.base else {}
-    return base | {
-        option.name: "|".join(dict.fromkeys((_plain(option.default), *option.choices)))
-        for option in method.options.values()
-    }
+    return base | {option.name: _values(option) for option in method.options.values()}
+
+
+def _values(option: Option) -> str:
+    """Its words, its default in front where that is none of them; else its default."""
+    default = () if option.default in option.choices else (_plain(option.default),)
+    return "|".join(word for word in (*default, *option.choices) if word)
 
 
 def _plain(value: Any) -> str:

@@ -102,10 +102,11 @@ def _print_explanations(done: Invocation) -> None:
             click.echo(f"  {entry.index:>5}  {entry.score:10.4f}{chance}  {entry.name}")
     width = max(18, *(len(e.recipe.label) for e in done.explanations))
     for e in done.explanations:
+        doubt = "" if not e.standard_error else f"; standard error at most {e.standard_error:.2g} of the largest"
         for target, sample, row in e.rows():
             where = e.where(row)
             score = float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)])
             parts = ", ".join(f"{name} {value:.4g}" for name, value in where.items())
             of = f" of sample {sample}" if e.samples > 1 else ""
             asked = target.names[sample] if len(target.names) > sample else target.name
-            click.echo(f"{e.recipe.label:<{width}} {asked}{of}: score {score:.4g}; relevance sums to: {parts}")
+            click.echo(f"{e.recipe.label:<{width}} {asked}{of}: score {score:.4g}; relevance sums to: {parts}{doubt}")

@@ -12,6 +12,7 @@ from onnxplain.methods.options import Option, declared
 from onnxplain.registry import Registry
 
 Family = Literal["one-pass", "looped", "forward-only"]
+Channels = Literal["sum", "max", "mean"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Method:
     name: str
     doc: str
     cite: str
-    channels: Literal["sum", "max"] = "sum"
+    channels: Channels = "sum"
     signed: bool = True
 
     family: ClassVar[Family]
@@ -133,10 +134,12 @@ def of_family(*families: Family) -> list[str]:
 
 
 def method(
-    name: str, *, cite: str, base: str = "gradient", channels: Literal["sum", "max"] = "sum", signed: bool = True,
+    name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
     of_trees: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
+
+    One that draws samples returns an `Estimate`: the relevance with its standard error.
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
     gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). Its first docstring line says what it

@@ -21,12 +21,12 @@ NODE_BYTES = 20_000  # of a node with its values and what is known of them: 16 t
 
 
 def bytes_per_stream(graph: Graph) -> int:
-    """Upper estimate of the memory one more stream of a compiled graph takes, in bytes."""
+    """Upper estimate of the memory one more stream of a compiled graph takes, or one more row of a model, in bytes."""
     if isinstance(graph, StoredGraph):
         return graph.stream_bytes
     model = _read(graph)
     about = provenance.read(model)
-    added = list(model.graph)[about["forward_nodes"] :] if about is not None else []
+    added = list(model.graph)[0 if about is None else about["forward_nodes"] :]
     sizes = [
         chunking.nbytes([d if isinstance(d, int) else None for d in value.shape])
         for node in added

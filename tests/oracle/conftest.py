@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-NEEDED = ("torch", "zennit", "captum", "onnx_ad", "tqdm", "saliency", "scipy")
+NEEDED = (
+    "torch", "zennit", "captum", "onnx_ad", "tqdm", "saliency", "scipy", "shap", "pytorch_grad_cam", "sklearn",
+    "skl2onnx", "onnxmltools", "xgboost", "lightgbm",
+)  # fmt: skip
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if missing else []
 
