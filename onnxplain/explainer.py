@@ -217,9 +217,8 @@ class Explainer:
         begun = time.perf_counter()
         answers, relevances, ledger = LoopAnswers({}, {}, []), dict[str, Array](), None
         if self._graph is not None:  # of a looped method the first target only, as a trial
-            once = targets[:1] if self.recipe.looped else targets
             run = self._graph.run_targets if separate else self._graph.run_whole
-            outputs = run(feeds, once, scores if separate else values)
+            outputs = run(feeds, targets[:1] if self.recipe.looped else targets, scores if separate else values)
             self._compare(forward, outputs)
             relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
             ledger = outputs.get(LEDGER)

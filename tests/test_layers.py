@@ -33,6 +33,7 @@ LAYERS = [
     {"subject"},
     {"explanation_graph"},  # one compiled graph
     {"prepared"},  # the same and its subject, kept for other processes
+    {"loop_answers"},
     {"loops"},  # the same graph, many times
     {"explainer"},
     {"evaluate"},

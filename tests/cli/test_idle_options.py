@@ -71,7 +71,11 @@ RECIPE = [
     ("--rule", ["--rule", "type:Gemm=flat", "--rule", "name:fc9*=epsilon"], "fits no node"),
     ("--form", ["--method", "lrp", "--form", "code"], "takes no form; that is for clrp1"),
     ("--base", ["--method", "lrp", "--base", "gradient"], "takes no base"),
-    ("--option", ["--method", "gradient", "--option", "steps=5"], "takes no steps; that is for integrated_gradients"),
+    (
+        "--option",
+        ["--method", "gradient", "--option", "quadrature=left"],
+        "takes no quadrature; that is for guided_integrated_gradients",
+    ),
     ("--option", ["--method", "lrp", "--option", "composite=epsilon", "--composite", "epsilon"], "give one"),
     ("--recipe", ["--recipe", "r.toml", "--method", "lrp"], "stands alone"),
 ]
@@ -90,7 +94,7 @@ SEVERAL = [
     ("--base", ["--method", "gradient", "--method", "lrp", "--base", "saliency"], "says nothing to gradient and lrp"),
     (
         "--option",
-        ["--method", "gradient", "--method", "lrp", "--option", "steps=5"],
+        ["--method", "gradient", "--method", "lrp", "--option", "quadrature=left"],
         "says nothing to gradient and lrp",
     ),
 ]
