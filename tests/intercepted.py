@@ -46,6 +46,8 @@ class Echo:
             raise RuntimeError("secret at /home/somebody/key.pem")
         if request == b"abort":
             await context.abort(grpc.StatusCode.DATA_LOSS, "mine")
+        if request == b"gone":  # what gRPC raises where it reads from, or writes to, a connection that has just gone
+            raise grpc.aio.InternalError("Failed grpc_call_start_batch")
         if request == b"wait":
             await self.go_on.wait()
         if request == b"sleep":

@@ -98,6 +98,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
             work = self._telling(work) if self._worker else work
             try:
                 reply = await self.guard.answer(method, GrpcArrival(context), lambda: work(messages, context))
+            except grpc.aio.InternalError as error:  # nothing could be read or written: the call's transport has gone
+                # gRPC may learn of it later than we do, and would log a fault.
+                raise asyncio.CancelledError(str(error)) from error
             except grpc.aio.BaseError:
                 raise
             except Exception as error:
