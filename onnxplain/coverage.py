@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxplain.compile import Compiled, Request, Resolved, compile_graph
+from onnxplain.compile import Compiled, Request, Resolved, compile_graph, require_reached
 from onnxplain.compile.assemble import survey
 from onnxplain.errors import OnnxplainError
 from onnxplain.frontend.normalise import Normalised
@@ -101,7 +101,9 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
 
 
 def _without_graph(normalised: Normalised, resolved: Resolved, method: Looped) -> str:
-    """What a forward-only method does. Raises UnsupportedModel where it reads trees and there are none."""
+    """What a forward-only method does. Raises UnsupportedModel where nothing is explained, or there are no trees."""
+    resolved.require_explained()
+    require_reached(normalised.model.graph, resolved.explained)
     if not method.of_trees:
         return "runs the model"
     found = [find_trees(normalised.model, name).trees for name in resolved.explained]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain import __version__
-from onnxplain.compile import Compiled, Request
+from onnxplain.compile import Compiled, Request, require_reached
 from onnxplain.compile.ledger import LEDGER
 from onnxplain.composites import Bounds
 from onnxplain.errors import ConversionChanged, UnknownName, UsageError
@@ -97,7 +97,9 @@ class Explainer:
                 f"of {'lrp' if self.recipe.base is None else self.recipe.base.title}."
             )
         self._graph = graph  # None: a forward-only method, which has none
-        if graph is None and self.method.family != "forward-only":
+        if self.method.family == "forward-only":
+            require_reached(model.normalised.model.graph, model.resolved.explained)
+        elif graph is None:
             self._graph = ExplanationGraph(model, self.recipe.one_pass, bounds)
         self.bounds, self.columns = bounds, columns_by_input(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
@@ -176,9 +178,7 @@ class Explainer:
             given = {name: np.asarray([*seed.values()][n]) for name, n in zip(seeds, positions, strict=True)}
         elif len(seeds) != 1:
             raise UsageError(f"several tensors are explained: give a seed for each of {', '.join(seeds.values())}.")
-        else:
-            given = {name: np.asarray(seed) for name in seeds}
-        return self.graph.run(feeds, given)
+        return self.graph.run(feeds, given if isinstance(seed, Mapping) else {name: np.asarray(seed) for name in seeds})
 
     def explain(
         self,

@@ -125,6 +125,11 @@ class Recipe:
             self.require_graph()
         return self if self.base is None else self.base
 
+    @property
+    def opened(self) -> Recipe:
+        """What is opened to answer for it: of a looped recipe its base, which is compiled; else the recipe itself."""
+        return self if self.base is None else self.base
+
     def require_graph(self) -> None:
         """Raise UsageError where no one graph answers for the recipe: for what compiles, exports or serves a graph."""
         if not self.looped:

@@ -2,6 +2,15 @@
 
 from onnxplain.compile.analysis import batch_axes
 from onnxplain.compile.assemble import Compiled, Propagation, compile_graph
-from onnxplain.compile.contract import Request, Resolved, resolve
+from onnxplain.compile.contract import Request, Resolved, require_reached, resolve
 
-__all__ = ["Compiled", "Propagation", "Request", "Resolved", "batch_axes", "compile_graph", "resolve"]
+__all__ = [
+    "Compiled",
+    "Propagation",
+    "Request",
+    "Resolved",
+    "batch_axes",
+    "compile_graph",
+    "require_reached",
+    "resolve",
+]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxplain.compile import tokens
-from onnxplain.compile.contract import Request, Resolved, candidates, tensors
+from onnxplain.compile.contract import Request, Resolved, no_attribution, require_computed, tensors
 from onnxplain.compile.feature_maps import default_layer, default_said, layout_of, named_layer, require_pooled_head
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
@@ -89,8 +89,7 @@ class Analysis:
 
     def value(self, name: str) -> ir.Value:
         """A tensor by name."""
-        if name in self.graph.initializers:
-            raise UnsupportedModel(f"tensor {name!r} is a constant: it does not depend on the inputs of the model.")
+        require_computed(self.graph, name)
         if name not in self.values:
             raise UnsupportedModel(f"tensor {name!r} did not survive normalisation.")
         return self.values[name]
@@ -172,12 +171,11 @@ class Analysis:
         if self.request.attribute_to and missing:
             raise UsageError(" ".join(reasons))
         if not self.wanted:
-            near = ", ".join(candidates(self.graph))
             said = " ".join(
                 [f"{reason}." for reason in self.mixed] + reasons
                 or [f"no input reaches {', '.join(self.resolved.explained)}."]
             )
-            raise UnsupportedModel(f"nothing to attribute to: {said} Name a tensor by --attribute-to: {near}.")
+            raise no_attribution(self.graph, said)
         self.notes += [f"no relevance for {value.name}: {reason}" for value, reason in missing.items()]
 
     def _why_not(self, value: ir.Value) -> str:

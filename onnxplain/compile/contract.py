@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxplain.errors import UnknownName, UnsupportedModel, UsageError
 from onnxplain.graph.node import FLOATS, Node
+from onnxplain.graph.walk import dependent_values
 from onnxplain.vjp import registered
 
 
@@ -66,6 +67,28 @@ class Resolved:
         """Raise UnsupportedModel where there is nothing to explain."""
         if self.problem:
             raise UnsupportedModel(self.problem)
+
+
+def require_computed(graph: ir.Graph, name: str) -> None:
+    """Raise UnsupportedModel for a tensor of a normalised model that is a constant."""
+    if name in graph.initializers:
+        raise UnsupportedModel(f"tensor {name!r} is a constant: it does not depend on the inputs of the model.")
+
+
+def require_reached(graph: ir.Graph, explained: Sequence[str]) -> None:
+    """Raise UnsupportedModel where no input of a normalised model reaches what is explained."""
+    for name in explained:
+        require_computed(graph, name)
+    reached = dependent_values([Node.of(node) for node in graph], list(graph.inputs))
+    if not any(str(value.name) in explained for value in reached):
+        names = ", ".join(explained)
+        raise no_attribution(graph, " ".join(f"{names} does not depend on {value.name}." for value in graph.inputs))
+
+
+def no_attribution(graph: ir.Graph, why: str) -> UnsupportedModel:
+    """The error where nothing can get relevance. why: in sentences."""
+    near = ", ".join(candidates(graph))
+    return UnsupportedModel(f"nothing to attribute to: {why} Name a tensor by --attribute-to: {near}.")
 
 
 def resolve(model: ir.Model, request: Request) -> Resolved:

@@ -45,7 +45,7 @@ def write_bundle(
             loaded = LoadedModel(copy, context)
             try:
                 for recipe in recipes:
-                    loaded.variant(recipe.one_pass)
+                    loaded.variant(recipe.opened)
                 written.append((folder / model.name, _lacks(copy, loaded, recipes, context)))
             finally:
                 loaded.close()
@@ -72,8 +72,8 @@ def _lacks(model: ResolvedModel, loaded: LoadedModel, recipes: Sequence[Recipe],
     if subject is None:
         return [*lacks, "nothing of it could be kept, so it is compiled wherever it is served"]
     own = [*([] if problem else [loaded.recipe]), *map(named, loaded.settings.serving.recipes)]
-    for recipe in dict.fromkeys(recipe.one_pass for recipe in (*own, *recipes)):
-        if prepared.graph(subject, recipe, loaded.bounds) is None:
+    for recipe in dict.fromkeys(recipe.opened for recipe in (*own, *recipes)):
+        if not recipe.looped and prepared.graph(subject, recipe, loaded.bounds) is None:
             lacks.append(f"the graph of {recipe.title} could not be kept, so it is compiled wherever it is served")
     return lacks
 

@@ -20,11 +20,13 @@ from onnxplain.prepared import key as keys
 from onnxplain.recipes import Recipe, named
 from onnxplain.server.models import warm_start
 
+# A method that always blurs must be told axes where there is no picture.
+LOOPED = [name for name in of_family("looped") if name != "blurred_integrated_gradients"]
 MADE_UP = {"tokens": tokens, "whole": whole, "relu": relu_net}
 RECIPES = [
     *(None, named("gradient"), named("gradient_x_input"), Recipe("lrp", {"composite": "epsilon"})),
-    *(Recipe(name, counted(name, 5)) for name in of_family("looped")),
-    *(Recipe(name, counted(name, 3), named("lrp-epsilon")) for name in of_family("looped")),
+    *(Recipe(name, counted(name, 5)) for name in LOOPED),
+    *(Recipe(name, counted(name, 3), named("lrp-epsilon")) for name in LOOPED),
 ]
 GRADIENT = ("digits_gru", "bc_logreg")  # no relevance rules for what they are made of
 
@@ -48,7 +50,7 @@ def nothing_is_made(monkeypatch):
 
 def recipes_of(name: str) -> list[Recipe | None]:
     if name in GRADIENT:
-        return [None, named("gradient"), *(Recipe(m, counted(m, 3)) for m in of_family("looped"))]
+        return [None, named("gradient"), *(Recipe(m, counted(m, 3)) for m in LOOPED)]
     if name == "mobilenet_v2":
         return RECIPES[:2]
     return [recipe for recipe in RECIPES if name != "tokens" or recipe is None or not recipe.looped]

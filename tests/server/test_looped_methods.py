@@ -15,10 +15,11 @@ from running import running_server
 from onnxplain import Client, Explainer
 from onnxplain.cli import main
 from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
-from onnxplain.methods import of_family
+from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
 LOOPED = of_family("looped")
+FORWARD_ONLY = [name for name in of_family("forward-only") if not METHODS[name].of_trees]
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
 SETTINGS = '[defaults]\nmethod = "smooth_grad"\nsamples = 5\nbase = "lrp-epsilon"\n'
@@ -49,6 +50,24 @@ def test_the_service_answers_as_offline_and_says_the_whole_recipe(client, name, 
     assert found.recipe == expected.recipe and found.recipe_digest == expected.recipe.digest
     np.testing.assert_array_equal(found.relevance, expected.relevance)
     assert found.provenance["recipe"] == expected.provenance["recipe"] and not found.conservation
+
+
+@pytest.mark.parametrize("name", FORWARD_ONLY)
+def test_methods_that_run_the_model_alone_answer_as_offline(client, name):
+    few = {
+        option: 200 if name in ("lime", "kernel_shap") else 40
+        for option in ("samples", "masks", "permutations")
+        if option in METHODS[name].options
+    }
+    patch = {"patch": 14} if name == "exact_shapley" else {}
+    seen: list[tuple[int, int]] = []
+    tell = lambda stage, done, total: seen.append((done, total))  # noqa: E731
+    found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, progress=tell, **few, **patch)
+    expected = offline(Recipe.asked(name, **few, **patch))
+    assert found.recipe == expected.recipe and found.relevance.shape == expected.relevance.shape
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    assert all(done <= total for done, total in seen) and set(expected.notes) <= set(found.notes)
+    assert not client.ready(f"digits_cnn.explain.{name}")
 
 
 def test_a_models_default_may_be_a_loop(client):

@@ -12,7 +12,7 @@ from onnxplain.server.handlers.explain_request import recipe_and_head
 from onnxplain.server.handlers.model_description import ModelDescription
 from onnxplain.server.models.inference_metadata import TensorMetadata
 from onnxplain.server.models.loaded import LoadedModel
-from onnxplain.server.models.variant_requests import compile_bytes, compiled_part, require_open
+from onnxplain.server.models.variant_requests import compile_bytes, require_open
 from onnxplain.v1 import explainer_pb2 as v1
 
 RECIPES = 32  # of which it is kept what they do with the model
@@ -41,7 +41,7 @@ class DescriptionCache:
         known = self._replies.get(recipe)
         if known is not None:
             return known
-        require_open(self._model, compiled_part(recipe), self._model.request)
+        require_open(self._model, recipe.opened, self._model.request)
         future = self._model.context.compile_queue.submit(
             (self._model, "explainability", recipe),
             f"{self._model.name}: what {recipe.title} does with it",

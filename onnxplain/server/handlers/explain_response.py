@@ -36,7 +36,7 @@ def explain_response(
     reply.recipe.update(struct_fields(explanation.recipe.content()))
     axes = explanation.provenance.get("stream_axis") or {}
     for name, relevance in explanation.relevances.items():
-        axis = axes.get(f"{name}.relevance")
+        axis = 0 if variant.forward_only else axes.get(f"{name}.relevance")
         reply.attributions.append(
             v1.Attribution(
                 relevance=v1_tensor(

@@ -187,7 +187,7 @@ class LocalModel:
             answer = await self._in_thread(lambda: self._explain(request, progress))
             if isinstance(answer, ExplainQuery):  # no thread is held while the graph is being compiled
                 query = answer
-                compiled = (query.recipe or self.model.default_recipe(query.request)).one_pass
+                compiled = (query.recipe or self.model.default_recipe(query.request)).opened
                 with self.model.variants.using(await self._requested(compiled, query.request)) as variant:
                     answer = await self._in_thread(lambda: self._explain_by(variant, request, query, progress))
                 answer[0].timing.compile.FromNanoseconds(int(1e9 * variant.seconds))
@@ -204,7 +204,7 @@ class LocalModel:
         """The answer where the graph is there; else only what is asked."""
         query = explain_query(request, self.model)
         recipe = query.recipe or self.model.default_recipe(query.request)
-        cached = cached_variant(self.model, recipe.one_pass, query.request)
+        cached = cached_variant(self.model, recipe.opened, query.request)
         if cached is None:
             return query
         with self.model.variants.using(cached) as variant:

@@ -72,7 +72,7 @@ class ModelDescription:
             reply.blocked_methods.add(method=name, reason=reason)
         self._ops(reply, covered.rules.get(recipe.method, {}), covered.nodes.get(recipe.method, {}))
         if recipe.method not in covered.blocked:
-            variant = model.variant(recipe.one_pass)
+            variant = model.variant(recipe.opened)
             reply.estimated_bytes_per_row = variant.explainer.bytes_per_stream
 
     def _ops(self, reply: v1.GetExplainabilityResponse, rules: dict[str, str], blocked: dict[str, str]) -> None:

@@ -103,8 +103,7 @@ class LoadedModel:
         """What every method would do with this model; found once."""
         with self._making.holding("coverage"):
             if self._coverage is None:
-                s = self.subject
-                self._coverage = coverage(s.normalised, s.resolved, s.request)
+                self._coverage = coverage(self.subject.normalised, self.subject.resolved, self.subject.request)
         return self._coverage
 
     # What it answers
@@ -118,7 +117,7 @@ class LoadedModel:
     ) -> ExplainResult:
         """The reasons; blocks, for threads. The same numbers as `Explainer.explain` offline. variant: the query's."""
         recipe = query.recipe or self.default_recipe(query.request)
-        variant = variant or self.variant(recipe.one_pass, query.request)
+        variant = variant or self.variant(recipe.opened, query.request)
         with collected_reports() as reports:
             explanation = variant.over(recipe).explain(query.feeds, query.asks, progress)
         return ExplainResult(explanation, variant, reduce(RunReport.then, reports, RunReport()))
@@ -135,8 +134,9 @@ class LoadedModel:
         return self.recipe
 
     def variant_key(self, recipe: Recipe, request: Request | None = None) -> tuple[Recipe, Request]:
-        """A client's recipe and request over the model's own settings. UsageError for one without graph."""
-        recipe.require_graph()
+        """A client's recipe and request over the model's own settings. UsageError for one over a base."""
+        if recipe.base is not None:
+            recipe.require_graph()
         return recipe, self._with_defaults(request)
 
     def variant(self, recipe: Recipe, request: Request | None = None, keep: bool = False) -> Variant:
@@ -163,7 +163,7 @@ class LoadedModel:
 
     def queues(self) -> dict[str, ModelQueue]:
         """Every queue by what it answers: "" the model itself, else the recipe's title."""
-        by_title = {v.explainer.recipe.title: v.queue for v in self.variants.variants()}
+        by_title = {v.explainer.recipe.title: v.queue for v in self.variants.variants() if not v.forward_only}
         return {"": self.forward_queue, **by_title}
 
     # Inside
@@ -178,30 +178,30 @@ class LoadedModel:
             share_runs(self.forward_queue, self.subject, self.subject.row_axes(), probe_rows(feeds), self.notes)
             keep_subject(self._prepared, self.subject, self.forward_queue, self.notes)
         try:
-            self.variant(self.recipe.one_pass, keep=True)
+            self.variant(self.recipe.opened, keep=True)
         except OnnxplainError as error:
             self.default_recipe_problem = str(error)
             if self.settings.defaults:
                 raise
         for name in self.settings.serving.recipes:
-            self.variant(named(name).one_pass, keep=True)
+            self.variant(named(name).opened, keep=True)
 
     def _compile(self, recipe: Recipe, request: Request) -> Variant:
         begun = time.perf_counter()
         subject = self._subject(request)
         if subject.request != request:
             subject = replace(subject, request=request)
-        restored = self._prepared.graph(subject, recipe, self.bounds)
+        restored = None if recipe.looped else self._prepared.graph(subject, recipe, self.bounds)
         explainer = Explainer(
             subject, recipe, bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
             graph=None if restored is None else restored.graph,
         )  # fmt: skip
-        queue, forward_queue = explainer.session, subject.session
+        queue, forward_queue = (subject if recipe.looped else explainer).session, subject.session
         assert isinstance(queue, ModelQueue) and isinstance(forward_queue, ModelQueue)
         variant = Variant(explainer, queue, forward_queue, list(explainer.notes))
         if restored is not None:
             adopt_variant(variant, restored, lambda why: self._distrust(variant, why))
-        else:
+        elif not recipe.looped:  # else it is forward-only: there is no graph, and its runs are those of the model
             try:
                 variant.verify(self.name)
                 keep_variant(self._prepared, variant, self.bounds)
@@ -218,7 +218,8 @@ class LoadedModel:
 
     def _free(self, variant: Variant) -> None:
         """A variant was dropped and nobody uses it: its session goes, and its subject's where no other has that."""
-        self.context.session_cache.drop(variant.queue)
+        if variant.queue is not variant.forward_queue:
+            self.context.session_cache.drop(variant.queue)
         with self._lock:
             subjects = [subject.session for subject in self._subjects.values()]
         others = [other.forward_queue for other in self.variants.variants()]

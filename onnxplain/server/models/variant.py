@@ -20,7 +20,7 @@ NODE = 4096  # bytes that a node takes in Python, its outputs with it; 2000 to 2
 
 @dataclass(eq=False)
 class Variant:
-    """An explainer, the queue of its graph and that of the model alone.
+    """An explainer, the queue of its graph and that of the model alone; of a forward-only recipe both are the latter.
 
     seconds: it took to compile. users, dropped: how many calls are answered by it, and whether new ones no longer are;
     VariantCache's.
@@ -53,14 +53,21 @@ class Variant:
 
     def over(self, recipe: Recipe) -> Explainer:
         """The explainer of a recipe whose graph this is: of the graph's own, or of a method that runs it many times."""
-        if not recipe.looped:
+        if not recipe.looped or self.forward_only:
             return self.explainer
         e = self.explainer
         return Explainer(e.subject, recipe, bounds=e.bounds, labels=e.labels, kind=e.kind, graph=e.graph)
 
+    @property
+    def forward_only(self) -> bool:
+        """Whether its method runs the model itself, and there is no graph."""
+        return self.explainer.recipe.looped
+
     @cached_property
     def nbytes(self) -> int:
         """What it holds beside the model, its session open: about, in bytes."""
+        if self.forward_only:
+            return NODE
         explainer = self.explainer
         graph, subject = explainer.compiled.held, explainer.subject
         shared = nbytes_of_weights(subject.forward_graph or subject.normalised.held)
@@ -68,7 +75,9 @@ class Variant:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the compiled graph's bytes, in hex; found when first asked for."""
+        """sha256 of the compiled graph's bytes, in hex, "" where there is none; found when first asked for."""
+        if self.forward_only:
+            return ""
         return hashlib.sha256(serialised(self.explainer.compiled.held)).hexdigest()
 
     @cached_property

@@ -63,13 +63,8 @@ def is_open(model: LoadedModel, recipe: Recipe, request: Request) -> bool:
     plain = replace(request, explain=model.request.explain, ledger=model.request.ledger, seed=model.request.seed)
     if plain != model.request or tuple(request.explain) not in own:
         return False
-    of_model = (compiled_part(model.recipe), *map(_by_name, model.settings.serving.recipes))
+    of_model = (model.recipe.opened, *map(_by_name, model.settings.serving.recipes))
     return recipe in of_model or recipe in _named()
-
-
-def compiled_part(recipe: Recipe) -> Recipe:
-    """What is compiled of a recipe; of a forward-only one, itself, of which nothing is."""
-    return recipe if recipe.base is None else recipe.base
 
 
 def compile_bytes(model: LoadedModel) -> int:
@@ -79,7 +74,7 @@ def compile_bytes(model: LoadedModel) -> int:
 
 @cache
 def _by_name(name: str) -> Recipe:
-    return compiled_part(named(name))
+    return named(name).opened
 
 
 @cache
