@@ -369,6 +369,21 @@ def test_a_run_waits_no_longer_than_its_timeout(scheduler):
     assert submitted(queue, rows(2), call).result(10).outputs["y"].any()  # a run that begins in time goes on
 
 
+def test_a_timeout_beyond_all_clocks_is_none_and_shorter_ones_hold_after_it(scheduler):
+    """A Duration has room for ten thousand years, and Triton's `timeout` for more."""
+    queue = queue_of(scheduler, Doubler(0.3), max_rows=1)
+    endless, short = Call(), Call()
+    endless.ask_for_turn(0, 2.0**63)
+    short.ask_for_turn(0, 0.05)
+    running = submitted(queue, rows(1), Call())
+    waiting = submitted(queue, rows(2), endless)
+    time.sleep(0.05)
+    late = submitted(queue, rows(3), short)
+    with pytest.raises(Expired, match="waited"):
+        late.result(10)
+    assert [future.result(10).outputs["y"].flat[0] for future in (running, waiting)] == [2, 4]
+
+
 def test_an_urgent_call_is_before_those_that_wait(scheduler):
     order, session = [], Doubler(0.03)
     inner = session.run

@@ -171,7 +171,7 @@ def test_a_load_that_takes_too_long_is_given_up_and_others_are_answered_meanwhil
     store(times(2), tmp_path, "m")
 
     async def story() -> None:
-        async with serving(tmp_path, load_slots=1, max_load_seconds=1.5) as (server, channel):
+        async with serving(tmp_path, load_slots=1, max_load_seconds=3.0) as (server, channel):
             begun = time.monotonic()
             waiting = asyncio.create_task(load(channel, "slow"))
             await asyncio.sleep(0.2)
@@ -179,9 +179,9 @@ def test_a_load_that_takes_too_long_is_given_up_and_others_are_answered_meanwhil
             reply = await infer(channel)(infer_request("m", {"x": X}), timeout=5)
             assert infer_arrays(reply)["y"][0, 0] == 2 and not waiting.done()
             assert await waiting == "FAILED_PRECONDITION"
-            assert time.monotonic() - begun < 5  # it took 9 s
+            assert time.monotonic() - begun < 8  # it took 9 s
             state, reason = (await index(channel))["slow"]
-            assert state == UNAVAILABLE and "within 1.5 s (--max-load-seconds)" in reason
+            assert state == UNAVAILABLE and "within 3 s (--max-load-seconds)" in reason
             await until(lambda: not server._loading._going)  # the engine noticed
             assert sessions(server) <= 4  # those of m
 

@@ -12,6 +12,7 @@ from onnxplain.server.scheduling.fair_order import SHORT, FairOrder, is_short
 from onnxplain.server.scheduling.ticket import Answer, RunResult, Ticket
 
 LOG = logging.getLogger("onnxplain.server")
+LOOK = 3600.0  # seconds after which it is looked for overdue tickets in any case
 GONE = "the server is shutting down; try another one."
 
 
@@ -158,7 +159,8 @@ class Scheduler:
             with self._lock:
                 late, until = self._order.overdue(time.monotonic()), self._order.next_overdue()
                 if not late and not self._closed:
-                    self._for_watch.wait(None if until is None else max(0.0, until - time.monotonic()))
+                    # A client may say ten thousand years, of which a lock's clock knows nothing.
+                    self._for_watch.wait(None if until is None else min(LOOK, max(0.0, until - time.monotonic())))
             for ticket in late:
                 waited = time.monotonic() - ticket.queued_at
                 ticket.fail(
