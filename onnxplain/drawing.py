@@ -79,7 +79,7 @@ def _panel(
         probability=float(probabilities[sample, index[0]])
         if probabilities is not None and single and index is not None
         else None,
-        relevance_sum=float(np.asarray(e.row(row, name), np.float64).sum()),
+        relevance_sum=float(np.asarray(e.row(row, name), np.float64).sum()) if e.method.sums else None,
         map=shown,
         signed=e.method.signed,
         kind=kind,

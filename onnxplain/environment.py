@@ -108,7 +108,7 @@ def require(nbytes: int) -> None:
     """Raise MemoryError where the packed weights of a session, about so many bytes, would pass the arena's limit."""
     left = available()
     if left is not None and left < nbytes:
-        raise MemoryError(f"its weights take {nbytes} bytes, and {max(left, 0)} are left for all that runs")
+        raise MemoryError(f"its weights take {nbytes} bytes, and {max(left, 0)} of --memory-budget are left for runs")
 
 
 def overdrawn() -> bool:

@@ -127,8 +127,13 @@ class Recipe:
 
     @property
     def opened(self) -> Recipe:
-        """What is opened to answer for it: of a looped recipe its base, which is compiled; else the recipe itself."""
-        return self if self.base is None else self.base
+        """What is opened to answer for it, by all recipes that differ only in how they look at it.
+
+        Of a looped one its base, which is compiled; of a forward-only one its method, of which nothing is; else itself.
+        """
+        if self.base is not None:
+            return self.base
+        return Recipe(self.method) if self.looped else self
 
     def require_graph(self) -> None:
         """Raise UsageError where no one graph answers for the recipe: for what compiles, exports or serves a graph."""

@@ -106,7 +106,8 @@ def _print_explanations(done: Invocation) -> None:
         for target, sample, row in e.rows():
             where = e.where(row)
             score = float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)])
-            parts = ", ".join(f"{name} {value:.4g}" for name, value in where.items())
+            parts = "; relevance sums to: " + ", ".join(f"{name} {value:.4g}" for name, value in where.items())
+            parts = parts if e.method.sums else ""
             of = f" of sample {sample}" if e.samples > 1 else ""
             asked = target.names[sample] if len(target.names) > sample else target.name
-            click.echo(f"{e.recipe.label:<{width}} {asked}{of}: score {score:.4g}; relevance sums to: {parts}{doubt}")
+            click.echo(f"{e.recipe.label:<{width}} {asked}{of}: score {score:.4g}{parts}{doubt}")

@@ -44,6 +44,11 @@ class Method:
     family: ClassVar[Family]
 
     @property
+    def sums(self) -> bool:
+        """Whether elements have shares of something, so that their sum says anything; else each has a whole group's."""
+        return self.channels != "mean"
+
+    @property
     def options(self) -> Mapping[str, Option]:
         """Its options by name; none are known of a method that only a newer server has."""
         return {}

@@ -87,7 +87,8 @@ def _cell(panel: Panel, overlaid: bool, palette: str | None, side: int) -> Image
     probability = "" if panel.probability is None else f" · p {number(panel.probability)}"
     target = f"{panel.target}: {panel.target_name}" if panel.target_name else f"target {panel.target}"
     text: Text = [*wrap(target, width, 2, SMALL, True)]
-    facts: Text = [f"score {number(panel.score)}{probability}", f"ΣR {number(panel.relevance_sum)}"]
+    facts: Text = [f"score {number(panel.score)}{probability}"]
+    facts += [] if panel.relevance_sum is None else [f"ΣR {number(panel.relevance_sum)}"]
     facts += warning(panel.map) if panel.kind == "image" else []
     return column([*shown, column([lines(text, width, SMALL, True), lines(facts, width, SMALL)], 0)], 4)
 

@@ -30,7 +30,8 @@ class Panel:
         target_name: its class name, or "".
         score: the explained tensor at the target, in its own unit.
         probability: of the target, 0..1, or None where the model gives none.
-        relevance_sum: sum of the relevance over the whole tensor, in the unit of the score for conserving methods.
+        relevance_sum: sum of the relevance over the whole tensor, in the unit of the score for conserving methods; None
+            where the elements have no shares.
         map: (H, W), channels reduced; (F,) for kind "features"; (L,) or (L, D) for kind "tokens".
         signed: False for absolute or squared maps, which get a sequential palette.
         notes: one line each, what a reader must know.
@@ -48,7 +49,7 @@ class Panel:
     target_name: str
     score: float
     probability: float | None
-    relevance_sum: float
+    relevance_sum: float | None
     map: Any
     signed: bool = True
     notes: Sequence[str] = ()

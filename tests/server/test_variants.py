@@ -212,6 +212,15 @@ def test_names_the_ledger_and_a_looped_methods_options_need_no_more_than_explain
     asyncio.run(served.explain(v1.ExplainRequest(inputs=[v1_tensor("input", X)], diagnostics=v1.DIAGNOSTICS_LAYERS)))
 
 
+def test_options_of_a_method_that_runs_the_model_alone_need_no_more_than_explain_and_open_nothing_anew(served):
+    with_scopes("explain")
+    for masks in (4, 6, 8):
+        asyncio.run(served.explain(asking("rise", masks=masks)))
+    assert (
+        served.model.compiles.count <= 1 and [v.forward_only for v in served.model.variants.variants()].count(True) == 1
+    )
+
+
 def test_a_graph_that_is_not_there_yet_is_for_those_who_may_explain(served):
     with_scopes("infer")
     with pytest.raises(Denied, match="'explain'"):

@@ -52,11 +52,12 @@ class Variant:
             share_runs(self.queue, subject, axes, {**rows, **seeds}, self.notes)
 
     def over(self, recipe: Recipe) -> Explainer:
-        """The explainer of a recipe whose graph this is: of the graph's own, or of a method that runs it many times."""
-        if not recipe.looped or self.forward_only:
+        """The explainer of a recipe whose graph this is: of the graph's own, or of a method that looks many times."""
+        if not recipe.looped:
             return self.explainer
         e = self.explainer
-        return Explainer(e.subject, recipe, bounds=e.bounds, labels=e.labels, kind=e.kind, graph=e.graph)
+        graph = None if self.forward_only else e.graph
+        return Explainer(e.subject, recipe, bounds=e.bounds, labels=e.labels, kind=e.kind, graph=graph)
 
     @property
     def forward_only(self) -> bool:
