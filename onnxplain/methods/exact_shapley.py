@@ -33,12 +33,7 @@ def exact_shapley(
     sum to F(x) - F(baseline). The elements of a group share its value equally, so that relevance sums to the same.
 
     x (1, …) in model units; result the same shape, in the unit of the score. Takes 2^n looks.
-    groups: auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, or a number for
-        each column or step: those of one number go together, such as the columns of a one-hot code.
-    patch: lengths of patches or windows: one number, or one for each axis behind the first, 0 for a whole axis.
-        None: 3 patches along the longer side of a picture, 9 windows of a sequence, single columns.
-    baseline: what stands in the place of absent groups, in model units: one number, one for each channel or column,
-        mean (of each channel of the input itself) or blur.
+    patch: None: 3 patches along the longer side of a picture, 9 windows of a sequence, single columns.
     """
     features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
     count = features.count

@@ -12,12 +12,22 @@ from typing import Annotated, Literal
 import numpy as np
 
 from onnxplain.errors import UsageError
-from onnxplain.methods.options import Range
+from onnxplain.methods.options import Doc, Range
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
-Groups = Literal["auto", "elements", "inputs"] | list[float]
-Lengths = Annotated[int | list[float] | None, Range(0)]
+Groups = Annotated[
+    Literal["auto", "elements", "inputs"] | list[float],
+    Doc(
+        "auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, or a number for "
+        "each column or step: those of one number go together, such as the columns of a one-hot code."
+    ),
+]
+Lengths = Annotated[
+    int | list[float] | None,
+    Range(0),
+    Doc("lengths of patches or windows: one number, or one for each axis behind the first, 0 for a whole axis."),
+]
 CHANNELS = (1, 2, 3, 4)  # so long is an axis of channels of a picture, where an axis beside it is longer
 
 

@@ -47,12 +47,7 @@ def lime(
     samples: points near the input, at most where `until` is given.
     kernel_width: how fast the weight falls with the distance, which is 0 to 1.
     ridge: weight of the penalty, which shrinks all coefficients; 0 is least squares.
-    groups: auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, or a number for
-        each column or step: those of one number go together, such as the columns of a one-hot code.
-    patch: lengths of patches or windows: one number, or one for each axis behind the first, 0 for a whole axis.
-        None: 7 patches along the longer side of a picture, 49 windows of a sequence, single columns.
-    baseline: what stands in the place of absent groups, in model units: one number, one for each channel or column,
-        mean (of each channel of the input itself) or blur.
+    patch: None: 7 patches along the longer side of a picture, 49 windows of a sequence, single columns.
     until: end as soon as the largest standard error is below this share of the largest coefficient.
     random_seed: of the coins, which fall the same for every row and target.
     """

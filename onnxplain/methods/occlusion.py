@@ -40,12 +40,8 @@ def occlusion(
     A window at the end of an axis is cut off there. Single elements (patch and stride 1) are feature ablation.
 
     x (1, …) in model units; result the same shape, in the unit of the score.
-    patch: lengths of the window: one number for the sides of a picture, the time of a sequence, or columns side by
-        side; or one for each axis behind the first, 0 for a whole axis. None: 7 along the longer side of
-        a picture, 49 along time, single columns.
-    stride: how far it moves, said in the same way, not more than its length. None: half of its length.
-    baseline: what it is covered with, in model units: one number, one for each channel or column, mean (of each channel
-        of the input itself) or blur.
+    patch: None: 7 windows along the longer side of a picture, 49 along time, single columns.
+    stride: How far the window moves, said in the same way, not more than its length. None: half of its length.
     """
     covered = replacement_of(x, baseline)
     places = list(_places(x, patch, stride))

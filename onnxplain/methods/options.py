@@ -32,6 +32,13 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Doc:
+    """What an option means that several methods have: written `Annotated[…, Doc("…")]`, once, in its type."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Option:
     """One option: its default, the types of value it takes, the words or the range it is limited to, what it means.
 
@@ -149,8 +156,8 @@ def resolved(method: str, declared: Mapping[str, Option], given: Mapping[str, An
 def declared(function: Callable[..., Any]) -> dict[str, Option]:
     """The options of a looped method: its keyword-only arguments, their annotations and its docstring's lines.
 
-    A line `name: what it means` of the docstring documents an option. Raises TypeError for an annotation that no option
-    can have: a programming error.
+    A line `name: what it means` of the docstring documents an option, behind the `Doc` of its annotation. Raises
+    TypeError for an annotation that no option can have: a programming error.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
@@ -168,7 +175,7 @@ def declared(function: Callable[..., Any]) -> dict[str, Option]:
             choices,
             limits,
             none,
-            _line(function.__doc__ or "", parameter.name),
+            f"{_doc(hints[parameter.name])} {_line(function.__doc__ or '', parameter.name)}".strip(),
         )
     return found
 
@@ -198,6 +205,11 @@ def _annotation(hint: Any, who: str) -> tuple[tuple[str, ...], tuple[str, ...], 
     if origin in (list, tuple) and typing.get_args(hint)[0] in (int, float):
         return ("list",), (), None, False
     raise TypeError(f"{who}: options are numbers, words, lists of numbers, not {hint}")
+
+
+def _doc(hint: Any) -> str:
+    """The text of a `Doc` in an annotation."""
+    return next((extra.text for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Doc)), "")
 
 
 def _line(doc: str, name: str) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from onnxplain.errors import UsageError
 from onnxplain.methods.feature_groups import channel_axis, group_axes
 from onnxplain.methods.gaussian_blur import blurred, blurred_axes
+from onnxplain.methods.options import Doc
 from onnxplain.methods.tensors import Array, Tensors
 
-Replacement = float | list[float] | Literal["mean", "blur"]
+Replacement = Annotated[
+    float | list[float] | Literal["mean", "blur"],
+    Doc(
+        "what stands in the place of what is taken away, in model units: one number, one for each channel or column, "
+        "mean (of each channel of the input itself) or blur."
+    ),
+]
 BLUR = 0.05  # standard deviation of the blur, as a share of the longest side: 11 of 224 pixels; Fong and Vedaldi: 10
 
 

@@ -48,7 +48,6 @@ def rise(
     probability: that a cell is kept.
     cells: of the grid along each side of a picture or along time; columns of a table have a cell each.
     offset: what is subtracted from the scores: mean (of the masked inputs), or none.
-    baseline: what masked elements fade to, in model units: one number, one for each channel or column, mean or blur.
     until: end as soon as the largest standard error is below this share of the largest relevance.
     random_seed: of the masks, which are the same for every row and target.
     """

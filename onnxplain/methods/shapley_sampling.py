@@ -46,12 +46,7 @@ def shapley_sampling(
 
     x (1, …) in model units; result the same shape, in the unit of the score.
     permutations: random orders; each takes as many looks as there are groups. Where `until` is given, at most.
-    groups: auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, or a number for
-        each column or step: those of one number go together, such as the columns of a one-hot code.
-    patch: lengths of patches or windows: one number, or one for each axis behind the first, 0 for a whole axis.
-        None: 7 patches along the longer side of a picture, 49 windows of a sequence, single columns.
-    baseline: what stands in the place of absent groups, in model units: one number, one for each channel or column,
-        mean (of each channel of the input itself) or blur.
+    patch: None: 7 patches along the longer side of a picture, 49 windows of a sequence, single columns.
     until: end as soon as the largest standard error is below this share of the largest value of a group.
     random_seed: of the orders, which are the same for every row and target.
     """

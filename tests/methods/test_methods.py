@@ -331,3 +331,9 @@ def test_a_default_that_was_not_possible_is_said_by_every_composite_that_wanted_
     assert note.startswith(f"composite {name}: ") and COMPOSITES[name].without_bounds in note
     assert notes(rules=["type:Gemm=gamma"]) == [note], "a rule for another place does not say where the first is"
     assert not notes(rules=["first=flat"]) and not notes(bounds=([-3.0], [3.0]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_says_what_it_means(name):
+    for option in METHODS[name].options.values():
+        assert option.doc.endswith("."), option
