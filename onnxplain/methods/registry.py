@@ -13,6 +13,7 @@ from onnxplain.registry import Registry
 
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
+Need = Literal["none", "optional", "required"]
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,14 @@ class Looped(Method):
     """A numpy function over `Run`.
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
-    takes all rows of a call at once. background: it reads the background whatever its options say.
+    takes all rows of a call at once. background: whether it takes rows of data, or cannot
+    do without; one that does only with an option such as baseline=background says none.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
     base: str = ""
     of_trees: bool = False
-    background: bool = False
+    background: Need = "none"
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -141,15 +143,15 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False, background: bool = False,
+    of_trees: bool = False, background: Need = "none",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
     One that draws samples returns an `Estimate`: the relevance with its standard error.
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
-    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: it reads `run.background`
-    without an option that says so. Its first docstring line says what it
+    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads
+    `run.background` without an option that says so. Its first docstring line says what it
     is, a line `option: …` what an option means.
     """
 
