@@ -34,18 +34,18 @@ def extremal_perturbation(
     steps: Annotated[int, Range(1, 1_000_000)] = 150,
     cells: Annotated[int, Range(1)] = 32,
     radius: Annotated[float, Range(0)] = 1.5,
-    area_weight: Annotated[float, Range(0)] = 300.0,
+    area_weight: Annotated[float, Range(0)] = 200.0,
     rate: Annotated[float, Range(0)] = 0.05,
     jitter: Jitter = 4,
     random_seed: Annotated[int, Range(0)] = 0,
 ) -> Tensors:
     """Mean of smooth masks, each of a given area and found by gradient ascent to keep most of the score.
 
-    For each area a: m maximises s(m) - weight mean (sorted(m) - r_a)^2, r_a ones on the share a and zeros elsewhere, and
-    R is the mean of the masks: what is in the smallest of them is the most. s(m) is the share that b + m (x - b) keeps
-    of F(x) - F(b). Deletion: m minimises s(m), a is what it takes away, and R the mean of 1 - m. m is the smooth maximum
-    of a kernel around each cell, enlarged linearly; the paper takes it at every pixel. Adam takes the steps from m = 1/2
-    and what leaves 0 … 1 is put back; the authors' code goes 800 steps with momentum. All areas share a run.
+    For each area a: m maximises s(m) - weight mean (sorted(m) - r_a)^2, r_a ones on the share a and zeros elsewhere,
+    and R is the mean of the masks: what is in the smallest of them is the most. s(m) is the share that b + m (x - b)
+    keeps of F(x) - F(b). Deletion: m minimises s(m), a is what it takes away, and R the mean of 1 - m. m is the smooth
+    maximum of a kernel around each cell, enlarged linearly; the paper takes it at every pixel. Adam takes the steps
+    from m = 1/2 and what leaves 0 … 1 is put back; the paper has 800 steps with momentum. All areas share a run.
 
     x (1, …) in model units; result the same shape, 0 to 1, the same for all channels of a place.
     areas: of the masks, as shares of the input.
@@ -53,11 +53,11 @@ def extremal_perturbation(
     steps: of ascent; each is one backward pass for each area, where the one before has led.
     cells: of the grid along each side of a picture or along time; columns of a table have a cell each.
     radius: of the kernel, in cells: the mask has no finer parts.
-    area_weight: at the last step; it grows to that from a twentieth.
+    area_weight: at the last step; it grows to that from a 300th part.
     rate: of a step, of the mask's range 0 to 1.
     random_seed: of the jitter, the same for every row and target.
     """
-    score = MaskedScore(run, x, taken_away(x, baseline), seed, jitter, random_seed)
+    score = MaskedScore(run, x, taken_away(run, x, baseline), seed, jitter, random_seed)
     smooth = {name: SmoothMask(CoarseMask(array.shape, cells), radius) for name, array in x.items()}
     sign = 1.0 if form == "preservation" else -1.0
     ones = [area if form == "preservation" else 1 - area for area in areas]
@@ -73,7 +73,9 @@ def extremal_perturbation(
             grid = (grid + adam.step(Tensors(gradient))).map(lambda array: np.clip(array, 0, 1))
     masks = _enlarged({name: smooth[name].mask(array)[0] for name, array in grid.items()}, smooth)
     for area, share in zip(areas, score.shares(masks), strict=True):
-        does = f"keeping {area:.3g} of the input keeps" if form == "preservation" else f"without {area:.3g} of the input"
+        does = (
+            f"keeping {area:.3g} of the input keeps" if form == "preservation" else f"without {area:.3g} of the input"
+        )
         run.note(f"{does} {{figure:.0%}} of what its score has over its replacement's", float(share))
     found = (masks if form == "preservation" else 1 - masks).mean()
     return x.with_(found, lambda array, mask: np.broadcast_to(mask, array.shape).astype(array.dtype))

@@ -19,42 +19,46 @@ Jitter = Annotated[
     Range(0),
     Doc("how far, in elements, what is looked at is moved at random before each look, so that no single edge counts."),
 ]
-Taken = Annotated[Replacement | None, Doc("None: blur, and 0 in a table.")]
+Taken = Annotated[
+    Replacement | None,
+    Doc("what stands in the place of what is taken away, said as of occlusion; None: blur, and 0 in a table."),
+]
 NONE = 1e-6  # of the score: so small a difference between the input and its replacement is rounding
 
 
-def taken_away(x: Tensors, baseline: Replacement | None) -> Tensors:
+def taken_away(run: Run, x: Tensors, baseline: float | Sequence[float] | str | None) -> Tensors:
     """See `replacement_of`; None: each input blurred, and zeros for a table."""
     if baseline is not None:
-        return replacement_of(x, baseline)
-    parts = {n: replacement_of(Tensors({n: a}), "blur" if a.ndim > 2 else 0.0) for n, a in x.items()}
-    return Tensors({name: part[name] for name, part in parts.items()})
+        return replacement_of(run, x, baseline)
+    kinds: dict[str, float | str] = {name: "blur" if array.ndim > 2 else 0.0 for name, array in x.items()}
+    return Tensors({name: replacement_of(run, Tensors({name: x[name]}), kind)[name] for name, kind in kinds.items()})
 
 
 class MaskedScore:
     """Which share of what an input's score has over its replacement's a masked input keeps.
 
     s(m) = (F(b + m (x - b)) - F(b)) / |F(x) - F(b)|, m a mask of each input, (S, …) of length one along channels and
-    features. The shares of scores of any unit compare with areas. Each look sees the masked input moved by a random
-    shift of up to `jitter` elements along its positions, at whose ends its last elements are repeated.
+    features; of several rows of b, F is the mean over them. Shares of scores of any unit compare with areas. Each look
+    for a slope sees the masked input moved by a random shift of up to `jitter` elements along its positions, at whose
+    ends its last elements are repeated.
     """
 
     def __init__(self, run: Run, x: Tensors, replacement: Tensors, seed: Array, jitter: int, random_seed: int):
         self._run, self._x, self._replacement, self._seed, self._jitter = run, x, replacement, seed, jitter
         self._generator = np.random.default_rng(random_seed)
-        self.whole, self.gone = (float(run.score(point, seed)[0]) for point in (x, replacement))
-        self._span = abs(self.whole - self.gone)
-        if self._span <= NONE * max(abs(self.whole), abs(self.gone)):
+        whole, self._gone = float(run.score(x, seed)[0]), float(run.score(replacement, seed).mean())
+        self._span = abs(whole - self._gone)
+        if self._span <= NONE * max(abs(whole), abs(self._gone)):
             self._span = 1.0
-            run.note("the input and its replacement have the same score: no part of the input can be why; say another "
-                     "baseline")  # fmt: skip
-        elif self.whole < self.gone:
-            run.note("the input's score is below its replacement's: as a whole it speaks against the target")
+            run.note("the input and its replacement have the same score, of which no part has a share: say a baseline")
+        elif whole < self._gone:
+            run.note("the input's score is below that of its replacement: as a whole it speaks against the target")
 
     def shares(self, masks: Tensors) -> Array:
-        """s at S masks as they are, unmoved, float64 (S,)."""
-        scores = self._run.score(self._points(self._x, self._replacement, masks), self._seed)
-        return np.asarray((scores - self.gone) / self._span)
+        """s at S masks, unmoved, float64 (S,)."""
+        rows = [self._replacement.row(n) for n in range(self._replacement.rows)]
+        scores = np.mean([self._run.score(_points(self._x, row, masks), self._seed) for row in rows], 0)
+        return np.asarray((scores - self._gone) / self._span)
 
     def note_shares(self, masks: Tensors) -> None:
         """Say what is left of the score at a mask, the largest of all explanations."""
@@ -67,46 +71,49 @@ class MaskedScore:
         A base that answers in shares of the score puts these in the place of its slope times x - b.
         """
         shift = {name: self._drawn(array.shape) for name, array in self._x.items()}
-        x, gone = (
-            Tensors({name: _moved(array, shift[name]) for name, array in tensors.items()})
-            for tensors in (self._x, self._replacement)
-        )
-        moved = Tensors({name: _moved(mask, shift[name]) for name, mask in masks.items()})
-        points = self._points(x, gone, moved)
-        answers = self._run.relevance(points, self._seed).wide()
-        answers = answers * (x - gone) if self._run.per_unit else answers
-        slopes = {}
-        for name, array in answers.items():
-            others = tuple(axis for axis in range(1, array.ndim) if axis not in group_axes(array.shape))
-            slopes[name] = _moved_back(array.sum(others, keepdims=True) / self._span, shift[name])
-        return Tensors(slopes)
-
-    def _points(self, x: Tensors, gone: Tensors, masks: Tensors) -> Tensors:
-        return Tensors({name: (gone[name] + masks[name] * (x[name] - gone[name])).astype(x[name].dtype) for name in x})
+        x, masks, gone = (_moved(tensors, shift) for tensors in (self._x, masks, self._replacement))
+        slopes = masks.map(np.zeros_like)
+        for n in range(gone.rows):
+            answers = self._run.relevance(_points(x, gone.row(n), masks), self._seed).wide()
+            answers = answers * (x - gone.row(n)) if self._run.per_unit else answers
+            slopes = slopes + answers.map(_over_channels)
+        return _moved_back(slopes / (gone.rows * self._span), shift)
 
     def _drawn(self, shape: Sequence[int]) -> dict[int, Array]:
-        """For each axis of positions, which element stands at each place."""
+        """For each axis of positions which element stands at each place."""
         axes = group_axes(shape) if len(shape) > 2 else ()
         steps = self._generator.integers(-self._jitter, self._jitter + 1, len(axes))
-        return {
-            axis: np.clip(np.arange(shape[axis]) + step, 0, shape[axis] - 1)
-            for axis, step in zip(axes, steps, strict=True)
-        }
+        pairs = zip(axes, steps, strict=True)
+        return {axis: np.clip(np.arange(shape[axis]) + step, 0, shape[axis] - 1) for axis, step in pairs}
 
 
-def _moved(array: Array, shift: dict[int, Array]) -> Array:
-    for axis, places in shift.items():
-        array = np.take(array, places, axis)
-    return array
+def _points(x: Tensors, gone: Tensors, masks: Tensors) -> Tensors:
+    return Tensors({name: (gone[name] + masks[name] * (x[name] - gone[name])).astype(x[name].dtype) for name in x})
 
 
-def _moved_back(array: Array, shift: dict[int, Array]) -> Array:
-    """The adjoint of `_moved`: elements that stood at several places get the sum."""
-    for axis, places in shift.items():
-        back = np.zeros_like(array)
-        np.add.at(np.moveaxis(back, axis, 0), places, np.moveaxis(array, axis, 0))
-        array = back
-    return array
+def _over_channels(array: Array) -> Array:
+    """Summed over all but the positions; those axes stay, of length one."""
+    axes = tuple(axis for axis in range(1, array.ndim) if axis not in group_axes(array.shape))
+    return np.asarray(array.sum(axes, keepdims=True))
+
+
+def _moved(tensors: Tensors, shift: dict[str, dict[int, Array]]) -> Tensors:
+    moved = dict(tensors)
+    for name, of_axes in shift.items():
+        for axis, places in of_axes.items():
+            moved[name] = np.take(moved[name], places, axis)
+    return Tensors(moved)
+
+
+def _moved_back(tensors: Tensors, shift: dict[str, dict[int, Array]]) -> Tensors:
+    """The adjoint of `_moved`: an element that stood at several places gets their sum."""
+    moved = dict(tensors)
+    for name, of_axes in shift.items():
+        for axis, places in of_axes.items():
+            back = np.zeros_like(moved[name])
+            np.add.at(np.moveaxis(back, axis, 0), places, np.moveaxis(moved[name], axis, 0))
+            moved[name] = back
+    return Tensors(moved)
 
 
 class CoarseMask:

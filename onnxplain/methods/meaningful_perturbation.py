@@ -41,11 +41,11 @@ def meaningful_perturbation(
 ) -> Tensors:
     """A mask, found by gradient descent, that is small and smooth and whose elements carry the score.
 
-    Deletion: m minimises s(m) + area_weight mean(1 - m) + variation_weight mean |grad m|^variation_power, and R = 1 - m.
-    Preservation: -min(s(m), 1) + area_weight mean(m) + the same, and R = m. s(m) is the share that b + m (x - b) keeps of
-    F(x) - F(b), so that one default of the weights serves logits and probabilities: the paper descends on a probability
-    itself, and weighs sums over the mask by 1e-4 and 1e-2. m is enlarged linearly from a grid of cells; Adam takes the
-    steps from m = 1, and what leaves 0 … 1 is put back.
+    Deletion: m minimises s(m) + area_weight mean(1 - m) + variation_weight mean |grad m|^variation_power, R = 1 - m.
+    Preservation: -min(s(m), 1) + area_weight mean(m) + the same, and R = m. s(m) is the share that b + m (x - b) keeps
+    of F(x) - F(b), so that one default of the weights serves logits and probabilities: the paper descends on a
+    probability itself, and weighs sums over the mask by 1e-4 and 1e-2. m is enlarged linearly from a grid of cells;
+    Adam takes the steps from m = 1, and what leaves 0 … 1 is put back.
 
     x (1, …) in model units; result the same shape, 0 (nothing to the score) to 1, the same for all channels of a place.
     form: deletion: what must go for the score to go; preservation: what is enough for it.
@@ -57,7 +57,7 @@ def meaningful_perturbation(
     rate: of a step, of the mask's range 0 to 1.
     random_seed: of the jitter, the same for every row and target.
     """
-    score = MaskedScore(run, x, taken_away(x, baseline), seed, jitter, random_seed)
+    score = MaskedScore(run, x, taken_away(run, x, baseline), seed, jitter, random_seed)
     coarse = {name: CoarseMask(array.shape, cells) for name, array in x.items()}
     sign = 1.0 if form == "deletion" else -1.0
     grid, adam = Tensors({name: np.ones((1, *c.shape)) for name, c in coarse.items()}), Adam(rate)
