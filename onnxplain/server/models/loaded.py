@@ -191,11 +191,12 @@ class LoadedModel:
         begun = time.perf_counter()
         subject = self._subject(request)
         subject = subject if subject.request == request else replace(subject, request=request)
+        columns = Preprocessing.of(self.settings).columns(subject.inputs)
         restored = None if recipe.looped else self._prepared.graph(subject, recipe, self.bounds)
-        graph = None if restored is None else restored.graph
         explainer = Explainer(
             subject, recipe, bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
-            graph=graph, background=self.background if recipe.background != "none" else None,
+            graph=None if restored is None else restored.graph, columns=columns,
+            background=self.background if recipe.background != "none" else None,
         )  # fmt: skip
         queue, forward_queue = (subject if recipe.looped else explainer).session, subject.session
         assert isinstance(queue, ModelQueue) and isinstance(forward_queue, ModelQueue)
