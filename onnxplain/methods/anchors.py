@@ -33,7 +33,7 @@ def anchors(
     confidence: Annotated[float, Range(0.001, 0.5)] = 0.05,
     bins: Annotated[int, Range(2, 100)] = 4,
     beam: Annotated[int, Range(1, 100)] = 4,
-    longest: Annotated[int, Range(1, 100)] = 6,
+    longest: Annotated[int, Range(1, 100)] = 8,
     samples: Annotated[int, Range(100, 10_000_000)] = 10000,
     threshold: Threshold = None,
     random_seed: Annotated[int, Range(0)] = 0,

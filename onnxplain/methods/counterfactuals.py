@@ -94,7 +94,7 @@ class Neighbourhood:
         for unit in sorted(self.units, key=lambda unit: float((np.abs(row - x) / self.scale)[unit].sum())):
             trial = row.copy()
             trial[unit] = x[unit]
-            if (trial != row).any() and reached(trial):
+            if (row != x)[unit].any() and reached(trial):
                 row = trial
         for unit in self.units:
             near, far = 0.0, 1.0  # shares of the change
@@ -112,14 +112,12 @@ class Neighbourhood:
 
     def seen(self, row: Array) -> Array:
         """A valid row (1, columns) as whoever adds the answer, in the inputs' types, to x sees it."""
-        x, like = self.table.row, self.table.like
-        valid = self.valid(row[None].copy())
-        change = self.table.flat(self.table.points(valid - x))
-        return self.table.flat(like + self.table.points(change))
+        change = self.valid(row[None].copy()) - self.table.row
+        return self.table.flat(self.table.like + self.table.points(change))
 
     def _short(self, row: Array, digits: int) -> Array:
         changed = row != self.table.row
-        return np.array([float(f"{v:.{digits}g}") if c else v for v, c in zip(row, changed, strict=True)])
+        return np.array([float(f"{v:.{digits}g}") if change else v for v, change in zip(row, changed, strict=True)])
 
     def answer(self, run: Run, found: Array | None, decision: Decision, looked: str) -> Tensors:
         """The change of each column, and in words what to change and what the class then is.
@@ -135,8 +133,9 @@ class Neighbourhood:
         else:
             row = self.seen(found)
             after = decision.name(int(decision.classes(row)[0]))
-            largest = np.argsort(-np.abs(row[0] - x) / self.scale, kind="stable")
-            changes = [f"{names[n]} from {x[n]:.6g} to {row[0][n]:.6g}" for n in largest if row[0][n] != x[n]]
+            change = row[0] - x
+            largest = np.argsort(-np.abs(change) / self.scale, kind="stable")
+            changes = [f"{names[n]} from {x[n]:.6g} to {row[0][n]:.6g}" for n in largest if change[n]]
             run.note(f"change {listed(changes)}: then it is {after}, not {decision.name(decision.before)}")
             return self.table.points(self.valid(found[None].copy()) - x)
         return self.table.points(np.zeros((1, len(x))))

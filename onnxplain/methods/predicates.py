@@ -35,7 +35,8 @@ class Predicates:
             values = rows[:, column]
             edges = np.nanquantile(values, np.arange(1, bins) / bins, method="lower")
             edges = np.unique(edges[edges < np.nanmax(values)])  # at the largest value nothing is above
-            found += [(column, float(edge), bool(value > edge)) for edge in edges if not np.isnan(value)]
+            shorts = [_short(edge, float(np.min(values[values > edge]))) for edge in edges]
+            found += [(column, edge, bool(value > edge)) for edge in shorts]
         columns = np.array([entry[0] for entry in found], np.int64)
         edges, above = np.array([entry[1] for entry in found]), np.array([entry[2] for entry in found], bool)
         values = rows[:, columns].T
@@ -78,9 +79,18 @@ class Predicates:
             lows = [self.edge[p] for p in rule if self.column[p] == column and self.above[p]]
             highs = [self.edge[p] for p in rule if self.column[p] == column and not self.above[p]]
             name = self.table.names[column]
-            low, high = f"{max(lows, default=0):.6g}", f"{min(highs, default=0):.6g}"
+            low, high = f"{max(lows, default=0):.9g}", f"{min(highs, default=0):.9g}"
             if lows and highs:
                 parts.append(f"{low} < {name} <= {high}")
             else:
                 parts.append(f"{name} > {low}" if lows else f"{name} <= {high}")
         return listed(parts, "predicates")
+
+
+def _short(low: float, high: float) -> float:
+    """The number of the fewest digits from low up to, but not, high: it parts the same values as low does."""
+    for digits in range(1, 17):
+        for number in (low, (low + high) / 2):
+            if low <= (short := float(f"{number:.{digits}g}")) < high:
+                return short
+    return float(low)
