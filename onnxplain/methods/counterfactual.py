@@ -12,7 +12,7 @@ from onnxplain.methods.decisions import Decision, Threshold, ToClass
 from onnxplain.methods.options import Range
 from onnxplain.methods.registry import method
 from onnxplain.methods.run import Run
-from onnxplain.methods.tables import Table, table_of
+from onnxplain.methods.tables import TableRow, table_of
 from onnxplain.methods.tensors import Array, Tensors
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)  # of the gap, one after the other
@@ -48,8 +48,8 @@ def counterfactual(
     starts at x, until rows are decided otherwise. Steps are proximal (ISTA), of the length at which a linear score
     closes its gap, so that columns which do not pay for their distance stay what they are; the paper has Adam. The
     nearest rows are made sparse: changes are taken back, the smallest first, while the decision stays, then each is
-    halved towards x. The answer is checked by the model. Where the target is not the class of x, the nearest row that
-    has the target's class is looked for.
+    made as small as it can be. The answer is checked by the model. Where the target is not the class of x, the nearest
+    row that has the target's class is looked for.
 
     x (1, columns) in model units; result the same shape: counterfactual - x, in model units, 0 where none was found.
     A note says in words what to change, and what the class then is.
@@ -96,7 +96,7 @@ def _stepped(row: Array, around: Neighbourhood, behind: float, slope: Array, wei
 class _Gap:
     """How far the best wanted class is behind the best other one, and which way that grows."""
 
-    def __init__(self, run: Run, table: Table, decision: Decision, seed: Array):
+    def __init__(self, run: Run, table: TableRow, decision: Decision, seed: Array):
         self._run, self._table, self._decision, self._seed = run, table, decision, seed
         self._ahead, self._behind = 0, 1
 

@@ -10,7 +10,7 @@ import numpy as np
 from onnxplain.methods.decisions import Decision
 from onnxplain.methods.options import Doc
 from onnxplain.methods.run import Run
-from onnxplain.methods.tables import Table, listed
+from onnxplain.methods.tables import TableRow, listed
 from onnxplain.methods.tensors import Array, Tensors
 
 Scale = Annotated[
@@ -28,7 +28,7 @@ OneHot = Annotated[
     Doc("a number for each column: those of one number are a one-hot code, of 0 none."),
 ]
 Bound = Annotated[float | list[float] | None, Doc("of the values, one number or one for each column.")]
-HALVINGS = 12  # of a change, while the decision stays the other one
+PARTS = 32  # of a change, the smallest of which is taken at which the decision stays the other one
 DIGITS = (2, 3, 4, 5, 6, 9)  # significant ones, of which a value gets as few as leave the decision the other one
 
 
@@ -39,7 +39,7 @@ class Neighbourhood:
     """
 
     def __init__(
-        self, run: Run, table: Table, scale: float | Sequence[float] | None, fixed: Sequence[float] | None,
+        self, run: Run, table: TableRow, scale: float | Sequence[float] | None, fixed: Sequence[float] | None,
         whole: Sequence[float] | None, one_hot: Sequence[float] | None, low: float | Sequence[float] | None,
         high: float | Sequence[float] | None,
     ):  # fmt: skip
@@ -84,35 +84,38 @@ class Neighbourhood:
         """A row that is decided as `row` is, with fewer and smaller changes of x.
 
         The smallest changes are taken back first, one column or code after the other, while the decision stays; what is
-        left is halved towards x, and told in as few digits as can be.
+        left is made as small as it can be, column by column, and told in as few digits as can be.
         """
         x = self.table.row
-
-        def reached(trial: Array) -> bool:
-            return bool(decision.reached(self.seen(trial))[0])
-
         for unit in sorted(self.units, key=lambda unit: float((np.abs(row - x) / self.scale)[unit].sum())):
             trial = row.copy()
             trial[unit] = x[unit]
-            if (row != x)[unit].any() and reached(trial):
+            if (row != x)[unit].any() and decision.reached(self.seen(trial[None]))[0]:
                 row = trial
         for unit in self.units:
-            near, far = 0.0, 1.0  # shares of the change
-            if len(unit) > 1 or row[unit[0]] == x[unit[0]]:
-                continue
-            whole_way = row[unit] - x[unit]
-            for _ in range(HALVINGS):
-                trial = row.copy()
-                trial[unit] = x[unit] + (near + far) / 2 * whole_way
-                if reached(trial):
-                    row, far = self.seen(trial)[0], (near + far) / 2
-                else:
-                    near = (near + far) / 2
-        return next((short for short in (self._short(row, digits) for digits in DIGITS) if reached(short)), row)
+            if len(unit) == 1 and row[unit[0]] != x[unit[0]]:
+                row = self._smaller(row, int(unit[0]), decision)
+        shorts = np.stack([self._short(row, digits) for digits in DIGITS])
+        stay = decision.reached(self.seen(shorts))
+        return np.asarray(shorts[stay.argmax()] if stay.any() else row)
 
-    def seen(self, row: Array) -> Array:
-        """A valid row (1, columns) as whoever adds the answer, in the inputs' types, to x sees it."""
-        change = self.valid(row[None].copy()) - self.table.row
+    def _smaller(self, row: Array, column: int, decision: Decision) -> Array:
+        """With the smallest change of one column at which the decision stays, among shares of it, cut finer twice."""
+        start, change, low, high = self.table.row[column], row[column] - self.table.row[column], 0.0, 1.0
+        for _ in range(2):
+            shares = np.linspace(low, high, PARTS + 1)[1:]
+            trials = np.repeat(row[None], PARTS, 0)
+            trials[:, column] = start + shares * change
+            stay = decision.reached(self.seen(trials))
+            if not stay.any():
+                break
+            low, high = [low, *shares][stay.argmax()], shares[stay.argmax()]
+            row = trials[stay.argmax()]
+        return row
+
+    def seen(self, rows: Array) -> Array:
+        """Rows (S, columns) as whoever adds the answer, in the inputs' types, to x sees them."""
+        change = self.valid(rows.copy()) - self.table.row
         return self.table.flat(self.table.like + self.table.points(change))
 
     def _short(self, row: Array, digits: int) -> Array:
@@ -131,7 +134,7 @@ class Neighbourhood:
             wanted = " or ".join(decision.name(goal) for goal in decision.goals[:3])
             run.note(f"no counterfactual was found, so all changes are 0: nothing is {wanted} {looked}")
         else:
-            row = self.seen(found)
+            row = self.seen(found[None])
             after = decision.name(int(decision.classes(row)[0]))
             change = row[0] - x
             largest = np.argsort(-np.abs(change) / self.scale, kind="stable")

@@ -9,7 +9,7 @@ import numpy as np
 from onnxplain.errors import UsageError
 from onnxplain.methods.options import Doc, Range
 from onnxplain.methods.run import Run
-from onnxplain.methods.tables import Table
+from onnxplain.methods.tables import TableRow
 from onnxplain.methods.tensors import Array
 
 Threshold = Annotated[
@@ -28,7 +28,7 @@ class Decision:
     a threshold.
     """
 
-    def __init__(self, run: Run, table: Table, seed: Array, threshold: float | None, to: int | None = None):
+    def __init__(self, run: Run, table: TableRow, seed: Array, threshold: float | None, to: int | None = None):
         self._run, self._table, self._threshold = run, table, threshold
         weights = np.asarray(seed, np.float64).reshape(-1)
         self.single = weights.size == 1

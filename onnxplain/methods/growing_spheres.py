@@ -48,9 +48,9 @@ def growing_spheres(
 
     Rows are drawn in rings around x whose radii, of changes divided by scale, grow by one factor from nearest to
     farthest. In the first ring with a row that is decided otherwise the nearest ones are made sparse: changes are taken
-    back, the smallest first, while the decision stays, then each is halved towards x. The answer is checked by the
-    model. Where the target is not the class of x, the nearest row that has the target's class is looked for. The paper
-    moves all columns of each row; here a random choice of them moves, so that few columns are tried too.
+    back, the smallest first, while the decision stays, then each is made as small as it can be. The answer is checked
+    by the model. Where the target is not the class of x, the nearest row that has the target's class is looked for. The
+    paper moves all columns of each row; here a random choice of them moves, so that few columns are tried too.
 
     x (1, columns) in model units; result the same shape: counterfactual - x, in model units, 0 where none was found.
     A note says in words what to change, and what the class then is.

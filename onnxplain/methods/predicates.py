@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxplain.methods.tables import Table, listed
+from onnxplain.methods.tables import TableRow, listed
 from onnxplain.methods.tensors import Array
 
 
@@ -19,7 +19,7 @@ class Predicates:
     bool (predicates, B).
     """
 
-    table: Table
+    table: TableRow
     rows: Array
     column: Array
     edge: Array
@@ -28,7 +28,7 @@ class Predicates:
     generator: np.random.Generator
 
     @classmethod
-    def of(cls, table: Table, rows: Array, bins: int, generator: np.random.Generator) -> Predicates:
+    def of(cls, table: TableRow, rows: Array, bins: int, generator: np.random.Generator) -> Predicates:
         """Those at the inner quantiles of each column, equal ones once. rows: the background, float64."""
         found: list[tuple[int, float, bool]] = []
         for column, value in enumerate(table.row):

@@ -16,7 +16,7 @@ WORDS = 8  # columns that a note names before "and N more"
 
 
 @dataclass(frozen=True)
-class Table:
+class TableRow:
     """The columns of one row, those of all inputs one behind the other.
 
     like: the row, (1, …) for each input. names: of the columns.
@@ -59,7 +59,7 @@ class Table:
         return chosen
 
 
-def table_of(run: Run, x: Tensors, method: str) -> Table:
+def table_of(run: Run, x: Tensors, method: str) -> TableRow:
     """The columns of x. Raises UsageError for inputs that are no tables."""
     names: list[str] = []
     for name, array in x.items():
@@ -71,7 +71,7 @@ def table_of(run: Run, x: Tensors, method: str) -> Table:
             names += known
         else:
             names += [name] if width == 1 else [f"{name}[{column}]" for column in range(width)]
-    return Table(x, tuple(names))
+    return TableRow(x, tuple(names))
 
 
 def listed(parts: Sequence[str], more: str = "columns") -> str:

@@ -14,7 +14,7 @@ from onnxplain import Explainer
 from onnxplain.errors import UsageError
 from onnxplain.methods.anchor_search import Candidate, bounds, divergence
 from onnxplain.methods.predicates import Predicates
-from onnxplain.methods.tables import Table
+from onnxplain.methods.tables import TableRow
 from onnxplain.methods.tensors import Tensors
 
 ROWS = np.random.default_rng(0).normal(0, 1, (400, 4)).astype(np.float32)
@@ -118,7 +118,7 @@ def test_flowers_are_told_by_their_petals():
 
 def test_rows_are_drawn_from_those_that_fulfil_the_rule_and_from_all_in_the_other_columns():
     rows, x = ROWS.astype(np.float64), np.array([[0.5, -0.5, 0.2, 0.0]], np.float32)
-    table = Table(Tensors({"x": x}), tuple(COLUMNS))
+    table = TableRow(Tensors({"x": x}), tuple(COLUMNS))
     rules = Predicates.of(table, rows, 4, np.random.default_rng(0))
     assert len(rules.column) == 12
     for n in range(12):  # what x fulfils
@@ -152,7 +152,7 @@ def test_what_cannot_be_is_one_line(rule, tmp_path):
 
 def test_an_edge_is_the_shortest_number_between_two_neighbours():
     rows = np.array([[1.5], [1.50001], [1.7], [2.123456], [2.2]])
-    table = Table(Tensors({"x": np.array([[1.6]], np.float32)}), ("x",))
+    table = TableRow(Tensors({"x": np.array([[1.6]], np.float32)}), ("x",))
     rules = Predicates.of(table, rows, 5, np.random.default_rng(0))
     assert all(float(f"{edge:.9g}") == edge for edge in rules.edge)  # as the note writes it
     parts = [(rows[:, 0] > edge).sum() for edge in rules.edge]

@@ -102,7 +102,7 @@ def test_of_a_tree_the_change_goes_just_over_the_nearest_threshold(tmp_path):
     x = np.array([[1, 1, 7], [2.5, 4.0, 7], [3, 5.2, 7], [1.5, 5.1, 7]], np.float32)
     found = Explainer(path, "growing_spheres", scale=1.0, kind="classification").explain(x)
     expected = [[1, 0, 0], [-0.5, 0, 0], [0, -0.2, 0], [0.5, -0.1, 0]]
-    np.testing.assert_allclose(found.relevance, expected, atol=0.02)  # halved twelve times, then in few digits
+    np.testing.assert_allclose(found.relevance, expected, atol=0.02)  # a 1024th of the change, then in few digits
     assert (after(Subject.of(path), x, found) != found.scores.argmax(1)).all()
 
 
