@@ -36,7 +36,7 @@ class Loop:
 
     graph, base: what answers `relevance`, and the method it is compiled of; None for a forward-only method. attributed:
     the float inputs that move. bounds: see `Run`. channels: feature maps that the method answers for, see `Run`;
-    read: their values, of feeds. How points are run:
+    read: their values, of feeds. columns, labels: names, see `Run`. How points are run:
 
     * stacked, many to a run, along axis 0, where the graph proves that it carries the batch (`proven`);
     * one by one in their batch, the other rows as they are, where rows are samples and nothing is proven;
@@ -57,9 +57,12 @@ class Loop:
         background: Background | None = None,
         channels: Mapping[str, int] | None = None,
         read: Read | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        labels: Sequence[str] = (),
     ):
         self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
         self.samples, self.bounds, self.channels = samples, bounds, dict(channels or {})
+        self.columns, self.labels = dict(columns or {}), labels
         self._subject, self._graph, self._explained = subject, graph, explained
         self._attributed, self._proven, self._progress, self._read = list(attributed), proven, progress, read
         self._answered, self._background = list(self.channels) or self._attributed, background

@@ -117,7 +117,8 @@ class Looped(Method):
     takes all rows of a call at once. background: whether it takes rows of data, or cannot do without; one that does so
     only with an option such as baseline=background says none. layer: what it does with a feature map, the last one
     unless told otherwise, for each position of which it answers one number: "read" moves the inputs and reads the map,
-    "moved" moves the map itself; "" is about what is attributed.
+    "moved" moves the map itself; "" is about what is attributed. of_tables: it is for tables, (samples, columns), and
+    refuses other inputs.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
@@ -125,6 +126,7 @@ class Looped(Method):
     of_trees: bool = False
     background: Need = "none"
     layer: Layer = ""
+    of_tables: bool = False
 
     @property
     def maps(self) -> bool:
@@ -152,7 +154,7 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False, background: Need = "none", layer: Layer = "",
+    of_trees: bool = False, background: Need = "none", layer: Layer = "", of_tables: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
@@ -161,12 +163,14 @@ def method(
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
     gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads
     `run.background` without an option that says so. layer: see `Looped`; such a method has no base, or
-    `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
+    `layer_gradient`. of_tables: it is for tables. Its first docstring line says what it is, a line `option: …` what an
+    option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, background, layer))
+        entry = Looped(name, doc, cite, channels, signed, function, base, of_trees, background, layer, of_tables)
+        METHODS.add(name, entry)
         return function
 
     return register

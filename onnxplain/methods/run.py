@@ -28,6 +28,12 @@ class Run(Protocol):
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
+    columns: Mapping[str, Sequence[str]]
+    """Names of a table's columns, by input, where they are known."""
+
+    labels: Sequence[str]
+    """Names of the classes where they are known; of another number where they name another tensor."""
+
     @property
     def background(self) -> Tensors | None:
         """Rows of data, (B, …) for each attributed input, B at least 1; None where none were given.

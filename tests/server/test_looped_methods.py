@@ -18,8 +18,8 @@ from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
 from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
-LOOPED = [name for name in of_family("looped") if not METHODS[name].maps]
-FORWARD_ONLY = [name for name in of_family("forward-only") if not METHODS[name].of_trees]
+LOOPED = [n for n in of_family("looped") if not METHODS[n].maps and not METHODS[n].of_tables]
+FORWARD_ONLY = [n for n in of_family("forward-only") if not METHODS[n].of_trees and not METHODS[n].of_tables]
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
 ROWS = sample("digits_cnn")[:1] * np.float32([0, 0.5, 1]).reshape(3, 1, 1, 1)
