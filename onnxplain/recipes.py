@@ -205,7 +205,13 @@ class Recipe:
         base, base_options = parse_composite(self.composite)
         composite: Composite = parse_assignments(found.options.get("rules", ())) | base.make(bounds, **base_options)
         return Propagation(
-            found.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, found.content()
+            found.method,
+            composite,
+            STARTS[form.start],
+            FINISHES[form.finish],
+            form.passes,
+            found.content(),
+            found.options.get("baseline"),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -16,7 +16,7 @@ from onnxplain.compile.feature_maps import weigh
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, LEDGER, Ledger
 from onnxplain.compile.needed import needed_for, remove
-from onnxplain.compile.reference_forward import add_reference
+from onnxplain.compile.reference_forward import FED, Baseline, add_reference, require_followed
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
 from onnxplain.composites import Composite
@@ -36,7 +36,10 @@ from onnxplain.vjp import lookup
 
 @dataclass(frozen=True)
 class Propagation:
-    """How relevance is made. name and recipe say for whom; passes: what each pass does to the last rule."""
+    """How relevance is made. name and recipe say for whom; passes: what each pass does to the last rule.
+
+    baseline: the reference that rules of differences compare with; FED: inputs `<input>.reference`; None: no reference.
+    """
 
     name: str
     composite: Composite
@@ -44,6 +47,7 @@ class Propagation:
     finish: Finish
     passes: tuple[str, ...] = ("",)
     recipe: dict[str, Any] = field(default_factory=dict)
+    baseline: Baseline | Literal["input"] | None = None
 
 
 @dataclass
@@ -102,8 +106,14 @@ class _Job:
         self.forward_count = len(list(self.graph))
         self.found = Analysis(model, resolved, propagation.composite, request, propagation.finish)
         self.op = self.found.op
-        if request.reference:
+        if request.reference or propagation.baseline == FED:
             add_reference(self.op, self.found.sources)
+        elif propagation.baseline is not None:
+            add_reference(self.op, self.found.sources, propagation.baseline)
+        if propagation.composite.differences:
+            found = self.found
+            receptive = found.op.facts.receptive or ()
+            require_followed(found.path, found.nodes, found.sources, receptive, found.passes)
         self.rules = {node: propagation.composite.rule_for(place) for node, place in self.found.places.items()}
         propagation.composite.check_assignments(self.found.places.values())
         self._say_missed_boxes()
@@ -189,7 +199,7 @@ class _Job:
                 self.graph.inputs.remove(entry)
             elif entry.is_graph_input():
                 self.references[str(entry.name)] = str(value.name)
-        if not self.references:
+        if not self.references and self.propagation.baseline is None:
             raise UsageError(f"reference: no rule of {self.propagation.name} reads a reference here. Leave it out.")
 
     def _walk(self, start: dict[ir.Value, Relevance], how: str, ledger: Ledger | None) -> dict[ir.Value, Relevance]:

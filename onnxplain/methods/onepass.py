@@ -88,3 +88,11 @@ _add(
     },
     signed=False,
 )
+_add(
+    "deep_lift",
+    "DeepLIFT by the rescale rule: multipliers of the difference from a baseline, times that difference.",
+    "Shrikumar, Greenside and Kundaje 2017, Learning Important Features Through Propagating Activation Differences",
+    "rescale",
+    Form("seed", "times_difference"),
+    reference=True,
+)

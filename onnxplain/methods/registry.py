@@ -11,6 +11,10 @@ from onnxplain.errors import UnknownName, UsageError
 from onnxplain.methods.options import Option, declared
 from onnxplain.registry import Registry
 
+BASELINE = (
+    "What the input is compared with, in model units: one number, one for each channel, or input: fed beside it as "
+    "`<input>.reference`."
+)
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
 
@@ -58,13 +62,15 @@ class Method:
 class OnePass(Method):
     """A method that is wholly in the compiled graph.
 
-    composite: the one it takes unless told otherwise. forms: the first is the default. maps: it attributes to a feature
+    composite: the one it takes unless told otherwise. forms: the first is the default. reference: it compares the input
+    with a baseline. maps: it attributes to a feature
     map, the last one unless told otherwise, and answers with one number for each position of it. weighed: its answer is
     multiplied by a map of the last feature map.
     """
 
     composite: str = "none"
     forms: Mapping[str, Form] = None  # type: ignore[assignment]
+    reference: bool = False
     maps: bool = False
     weighed: bool = False
     family: ClassVar[Family] = "one-pass"
@@ -77,7 +83,7 @@ class OnePass(Method):
     @property
     def per_unit(self) -> bool:
         """Whether it answers per unit of the input, as a gradient does; else its answer is a share of the score."""
-        return not self.relevance and not self.maps and self.form().finish != "times_input"
+        return not self.relevance and not self.maps and not self.form().finish.startswith("times_")
 
     @property
     def derivative(self) -> bool:
@@ -91,6 +97,8 @@ class OnePass(Method):
         if self.relevance:
             found.append(Option("composite", self.composite, ("str",), doc="Which rule where."))
             found.append(Option("rules", (), ("texts",), doc="Rules of single nodes, before the composite's."))
+        if self.reference:
+            found.append(Option("baseline", 0.0, ("float", "list"), ("input",), doc=BASELINE))
         if len(self.forms) > 1:
             names = tuple(self.forms)
             found.append(Option("form", names[0], (), names, doc="By the paper, or as its code has it."))
