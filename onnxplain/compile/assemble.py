@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
@@ -47,7 +47,7 @@ class Propagation:
     finish: Finish
     passes: tuple[str, ...] = ("",)
     recipe: dict[str, Any] = field(default_factory=dict)
-    baseline: Baseline | Literal["input"] | None = None
+    baseline: Baseline | None = None
 
 
 @dataclass
@@ -106,10 +106,8 @@ class _Job:
         self.forward_count = len(list(self.graph))
         self.found = Analysis(model, resolved, propagation.composite, request, propagation.finish)
         self.op = self.found.op
-        if request.reference or propagation.baseline == FED:
-            add_reference(self.op, self.found.sources)
-        elif propagation.baseline is not None:
-            add_reference(self.op, self.found.sources, propagation.baseline)
+        if (baseline := FED if request.reference else propagation.baseline) is not None:
+            add_reference(self.op, self.found.sources, baseline)
         if propagation.composite.differences:
             found = self.found
             receptive = found.op.facts.receptive or ()

@@ -6,6 +6,7 @@ Weights, and whatever else depends on no input that has a reference, are shared 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -19,18 +20,16 @@ from onnxplain.vjp import registered
 
 SUFFIX = ".reference"
 REFERENCES = "references"  # symbol of the rows of reference inputs
-FED = "input"  # in the place of a baseline: the caller feeds the references
-Baseline = float | Sequence[float]
+FED: Literal["input"] = "input"  # in the place of a baseline: the caller feeds the references
+Baseline = float | Sequence[float] | Literal["input"]
 
 
-def add_reference(
-    op: Backward, inputs: Collection[ir.Value], baseline: Baseline | None = None
-) -> dict[ir.Value, ir.Value]:
+def add_reference(op: Backward, inputs: Collection[ir.Value], baseline: Baseline = FED) -> dict[ir.Value, ir.Value]:
     """Append the copy and its inputs; returns forward tensor → the same tensor of the reference.
 
-    inputs: those that get a reference, `<input>.reference`: 1 row, or as many as there are streams, where these are
-    free; else the input's own shape. baseline: what the reference is, one number or one for each channel; the copy is
-    then made of constants and there are no further inputs. What is known of a forward tensor (axes, signs, masks) is
+    inputs: those that get a reference. baseline: what it is, one number or one for each channel; the copy is then made
+    of constants. FED: the graph gets inputs `<input>.reference`: 1 row, or as many as there are streams, where these
+    are free; else the input's own shape. What is known of a forward tensor (axes, signs, masks) is
     known of its copy. Raises UnsupportedModel for a tensor that has the name, and for a node that draws at random
     between the two; UsageError for a baseline that does not fit the inputs.
     """
@@ -44,12 +43,12 @@ def add_reference(
             raise UnsupportedModel(
                 f"the model has a tensor named {name!r}, which the compiled graph needs for its reference. Rename it."
             )
-        if baseline is None:
+        if baseline == FED:
             copies[value] = _copied(op, value, name)
             graph.inputs.append(copies[value])
         else:
             copies[value] = filled(op, value, baseline)
-    rows = REFERENCES if baseline is None else 1
+    rows = REFERENCES if baseline == FED else 1
     for node in forward:
         if changing.isdisjoint(node.outputs):
             continue
@@ -112,8 +111,19 @@ def _take_on(op: Backward, value: ir.Value, copy: ir.Value, name: str, rows: int
 
 
 def _shape(op: Backward, value: ir.Value, rows: int | str) -> list[int | str | None]:
-    axis = op.stream_axis(value)
-    return [rows if i == axis and not isinstance(dim, int) else dim for i, dim in enumerate(dims(value))]
+    """A length that may be made of the batch is left open: equal symbols must mean equal lengths."""
+    axis, shape = op.stream_axis(value), dims(value)
+    if not op.facts.free:
+        return shape
+    entries = [dims(entry) for entry in op.graph.inputs if entry.shape is not None]
+    batch, own = {shape[0] for shape in entries if shape}, {dim for shape in entries for dim in shape[1:]}
+    made: list[int | str | None] = []
+    for i, dim in enumerate(shape):
+        if isinstance(dim, int):
+            made.append(dim)
+        else:
+            made.append(rows if i == axis or dim in batch else dim if dim in own else None)
+    return made
 
 
 def filled(op: Backward, value: ir.Value, baseline: Baseline) -> ir.Value:

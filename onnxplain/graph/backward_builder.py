@@ -112,13 +112,14 @@ class Backward(Builder):
         """A forward tensor half way between its value and that on the reference inputs; itself where they are one."""
         if not self.differs(value):
             return self.real(value)
-        made = self.once(
-            ("midpoint", value),
-            lambda: self.Mul(self.Add(self.real(value), self.real(self.reference(value))), 0.5),
-        )
-        if value in self.facts.axes:
-            self.facts.axes = {**self.facts.axes, made: self.facts.axes[value]}
-        return self.reshaped(made, dims(value))
+
+        def make() -> ir.Value:
+            made = self.Mul(self.Add(self.real(value), self.real(self.reference(value))), 0.5)
+            if value in self.facts.axes:
+                self.facts.axes = {**self.facts.axes, made: self.facts.axes[value]}
+            return made  # type: ignore[no-any-return]
+
+        return self.once(("midpoint", value), make)
 
     def on_reference(self, node: Node) -> Node:
         """The same step of the forward pass on the reference inputs."""

@@ -215,7 +215,8 @@ def neighbours(node: Node) -> np.ndarray:
         )
     distance = np.arange(channels)[None, :] - np.arange(channels)[:, None]
     sees = (-((size - 1) // 2) <= distance) & (distance <= size // 2)
-    return sees.astype(float).reshape(channels, channels, *[1] * (rank(node.x) - 2))
+    band: np.ndarray = sees.astype(float).reshape(channels, channels, *[1] * (rank(node.x) - 2))
+    return band
 
 
 @vjp(

@@ -33,7 +33,7 @@ def _joined(
 ) -> ir.Value:
     """d, inverse: half way. slope: delta(1/s) over the difference of the mean square."""
     r = m * inverse + d * (average(op, m * d, axes) * slope * 2.0)
-    return r - average(op, r, axes) if centre else r
+    return r - average(op, r, axes) if centre else r  # type: ignore[no-any-return]
 
 
 def _spread(op: Backward, x: ir.Value, axes: list[int], epsilon: float, centre: bool) -> tuple[ir.Value, ir.Value]:

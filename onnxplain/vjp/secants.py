@@ -112,19 +112,31 @@ def rescaled(op: Backward, node: Node, m: ir.Value) -> list[Gradient]:
     given = differing(op, node)
     slopes = list(lookup(node).vjp(op, node, m))
     for i in given:
-        value = node.inputs[i]
-        assert value is not None
-        if slopes[i] is None:
+        slope, value = slopes[i], node.inputs[i]
+        if slope is None or value is None:
             continue
-        difference = op.difference(value)
-        near = op.once(("near", value), lambda d=difference: op.Less(op.Abs(d), NEAR))
-        step = op.once(("step", value), lambda d=difference, n=near: op.Where(n, 1.0, d))
-        ratio = op.once(("ratio", node.y, i), lambda i=i, s=step: op.Div(part(op, node, given, i), s))
-        slope = slopes[i]
         if lookup(node).unbounded:
             slope = op.Where(op.Less(op.Abs(slope), float("inf")), slope, 0.0)
-        slopes[i] = op.reshaped(op.Where(near, slope, m * ratio), dims(m))
+        moved = m * ratio(op, node, given, i)
+        slopes[i] = op.reshaped(op.Where(near(op, value), slope, moved), dims(m))
     return slopes
+
+
+def near(op: Backward, value: ir.Value) -> ir.Value:
+    """|x - x'| < NEAR, once for all users."""
+    return op.once(("near", value), lambda: op.Less(op.Abs(op.difference(value)), NEAR))
+
+
+def ratio(op: Backward, node: Node, given: list[int], index: int) -> ir.Value:
+    """(y - y') / (x - x') for an operand, with its part of y - y'; y - y' where these are near."""
+    value = node.inputs[index]
+    assert value is not None
+
+    def make() -> ir.Value:
+        step = op.Where(near(op, value), 1.0, op.difference(value))
+        return op.Div(part(op, node, given, index), step)  # type: ignore[no-any-return]
+
+    return op.once(("ratio", node.y, index), make)
 
 
 def part(op: Backward, node: Node, given: list[int], index: int) -> ir.Value:
@@ -143,7 +155,7 @@ def part(op: Backward, node: Node, given: list[int], index: int) -> ir.Value:
             step = (mixture(op, node, (*chosen, index)) - mixture(op, node, chosen)) * weight
             total = step if total is None else total + step
     assert total is not None
-    return total
+    return total  # type: ignore[no-any-return]
 
 
 def mixture(op: Backward, node: Node, own: tuple[int, ...]) -> ir.Value:
