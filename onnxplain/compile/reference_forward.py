@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxplain.compile.needed import needed_for, remove
 from onnxplain.errors import UnsupportedModel, UnsupportedOp, UsageError
 from onnxplain.frontend.passes.names import Names
 from onnxplain.graph.backward_builder import Backward
@@ -151,19 +152,18 @@ def filled(op: Backward, value: ir.Value, baseline: Baseline) -> ir.Value:
 
 
 def require_followed(
-    path: Sequence[Node], nodes: Sequence[Node], inputs: Collection[ir.Value], receptive: Collection[ir.Value],
-    passes: Passes,
-) -> None:  # fmt: skip
+    op: Backward, path: Sequence[Node], nodes: Sequence[Node], inputs: Collection[ir.Value], passes: Passes
+) -> None:
     """Raise UnsupportedOp for a node that reads what differs from the reference where no rule follows it.
 
     A condition, an index, a rounded number: the part of the difference that comes by them would be nobody's.
-    path: what relevance takes. inputs: those with a reference. receptive, passes: where relevance can go.
+    path: what relevance takes. inputs: those with a reference. passes: where relevance can go.
     """
     values = [node for node in nodes if (entry := registered(node)) is None or not entry.lengths]
     moving = dependent_values(values, inputs)
     for node in path:
         for i, value in inputs_of(node):
-            if value in moving and not (value in receptive and passes(node, i)):
+            if value in moving and not (op.receives(value) and passes(node, i)):
                 raise UnsupportedOp(
                     f"{node}: {value.name}, its input {i}, is computed from what has a reference and carries no "
                     f"relevance (a condition, an index, a step), so a part of the difference would be nobody's. "
@@ -178,3 +178,24 @@ def _tell(op: Backward, copies: Mapping[ir.Value, ir.Value]) -> None:
     facts.nonnegative = {*facts.nonnegative, *(copy for value, copy in copies.items() if value in facts.nonnegative)}
     facts.masks = {*facts.masks, *(copy for value, copy in copies.items() if value in facts.masks)}
     facts.references = copies
+
+
+def drop_unread(op: Backward, method: str) -> dict[str, str]:
+    """Take away what no rule reads of the copy, inputs too; returns reference input → the input it is of.
+
+    method: its name. Raises UsageError where references are fed and none is read.
+    """
+    copies = op.facts.references
+    if copies is None:
+        return {}
+    nodes, read = needed_for(op.graph.outputs)
+    made = dict.fromkeys(node for copy in copies.values() if (node := copy.producer()) is not None)
+    remove(op.graph, [node for node in made if node not in nodes])
+    entries = {value: entry for value, entry in copies.items() if entry.is_graph_input()}
+    for entry in entries.values():
+        if entry not in read:
+            op.graph.inputs.remove(entry)
+    found = {str(entry.name): str(value.name) for value, entry in entries.items() if entry in read}
+    if entries and not found:
+        raise UsageError(f"reference: no rule of {method} reads a reference here. Leave it out.")
+    return found
