@@ -115,6 +115,7 @@ class ExplanationGraph:
 
         S = N, or N = 1, or S = 1. More rows than fit in memory are run in chunks.
         """
+        feeds = self.compared(feeds)
         outputs = self._compute(feeds, seeds)
         self.require_finite({**feeds, **seeds}, outputs)
         return outputs
@@ -124,7 +125,7 @@ class ExplanationGraph:
 
         Tensors that have an axis 0 of length one have the targets there.
         """
-        key = next(iter(self.compiled.seeds))
+        key, feeds = next(iter(self.compiled.seeds)), self.compared(feeds)
         dtype = np.float64 if values.dtype == np.float64 else np.float32
         parts = []
         for target in targets:
@@ -159,6 +160,10 @@ class ExplanationGraph:
         """Whether to look for where a NaN began: some times of a graph's life, since each is a session and a run."""
         self._searches -= 1
         return self._searches >= 0
+
+    def compared(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Feeds with every reference input: those that are not told are the inputs themselves, so nothing differs."""
+        return {entry: feeds[source] for entry, source in self.compiled.references.items()} | dict(feeds)
 
     def _compute(self, feeds: Mapping[str, Array], seeds: Mapping[str, Array]) -> dict[str, Array]:
         if not self.compiled.streams and self._exact(feeds, seeds):

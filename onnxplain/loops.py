@@ -174,14 +174,14 @@ class Loop:
         values = self.forward(points).astype(np.float64)
         return np.asarray((values * seed.reshape(-1, *values.shape[1:])).reshape(len(values), -1).sum(1))
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
         """See `Run`. Raises NotFinite, and UsageError in a forward-only method."""
         graph = self._graph
         if graph is None:
             raise UsageError("a forward-only method has no base, and asks for its relevance.")
         (key,) = graph.compiled.seeds
         parts: dict[str, list[Array]] = {name: [] for name in self._attributed}
-        for feeds, rows in self._runs(points):
+        for feeds, rows in self._runs(points, references):
             outputs = graph.run(feeds, {key: self._seeds(seed, rows)})
             for out, source in graph.compiled.relevances.items():
                 if source in parts:
@@ -260,7 +260,7 @@ class Loop:
             return self._fixed
         return min(ROWS, chunking.rows_per_run(self._held, count))
 
-    def _runs(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
+    def _runs(self, points: Tensors, references: Tensors | None = None) -> Iterator[tuple[dict[str, Array], int]]:
         """Feeds of each run, and how many of its rows are points: a fixed batch is filled up with the last."""
         count = len(next(iter(points.values())))
         for part in chunking.chunks(count, self._size(count)):
@@ -271,6 +271,10 @@ class Loop:
             }
             for name, array in points.items():
                 feeds[name] = self._placed(name, array[part])
+            if references is not None and self._graph is not None:
+                for entry, name in self._graph.compiled.references.items():
+                    moves = name in references
+                    feeds[entry] = self._placed(name, references[name][part]) if moves else feeds[name]
             yield feeds, rows
 
     def _companion(self, name: str, held: int) -> Array:

@@ -120,13 +120,15 @@ class Looped(Method):
     """A numpy function over `Run`.
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
-    takes all rows of a call at once. background: it reads the background whatever its options say.
+    takes all rows of a call at once. background: it reads the background whatever its options say. references: its base
+    compares, and with what is told at each look.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
     base: str = ""
     of_trees: bool = False
     background: bool = False
+    references: bool = False
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -149,7 +151,7 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False, background: bool = False,
+    of_trees: bool = False, background: bool = False, references: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
@@ -157,13 +159,13 @@ def method(
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
     gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: it reads `run.background`
-    without an option that says so. Its first docstring line says what it
-    is, a line `option: …` what an option means.
+    without an option that says so. references: it gives `run.relevance` references, for a base that compares. Its first
+    docstring line says what it is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, background))
+        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, background, references))
         return function
 
     return register
