@@ -180,3 +180,9 @@ DEEP_LIFT = "Shrikumar, Greenside and Kundaje 2017, DeepLIFT"
 def rescale(bounds: Bounds) -> Composite:
     """Multipliers of differences: the linear rule, the rescale rule, and exact secants of all else."""
     return Composite("rescale", relevance=False, differences="rescale")
+
+
+@composite("reveal_cancel", cite=DEEP_LIFT + ", section 3.5.3")
+def reveal_cancel(bounds: Bounds) -> Composite:
+    """As rescale, but a layer with weights and its activation are one: positive and negative parts apart."""
+    return Composite("reveal_cancel", relevance=False, differences="reveal_cancel")
