@@ -167,7 +167,7 @@ class Recipe:
         """The method, with the composite or the base where these are not the method's own."""
         entry = METHODS[self.method]
         if isinstance(entry, Looped):
-            own = self.base is None or self.base == named(entry.base)
+            own = self.base is None or self.base == _compared(entry, named(entry.base), "")
             return self.method if own or self.base is None else f"{self.method}-{self.base.title}"
         composite = self.options.get("composite", entry.composite if isinstance(entry, OnePass) else "")
         own = isinstance(entry, OnePass) and composite == entry.composite
