@@ -191,7 +191,8 @@ class ExplanationGraph:
 
     def _exact(self, feeds: Mapping[str, Array], seeds: Mapping[str, Array]) -> bool:
         """Whether the seeds have the very shapes of the explained tensors, whatever axis 0 of these means."""
-        forward = self.subject.forward(feeds, list(self.compiled.seeds.values()))
+        own = {name: array for name, array in feeds.items() if name not in self.compiled.references}
+        forward = self.subject.forward(own, list(self.compiled.seeds.values()))
         for name, source in self.compiled.seeds.items():
             shape, seed = forward[source].shape, seeds[name]
             wanted = (*shape[:1], len(shape) - 1)[: 1 if len(shape) == 2 else 2] if name.endswith(".target") else shape
