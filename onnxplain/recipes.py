@@ -16,7 +16,7 @@ from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_assignment
 from onnxplain.errors import InputError, UnknownName, UsageError
 from onnxplain.methods.background import BACKGROUND_WORDS
 from onnxplain.methods.options import Options, resolved
-from onnxplain.methods.registry import METHODS, Looped, OnePass, one_pass
+from onnxplain.methods.registry import METHODS, Looped, Need, OnePass, one_pass
 from onnxplain.options import call_text, toml_text
 from onnxplain.rules.finishes import FINISHES
 from onnxplain.rules.starts import STARTS
@@ -56,7 +56,9 @@ class Recipe:
             base = named(entry.base) if self.base is None else self.base
             why = f"the base of {self.method} is a one-pass method"
             base = _compared(entry, base, why)
-            if base.method in METHODS and one_pass(base.method, why).maps:
+            if entry.maps and base.method != entry.base:
+                raise UsageError(f"method {self.method} is about a feature map, and runs {entry.base} on it, no other.")
+            if base.method in METHODS and one_pass(base.method, why).maps and not entry.maps:
                 raise UsageError(
                     f"method {self.method} moves the inputs and needs a base that attributes to them; "
                     f"{base.method} attributes to a feature map."
@@ -156,11 +158,12 @@ class Recipe:
         return isinstance(METHODS.get(self.method), Looped)
 
     @property
-    def reads_background(self) -> bool:
-        """Whether it needs rows of data to compare with: by an option, or by its method."""
+    def background(self) -> Need:
+        """Whether it takes rows of data to compare with: as an option says, else its method."""
+        if any(value in BACKGROUND_WORDS for value in self.options.values() if isinstance(value, str)):
+            return "required"
         entry = METHODS.get(self.method)
-        own = isinstance(entry, Looped) and entry.background
-        return own or any(value in BACKGROUND_WORDS for value in self.options.values() if isinstance(value, str))
+        return entry.background if isinstance(entry, Looped) else "none"
 
     @property
     def title(self) -> str:
@@ -234,7 +237,7 @@ def recipe_names() -> tuple[str, ...]:
     one_pass_methods = [m for m in METHODS.values() if isinstance(m, OnePass)]
     relevant = [name for name, entry in COMPOSITES.items() if entry.make(None).relevance]
     pairs = [f"{m.name}-{c}" for m in one_pass_methods if m.relevance for c in relevant if c != m.composite]
-    loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base]
+    loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base and not m.maps]
     bases = [base for base in one_pass_methods if not base.maps]
     over = [
         f"{m.name}-{base.name}"

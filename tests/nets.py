@@ -168,7 +168,7 @@ def looks_of(name: str) -> list[str]:
 
 def counted(name: str, count: int) -> dict[str, float]:
     """Options with which a looped method looks `count` times, at what needs no background."""
-    alone = {"baseline": 0.0} if Recipe(name).reads_background and "baseline" in METHODS[name].options else {}
+    alone = {"baseline": 0.0} if Recipe(name).background == "required" and "baseline" in METHODS[name].options else {}
     return {**alone, **dict.fromkeys(looks_of(name), count)}
 
 

@@ -17,6 +17,8 @@ BASELINE = (
 )
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
+Need = Literal["none", "optional", "required"]
+Layer = Literal["", "read", "moved"]
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,24 @@ class Looped(Method):
     """A numpy function over `Run`.
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
-    takes all rows of a call at once. background: it reads the background whatever its options say. references: its base
-    compares, and with what is told at each look.
+    takes all rows of a call at once. background: whether it takes rows of data, or cannot do without; one that does so
+    only with an option such as baseline=background says none. layer: what it does with a feature map, the last one
+    unless told otherwise, for each position of which it answers one number: "read" moves the inputs and reads the map,
+    "moved" moves the map itself; "" is about what is attributed. references: its base compares, and with what is told
+    at each look.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
     base: str = ""
     of_trees: bool = False
-    background: bool = False
+    background: Need = "none"
+    layer: Layer = ""
     references: bool = False
+
+    @property
+    def maps(self) -> bool:
+        """Whether it answers with one number for each position of a feature map."""
+        return bool(self.layer)
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -151,21 +162,23 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False, background: bool = False, references: bool = False,
+    of_trees: bool = False, background: Need = "none", layer: Layer = "", references: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
     One that draws samples returns an `Estimate`: the relevance with its standard error.
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
-    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: it reads `run.background`
-    without an option that says so. references: it gives `run.relevance` references, for a base that compares. Its first
-    docstring line says what it is, a line `option: …` what an option means.
+    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads
+    `run.background` without an option that says so. layer: see `Looped`; such a method has no base, or
+    `layer_gradient`. references: it gives `run.relevance` references, for a base that compares. Its first docstring
+    line says what it is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, background, references))
+        looped = Looped(name, doc, cite, channels, signed, function, base, of_trees, background, layer, references)
+        METHODS.add(name, looped)
         return function
 
     return register

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from onnxplain.methods.tensors import Array, Tensors
@@ -29,8 +29,12 @@ class Run(Protocol):
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
     @property
-    def background(self) -> Tensors:
-        """Rows of data, (B, …) for each attributed input, B at least 1. Raises UsageError where none were given."""
+    def background(self) -> Tensors | None:
+        """Rows of data, (B, …) for each attributed input, B at least 1; None where none were given.
+
+        That only a method sees that takes a background and can do without. Raises UsageError where axis 0 of the
+        inputs does not count samples.
+        """
         ...
 
     def batches(self, count: int) -> Iterator[slice]:
@@ -49,6 +53,16 @@ class Run(Protocol):
         """What the base method gives each attributed input at each point, (S, …).
 
         references: what each point is compared with, (S, …): of a method registered with `references`, and of no other.
+        """
+        ...
+
+    channels: Mapping[str, int]
+    """Of a method about a feature map (`Looped.layer`): each map's name → the axis of its channels; else empty."""
+
+    def layer(self, points: Tensors) -> Tensors:
+        """The values of these feature maps at each point, (S, C, …); of a method that moves them the points themselves.
+
+        With the base `layer_gradient`, `relevance` gives what arrives at them, in the same shapes.
         """
         ...
 
