@@ -217,6 +217,11 @@ class Recipe:
         form = entry.form(found.options.get("form"))
         base, base_options = parse_composite(self.composite)
         composite: Composite = parse_assignments(found.options.get("rules", ())) | base.make(bounds, **base_options)
+        if composite.differences and not entry.reference:
+            takers = [m.name for m in METHODS.values() if isinstance(m, OnePass) and m.reference]
+            raise UsageError(
+                f"composite {self.composite} follows the difference from a baseline: use {' or '.join(takers)}."
+            )
         return Propagation(
             found.method,
             composite,

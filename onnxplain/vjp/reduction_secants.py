@@ -9,14 +9,14 @@ from onnxplain.graph.node import Node
 from onnxplain.graph.walk import Gradient
 from onnxplain.vjp.reduction import back, rest
 from onnxplain.vjp.secants import secant
-from onnxplain.vjp.softmax_secants import saturation, shares
+from onnxplain.vjp.softmax_secants import both, saturation, shares
 
 
 @secant("ReduceLogSumExp")
 def log_sum_exp(op: Backward, node: Node, m: ir.Value) -> list[Gradient]:
     """m times the shares."""
     totals = [back(op, node, op.real(value)) for value in (node.y, op.reference(node.y))]
-    return [back(op, node, m) * shares(op, node.x, *totals), *rest(node)]
+    return [back(op, node, m) * shares(op, *both(op, node.x), totals), *rest(node)]
 
 
 @secant("ReduceSumSquare")

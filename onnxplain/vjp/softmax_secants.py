@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from onnxplain.graph.backward_builder import Backward
@@ -20,47 +22,55 @@ def saturation(op: Backward, gap: ir.Value) -> ir.Value:
     return half * 2.0 / ((half + 1.0) * t)  # type: ignore[no-any-return]
 
 
-def shares(op: Backward, x: ir.Value, total: ir.Value, total_other: ir.Value) -> ir.Value:
+def shares(op: Backward, x: ir.Value, other: ir.Value, totals: Sequence[ir.Value]) -> ir.Value:
     """w with delta ln sum exp x = sum w delta x: logarithmic mean of exp x over that of the sums; 0 <= w, sum w <= 1.
 
-    By Rescale through exp, sum and ln, in a form that does not overflow. total: ln sum exp x.
+    By Rescale through exp, sum and ln, in a form that does not overflow. totals: ln sum exp of x and of the other.
     """
-    top = op.Max(op.bounded(x), op.bounded(op.reference(x)))
-    weight = op.Exp(op.Sub(top, op.Max(total, total_other)))
-    return weight * saturation(op, op.difference(x)) / saturation(op, op.Sub(total, total_other))  # type: ignore[no-any-return]
+    weight = op.Exp(op.Sub(op.Max(x, other), op.Max(*totals)))
+    return weight * saturation(op, op.Sub(x, other)) / saturation(op, op.Sub(*totals))  # type: ignore[no-any-return]
 
 
 def log_total(op: Backward, x: ir.Value, largest: ir.Value, of: int) -> ir.Value:
     """ln sum exp x along an axis, from the logarithm of the softmax's largest entry."""
-    return op.ReduceMax(op.bounded(x), [of], keepdims=1) - largest  # type: ignore[no-any-return]
+    return op.ReduceMax(x, [of], keepdims=1) - largest  # type: ignore[no-any-return]
 
 
-def through_logarithms(op: Backward, node: Node, q: ir.Value, totals: list[ir.Value]) -> ir.Value:
+Pair = tuple[ir.Value, ir.Value]
+"""A tensor, and the same of the reference."""
+
+
+def both(op: Backward, value: ir.Value) -> Pair:
+    """The -inf of a mask as a huge number."""
+    return op.bounded(value), op.bounded(op.reference(value))
+
+
+def through_logarithms(op: Backward, q: ir.Value, x: Pair, totals: Sequence[ir.Value], of: int) -> ir.Value:
     """What ln y = x - ln sum exp x got, on to x."""
-    w = op.once(("shares", node.y), lambda: shares(op, node.x, *totals))
-    return q - w * op.ReduceSum(q, [axis(node)], keepdims=1)  # type: ignore[no-any-return]
+    return q - shares(op, *x, totals) * op.ReduceSum(q, [of], keepdims=1)  # type: ignore[no-any-return]
+
+
+def through_softmax(op: Backward, m: ir.Value, x: Pair, y: Pair, of: int) -> ir.Value:
+    """What y = exp(x - ln sum exp x) got, on to x: m (y - y') / (ln y - ln y') goes to ln y."""
+    totals = [log_total(op, a, op.Log(op.ReduceMax(b, [of], keepdims=1)), of) for a, b in zip(x, y, strict=True)]
+    gap = op.Sub(op.Sub(*x), op.Sub(*totals))
+    return through_logarithms(op, m * op.Max(*y) * saturation(op, gap), x, totals, of)
 
 
 @secant("Softmax")
 def softmax(op: Backward, node: Node, m: ir.Value) -> list[Gradient]:
-    """exp of a log-softmax: m (y - y') / (ln y - ln y') goes to ln y.
+    """exp of a log-softmax.
 
     The paper and captum divide y - y' by x - x' entry by entry and subtract the mean, which sums to no difference.
     """
-    y, other = op.real(node.y), op.real(op.reference(node.y))
-    of = axis(node)
-    totals = [
-        log_total(op, x, op.Log(op.ReduceMax(p, [of], keepdims=1)), of)
-        for x, p in ((node.x, y), (op.reference(node.x), other))
-    ]
-    gap = op.difference(node.x) - op.Sub(*totals)
-    return [through_logarithms(op, node, m * op.Max(y, other) * saturation(op, gap), totals)]
+    y = op.real(node.y), op.real(op.reference(node.y))
+    return [through_softmax(op, m, both(op, node.x), y, axis(node))]
 
 
 @secant("LogSoftmax")
 def log_softmax(op: Backward, node: Node, m: ir.Value) -> list[Gradient]:
     """x minus ln sum exp x."""
-    of = axis(node)
-    pairs = ((node.x, node.y), (op.reference(node.x), op.reference(node.y)))
-    totals = [log_total(op, x, op.ReduceMax(op.real(y), [of], keepdims=1), of) for x, y in pairs]
-    return [through_logarithms(op, node, m, totals)]
+    of, x = axis(node), both(op, node.x)
+    largest = [op.ReduceMax(op.real(y), [of], keepdims=1) for y in (node.y, op.reference(node.y))]
+    totals = [log_total(op, a, b, of) for a, b in zip(x, largest, strict=True)]
+    return [through_logarithms(op, m, x, totals, of)]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from nets import MODELS, folded_heads, net, normal, relu_net
+from nets import MODELS, folded_heads, net, normal, relu_net, sample
 
 from onnxplain import Explainer
 from onnxplain.errors import UnsupportedOp, UsageError
@@ -206,6 +206,18 @@ def test_lengths_that_are_read_from_the_input_are_no_difference(saved):
 def test_recurrent_nets_are_refused_by_name():
     with pytest.raises(UnsupportedOp, match="no rule for the difference of GRU"):
         Explainer(MODELS / "digits_gru/1/model.onnx", "deep_lift")
+
+
+def test_a_composite_of_differences_is_for_methods_that_have_a_baseline():
+    with pytest.raises(UsageError, match="composite reveal_cancel follows the difference from a baseline: use deep_"):
+        Explainer(MODELS / "iris_mlp/1/model.onnx", "lrp", composite="reveal_cancel")
+
+
+def test_a_classifier_of_scikit_learn_sums_to_the_change_of_its_probability():
+    explainer = Explainer(MODELS / "bc_logreg/1/model.onnx", "deep_lift", baseline=0.0)
+    x = sample("bc_logreg")
+    (entry,) = explainer.subject.inputs
+    check_summation(explainer, {entry.name: x}, {entry.name: np.zeros_like(x)}, rel=1e-4)
 
 
 def test_references_are_fed_to_a_graph_or_by_a_method_that_has_them():
