@@ -166,14 +166,16 @@ class Loop:
         values = self.forward(points).astype(np.float64)
         return np.asarray((values * seed.reshape(-1, *values.shape[1:])).reshape(len(values), -1).sum(1))
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
         """See `Run`. Raises NotFinite, and UsageError in a forward-only method."""
         graph = self._graph
         if graph is None:
             raise UsageError("a forward-only method has no base, and asks for its relevance.")
         (key,) = graph.compiled.seeds
         parts: dict[str, list[Array]] = {name: [] for name in self._answered}
-        for feeds, rows in self._fed(points):
+        for (feeds, rows), (compared, _) in zip(self._fed(points), self._fed(references or points), strict=True):
+            if references is not None:
+                feeds |= {entry: compared[source] for entry, source in graph.compiled.references.items()}
             outputs = graph.run(feeds, {key: self._runs.seeds(seed, rows)})
             for out, source in graph.compiled.relevances.items():
                 if source in parts:

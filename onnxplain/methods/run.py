@@ -55,8 +55,11 @@ class Run(Protocol):
         """What is explained, at each point: the sum of seed times explained tensor, float64 (S,)."""
         ...
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
-        """What the base method gives each attributed input at each point, (S, …)."""
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
+        """What the base method gives each attributed input at each point, (S, …).
+
+        references: what each point is compared with, (S, …): of a method registered with `references`, and of no other.
+        """
         ...
 
     channels: Mapping[str, int]
