@@ -48,16 +48,20 @@ def conductance(
     quadrature: where on a line dF/dy_j is taken; left, with riemann_trapezoid, is captum's sum.
     """
     start = baseline_of(run, x, baseline, sigma, axes)
-    ends, total = np.arange(steps + 1) / steps, None
-    for part in run.batches(steps):
-        values = run.layer(start + (x - start).scaled(ends[part.start : part.stop + 1])).wide()
-        changes = values.map(lambda array: np.diff(array, axis=0))
-        places = ends[part] + PLACES[quadrature] / steps
-        found = run.relevance(start + (x - start).scaled(places), seed).wide()
-        added = (found * changes if run.per_unit else found / steps).sum()
-        total = added if total is None else total + added
-    assert total is not None
-    return total.typed(run.layer(x))
+    here = run.layer(x)
+    total = here.wide() * 0.0
+
+    def points(rows: Array, steps_done: Array) -> Tensors:
+        return start.row(rows) + (x - start.row(rows)).scaled(steps_done / steps)
+
+    for part in run.batches(steps * start.rows):
+        rows, lines = np.divmod(np.arange(part.start, part.stop), steps)
+        ends, at = np.unique(np.concatenate([(rows, lines), (rows, lines + 1)], 1), axis=1, return_inverse=True)
+        values = run.layer(points(*ends)).wide()
+        changes = values.row(at.ravel()[len(rows) :]) - values.row(at.ravel()[: len(rows)])
+        found = run.relevance(points(rows, lines + PLACES[quadrature]), seed).wide()
+        total = total + (found * changes if run.per_unit else found / steps).sum()
+    return (total / start.rows).typed(here)
 
 
 @method(
@@ -89,10 +93,11 @@ def internal_influence(
     steps: points on the path; each is one backward pass.
     quadrature: how they lie and count, see integrated_gradients.
     """
-    start, total = baseline_of(run, x, baseline, sigma, axes), None
+    start, here = baseline_of(run, x, baseline, sigma, axes), run.layer(x)
     positions, weights = nodes(steps, quadrature)
-    for part in run.batches(steps):
-        found = run.relevance(start + (x - start).scaled(positions[part]), seed).wide().scaled(weights[part]).sum()
-        total = found if total is None else total + found
-    assert total is not None
-    return total.typed(run.layer(x))
+    total = here.wide() * 0.0
+    for part in run.batches(steps * start.rows):
+        rows, places = np.divmod(np.arange(part.start, part.stop), steps)
+        points = start.row(rows) + (x - start.row(rows)).scaled(positions[places])
+        total = total + run.relevance(points, seed).wide().scaled(weights[places]).sum()
+    return (total / start.rows).typed(here)
