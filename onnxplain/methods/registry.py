@@ -18,7 +18,7 @@ BASELINE = (
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
 Need = Literal["none", "optional", "required"]
-Layer = Literal["", "read", "moved"]
+Layer = Literal["", "read", "moved", "followed"]
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,11 @@ class Looped(Method):
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
     takes all rows of a call at once. background: whether it takes rows of data, or cannot do without; one that does so
-    only with an option such as baseline=background says none. layer: what it does with a feature map, the last one
-    unless told otherwise, for each position of which it answers one number: "read" moves the inputs and reads the map,
-    "moved" moves the map itself; "" is about what is attributed. of_tables: it is for tables, (samples, columns), and
-    refuses other inputs. references: its base compares, and with what is told at each look.
+    only with an option such as baseline=background says none. layer: what it does with inner tensors. "": it moves what
+    is attributed, inputs or inner tensors. "followed": it moves the inputs and answers for what is attributed. "read"
+    and "moved": it answers with one number for each position of a feature map, the last one unless told otherwise, and
+    moves the inputs, or the map itself. of_tables: it is for tables, (samples, columns), and refuses other inputs.
+    references: its base compares, and with what is told at each look.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
@@ -140,7 +141,7 @@ class Looped(Method):
     @property
     def maps(self) -> bool:
         """Whether it answers with one number for each position of a feature map."""
-        return bool(self.layer)
+        return self.layer in ("read", "moved")
 
     @property
     def family(self) -> Family:  # type: ignore[override]
