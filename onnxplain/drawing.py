@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from onnxplain import render
+from onnxplain.errors import UsageError
 from onnxplain.inputs.targets import Target
+from onnxplain.localisation import LocalisationBox, localisation_box
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
@@ -51,11 +53,19 @@ class Explained(Protocol):
         ...
 
 
-def panels(e: Explained, sample_names: Sequence[str] = (), features: Sequence[str] = ()) -> list[render.Panel]:
-    """One panel per target, sample and attributed tensor. features: names of the columns of a table."""
+def panels(
+    e: Explained, sample_names: Sequence[str] = (), features: Sequence[str] = (), box: float | None = None
+) -> list[render.Panel]:
+    """One panel per target, sample and attributed tensor.
+
+    features: names of the columns of a table. box: threshold of the localisation boxes that are drawn; None: none are.
+    Raises UsageError.
+    """
+    if box is not None:
+        require_picture(e)
     probabilities = e.probabilities()
     return [
-        _panel(e, name, target, sample, row, probabilities, sample_names, features)
+        _panel(e, name, target, sample, row, probabilities, sample_names, features, box)
         for name in e.relevances
         for target, sample, row in e.rows()
     ]
@@ -63,14 +73,16 @@ def panels(e: Explained, sample_names: Sequence[str] = (), features: Sequence[st
 
 def _panel(
     e: Explained, name: str, target: Target, sample: int, row: int, probabilities: Array | None,
-    sample_names: Sequence[str], features: Sequence[str],
+    sample_names: Sequence[str], features: Sequence[str], box: float | None,
 ) -> render.Panel:  # fmt: skip
     index = None if target.index is None else tuple(int(i) for i in target.index[min(sample, len(target.index) - 1)])
     single = index is not None and len(index) == 1
     asked = target.names[sample] if len(target.names) > sample else target.name
     array, values = e.row_map(row, name), _values(e, name, sample)
-    kind, shown = panel_kind(array, e.layout or render.sample_layout(e.row(row, name).shape))
+    kind, shown = panel_kind(array, _layout(e, name))
     numbered = f"sample {sample}" if e.samples > 1 else ""
+    photo = e.photos[sample] if sample < len(e.photos) else _photo(e, name, sample, kind)
+    localised = box is not None and kind == "image"
     return render.Panel(
         method=e.recipe.label if len(e.relevances) == 1 else f"{e.recipe.label}: {name}",
         target=index[0] if single and index is not None else asked,
@@ -85,11 +97,34 @@ def _panel(
         kind=kind,
         names=tuple(features) if len(features) == shown.size else (),
         values=tuple(values.reshape(-1).tolist()) if kind == "features" and values is not None else (),
-        photo=e.photos[sample] if sample < len(e.photos) else _photo(e, name, sample, kind),
+        photo=photo,
         sample=sample_names[sample] if sample < len(sample_names) else numbered,
         predicted=e.predicted(sample),
         where=e.where(row),
+        box=_box(shown, photo, box) if localised and box is not None else None,
+        localised=localised,
     )
+
+
+def _box(shown: Array, photo: Any, threshold: float) -> LocalisationBox | None:
+    """Of a map; of one with fewer positions than the picture in it, over that."""
+    size = None if photo is None else render.as_photo(photo).size
+    stretched = size is not None and shown.shape[1] < size[0] and shown.shape[0] < size[1]
+    return localisation_box(shown, threshold, size if stretched else None)
+
+
+def require_picture(e: Explained) -> None:
+    """Raise UsageError where no relevance is drawn as a picture."""
+    kinds = {name: panel_kind(e.row_map(0, name), _layout(e, name))[0] for name in e.relevances}
+    if "image" not in kinds.values():
+        shapes = ", ".join(f"{name} {list(e.row(0, name).shape)}" for name in kinds)
+        raise UsageError(
+            f"a localisation box is drawn on a map (H, W), and none is made here: what is explained is {shapes}."
+        )
+
+
+def _layout(e: Explained, name: str) -> str | None:
+    return e.layout or render.sample_layout(e.row(0, name).shape)
 
 
 def _values(e: Explained, name: str, sample: int) -> Array | None:

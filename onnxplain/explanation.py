@@ -16,6 +16,7 @@ from onnxplain.drawing import panels
 from onnxplain.errors import InputError
 from onnxplain.inputs.loading import Loaded
 from onnxplain.inputs.targets import Target
+from onnxplain.localisation import THRESHOLD, LocalisationBox
 from onnxplain.methods.estimate import relative_error
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
@@ -139,9 +140,21 @@ class Explanation:
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
 
-    def panels(self, sample_names: Sequence[str] = (), features: Sequence[str] = ()) -> list[render.Panel]:
-        """One drawable panel per target, sample and attributed tensor."""
-        return panels(self, sample_names, features)
+    def panels(
+        self, sample_names: Sequence[str] = (), features: Sequence[str] = (), box: float | None = None
+    ) -> list[render.Panel]:
+        """One drawable panel per target, sample and attributed tensor. box: threshold of boxes that are drawn."""
+        return panels(self, sample_names, features, box)
+
+    def boxes(self, threshold: float = THRESHOLD) -> dict[str, list[LocalisationBox | None]]:
+        """The localisation box of every row's map, by attributed tensor; see `localisation.localisation_box`.
+
+        In pixels of the picture that the map lies over, where it is one of a layer inside. Raises UsageError where no
+        relevance is a picture's.
+        """
+        drawn, rows = self.panels(box=threshold), len(self.rows())
+        parts = {name: drawn[n * rows : (n + 1) * rows] for n, name in enumerate(self.relevances)}
+        return {name: [p.box for p in part] for name, part in parts.items() if any(p.localised for p in part)}
 
     @property
     def classes(self) -> Array | None:

@@ -45,7 +45,7 @@ ALWAYS = {  # options that can act whatever else is given
         "sample",
         "shape",
     },
-    "explain": {"target", "method", "attribute-to", "keep", "ledger", "out", "palette", "timeout", "json"},
+    "explain": {"target", "method", "attribute-to", "keep", "ledger", "out", "palette", "box", "timeout", "json"},
     "compile": {"method", "output", "seed", "fold", "attribute-to", "keep", "ledger", "sample", "shape"},
     "cut": {"output", "sample", "shape"},
     "chain": {"output", "sample", "shape"},
@@ -114,6 +114,7 @@ BULK = [
 ]
 NOT_BULK = [
     ("--palette", ["--palette", "bwr"]),
+    ("--box", ["--box"]),
     ("--keep", ["--keep", "logits"]),
     ("--ledger", ["--ledger"]),
     ("--random-seed", ["--random-seed", "3"]),
@@ -144,6 +145,9 @@ IDLE: dict[
         ("--labels", [CNN, DIGIT, "--labels", "five.txt", "--explain", "logits"], "5 labels for 10 classes"),
         ("--random-seed", [CNN, DIGIT, "--random-seed", "3"], "nothing is random"),
         ("--palette", [CNN, "--palette", "bwr"], "nothing is drawn"),
+        ("--box", [CNN, "--box"], "nothing is drawn"),
+        ("--box", [MODELS / "iris_mlp", MODELS / "iris_mlp/samples/flowers.csv", "--box"], "drawn on a map"),
+        ("--box-threshold", [CNN, DIGIT, "--box-threshold", "0.5"], "give --box too"),
         ("--rule", [CNN, "--rule", "name:fc9*=epsilon"], "fits no node"),
         ("--target", [CNN, "--target", "99"], "out of range"),
         ("--explain", [CNN, "--explain", "logits", "--explain", "/Relu_output_0"], "one tensor at a time"),
@@ -244,7 +248,19 @@ def test_an_option_that_cannot_act_is_one_line(command, option, given, says, onn
 
 
 SHARED = {  # commands that take the same options say the same of them: tried for one of these
-    "explain": {"base", "option", "composite", "rule", "form", "recipe", "head", "explain", "tls-ca", "token-file"},
+    "explain": {
+        "base",
+        "option",
+        "composite",
+        "rule",
+        "form",
+        "recipe",
+        "head",
+        "explain",
+        "tls-ca",
+        "token-file",
+        "box-threshold",
+    },
     "bench": {"composite", "rule", "form", "head", "explain"},
 }
 
