@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,32 @@ from onnxplain.localisation import LocalisationBox, localisation_box
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Tokens that are patches of a picture, row by row, the first of them at `first`; see `compile.patch_grids`."""
+
+    first: int
+    rows: int
+    columns: int
+
+    def picture(self, tokens: Array) -> Array:
+        """(T, 1) or (T, D) -> (rows, columns) float32, features summed; other tokens are left out."""
+        shares = self._shares(tokens)[self.first : self.first + self.rows * self.columns]
+        return np.asarray(shares.reshape(self.rows, self.columns), np.float32)
+
+    def note(self, tokens: Array) -> list[str]:
+        """What the picture leaves out, in a sentence."""
+        shares, count = self._shares(tokens), self.rows * self.columns
+        others = np.delete(shares, slice(self.first, self.first + count))
+        if not len(others):
+            return []
+        many = f"the {len(others)} other tokens have" if len(others) > 1 else "the other token has"
+        return [f"{count} tokens are patches of the picture; {many} {others.sum():.4g} of {shares.sum():.4g}."]
+
+    def _shares(self, tokens: Array) -> Array:
+        return np.asarray(np.asarray(tokens, np.float64).reshape(len(tokens), -1).sum(1))
 
 
 class Explained(Protocol):
@@ -38,6 +65,10 @@ class Explained(Protocol):
 
     def row_map(self, row: int, name: str | None = None) -> Array:
         """The same, reduced over channels."""
+        ...
+
+    def patches(self, name: str | None = None) -> Patches | None:
+        """Which tokens are patches of a picture."""
         ...
 
     def probabilities(self) -> Array | None:
@@ -80,6 +111,7 @@ def _panel(
     asked = target.names[sample] if len(target.names) > sample else target.name
     array, values = e.row_map(row, name), _values(e, name, sample)
     kind, shown = panel_kind(array, _layout(e, name))
+    patches = e.patches(name)
     numbered = f"sample {sample}" if e.samples > 1 else ""
     photo = e.photos[sample] if sample < len(e.photos) else _photo(e, name, sample, kind)
     localised = box is not None and kind == "image"
@@ -97,6 +129,7 @@ def _panel(
         kind=kind,
         names=tuple(features) if len(features) == shown.size else (),
         values=tuple(values.reshape(-1).tolist()) if kind == "features" and values is not None else (),
+        notes=[] if patches is None else patches.note(e.row(row, name)),
         photo=photo,
         sample=sample_names[sample] if sample < len(sample_names) else numbered,
         predicted=e.predicted(sample),
@@ -107,10 +140,11 @@ def _panel(
 
 
 def _box(shown: Array, photo: Any, threshold: float) -> LocalisationBox | None:
-    """Of a map; of one with fewer positions than the picture in it, over that."""
-    size = None if photo is None else render.as_photo(photo).size
-    stretched = size is not None and shown.shape[1] < size[0] and shown.shape[0] < size[1]
-    return localisation_box(shown, threshold, size if stretched else None)
+    """Of a map; of one with fewer positions than the picture below it, over that and stretched as it is drawn."""
+    picture = None if photo is None else render.as_photo(photo)
+    if picture is None or shown.shape[1] >= picture.width or shown.shape[0] >= picture.height:
+        return localisation_box(shown, threshold)
+    return localisation_box(shown, threshold, picture.size, smooth=render.smoothing(shown, picture) is not False)
 
 
 def require_picture(e: Explained) -> None:
@@ -124,6 +158,9 @@ def require_picture(e: Explained) -> None:
 
 
 def _layout(e: Explained, name: str) -> str | None:
+    """Of a picture; None: it is none."""
+    if e.patches(name) is not None:
+        return "HW"
     return e.layout or render.sample_layout(e.row(0, name).shape)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from onnxplain import render
-from onnxplain.drawing import panels
+from onnxplain.drawing import Patches, panels
 from onnxplain.errors import InputError
 from onnxplain.inputs.loading import Loaded
 from onnxplain.inputs.targets import Target
@@ -108,9 +108,17 @@ class Explanation:
         """Relevance reduced over channels: float32 (rows, H, W) for pictures, else the relevance as it is."""
         return np.stack([self.row_map(row) for _, _, row in self.rows()])
 
+    def patches(self, name: str | None = None) -> Patches | None:
+        """Which tokens of an attributed tensor are patches of a picture, None where that is not proven."""
+        maps = self.provenance.get("maps") or {}
+        found = maps.get(name or next(iter(self.relevances)), {}).get("patches")
+        return None if found is None else Patches(**found)
+
     def row_map(self, row: int, name: str | None = None) -> Array:
-        """One row's map: (H, W) for a picture, the array itself for anything else."""
+        """One row's map: (H, W) for a picture or tokens that are its patches, the array itself for anything else."""
         array = self.row(row, name)
+        if (grid := self.patches(name)) is not None:
+            return grid.picture(array)
         layout = self.layout or render.sample_layout(array.shape)
         if layout is None:
             return np.asarray(array, dtype=np.float32)

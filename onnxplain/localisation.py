@@ -41,15 +41,16 @@ class LocalisationBox:
 
 
 def localisation_box(
-    values: Any, threshold: float = THRESHOLD, size: tuple[int, int] | None = None
+    values: Any, threshold: float = THRESHOLD, size: tuple[int, int] | None = None, smooth: bool = True
 ) -> LocalisationBox | None:
     """The box around the largest connected part of a map (H, W) at or above `threshold` times its maximum.
 
     Zhou et al. 2016, Learning Deep Features for Discriminative Localization, section 3.2. Of a signed map the positive
     part counts; None where nothing is positive. Positions that touch at a corner are connected, as in the contours that
     localisation benchmarks draw; of parts that are equally large the one with the larger sum counts, then the first.
-    threshold: above 0, at most 1. size: (width, height) of the picture that the map is stretched over, bilinear, before
-    all that; default: the map's own. NaN is below any threshold. Raises InputError.
+    threshold: above 0, at most 1. size: (width, height) of the picture that the map is stretched over before all that,
+    bilinear, or each value a rectangle where it is not `smooth`; default: the map's own. NaN is below any threshold.
+    Raises InputError.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or not array.size:
@@ -59,7 +60,8 @@ def localisation_box(
     array = np.where(np.isfinite(array), array, 0).clip(0)
     array /= array.max() or 1.0  # of any magnitude, float32 below holds it
     if size is not None and size != array.shape[::-1]:
-        array = np.asarray(Image.fromarray(array.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+        kind = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+        array = np.asarray(Image.fromarray(array.astype(np.float32)).resize(size, kind))
     highest = array.max()
     if highest <= 0:
         return None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 
 from onnxplain.compile import tokens
 from onnxplain.compile.contract import Request, Resolved, no_attribution, require_computed, tensors
 from onnxplain.compile.feature_maps import default_layer, default_said, layout_of, named_layer, require_pooled_head
+from onnxplain.compile.patch_grids import PatchGrid, patch_grids
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
@@ -28,8 +30,8 @@ class Analysis:
     each node of the path stands, seen from the inputs of the model whatever is attributed. sources: inputs that
     relevance may go to. op: the builder, which knows batch axes, signs and constants. notes: for the user. finish:
     one that makes maps attributes to the last feature map by default. layer: that whose map weighs what it gives.
-    strict: raise for nodes without a derivative;
-    else leave them out of `places`.
+    grids: of attributed tokens that are patches of a picture. strict: raise for nodes without a derivative; else leave
+    them out of `places`.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Analysis:
         self.nodes = recognise(single, protected) if composite.relevance else single
         maps = finish is not None and finish.maps
         self.layer: ir.Value | None = None
+        self.grids: dict[ir.Value, PatchGrid] = {}
         self.wanted = {} if maps and not request.attribute_to else self._wanted()
         axes = streams.track(single, self.inputs, axis_rules())
         constants = set(self.values.values()) | set(self.graph.initializers.values())
@@ -107,6 +110,11 @@ class Analysis:
                 blocked[node] = str(error)
         return found, blocked
 
+    def maps(self) -> dict[str, dict[str, Any]]:
+        """For provenance, of each tensor that a map is made of: the axis of its channels, which tokens are patches."""
+        patches = {value: {"patches": grid.content()} for value, grid in self.grids.items()}
+        return {str(v.name): {"channels": n, **patches.get(v, {})} for v, n in self.op.facts.channels.items()}
+
     def _wanted(self) -> dict[ir.Value, str]:
         """Attributed tensors → name of the relevance."""
         if self.request.attribute_to:
@@ -124,7 +132,9 @@ class Analysis:
         """
         layout = layout_of(self.nodes)
         if maps and self.wanted:
-            return {value: named_layer(self.op, layout, value) for value in self.wanted}
+            named = {value: named_layer(self.op, layout, value) for value in self.wanted}
+            self.grids = patch_grids(self.op, self.nodes, layout, named)
+            return named
         active = active_values(self.nodes, self.sources, self.passes, tokens.moves)
         path = needed_nodes(self.nodes, self.explained, active, self.passes)
         if not path:  # no input reaches what is explained, which is said of the inputs
@@ -135,6 +145,7 @@ class Analysis:
         )
         if maps:
             self.wanted[value] = str(value.name)
+            self.grids = patch_grids(self.op, self.nodes, layout, [value])
             self.notes.append(f"attributing to {default_said(value, layout)} (--attribute-to names another)")
         else:
             self.layer = value

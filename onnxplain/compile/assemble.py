@@ -277,7 +277,7 @@ class _Job:
         if self.references:
             content["references"] = self.references
         if self.op.facts.channels:
-            content["maps"] = {str(value.name): {"channels": n} for value, n in self.op.facts.channels.items()}
+            content["maps"] = self.found.maps()
         if self.request.ledger:
             content["ledger"] = {"rows": self.ledger_rows, "columns": list(COLUMNS)}
         provenance.write(self.model, content)
