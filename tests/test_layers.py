@@ -36,7 +36,7 @@ LAYERS = [
     {"loop_answers"},
     {"loops"},  # the same graph, many times
     {"explainer"},
-    {"evaluate"},
+    {"evaluate", "fit"},  # what is made of explainers
     {"sources", "client", "bulk"},
     {"mlflow"},
     {"exports"},

@@ -49,6 +49,7 @@ ALWAYS = {  # options that can act whatever else is given
     "compile": {"method", "output", "seed", "fold", "attribute-to", "keep", "ledger", "sample", "shape"},
     "cut": {"output", "sample", "shape"},
     "chain": {"output", "sample", "shape"},
+    "fit": {"output", "held-out", "random-seed", "provider", "threads", "sample", "shape", "json"},
     "inspect": {"method", "nodes", "json", "attribute-to", "keep", "ledger", "sample", "shape"},
     "bench": {"method", "rounds", "batch", "targets", "json", "attribute-to", "keep", "ledger", "provider", "threads"},
     "export": {target.option.flag.removeprefix("--") for target in EXPORTS.values()},
@@ -172,6 +173,13 @@ IDLE: dict[
         ("--connect", [CNN, CNN, "--connect", "logits=x"], "no input of the second model named 'x'"),
         ("--keep", [CNN, "net.onnx", "--connect", "logits=x", "--keep", "logits", "--keep", "logits"], "named twice"),
     ],
+    "fit": [
+        *((option, ["cam", CNN, ARRAY, *given], "the data are arrays") for option, given in PICTURES),
+        ("--labels", ["cam", CNN, ARRAY, "--labels", "five.txt"], "the data are arrays"),
+        ("--labels", ["cam", CNN, "digits", "--labels", "five.txt"], "no class named"),
+        ("--layer", ["cam", CNN, "digits", "--layer", "logits"], "channels and positions"),
+        ("--explain", ["cam", CNN, "digits", "--explain", "logit"], "no tensor named"),
+    ],
     "inspect": [(option, [CNN, *given], says) for option, given, says in (*RECIPE, *REQUEST)],
     "bench": [
         *((option, [CNN, *given], says) for option, given, says in (*SEVERAL, *REQUEST)),
@@ -239,6 +247,7 @@ def files(tmp_path):
     (tmp_path / "five.txt").write_text("a\nb\nc\nd\ne\n")
     (tmp_path / "r.toml").write_text('method = "lrp"\n')
     (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "digits" / "f").mkdir(parents=True)
     onnx.save(net("g (float[N, 10] x) => (float[N, 10] y) { y = Relu (x) }"), tmp_path / "net.onnx")
 
 
