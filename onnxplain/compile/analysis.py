@@ -9,7 +9,14 @@ import onnx_ir as ir
 
 from onnxplain.compile import tokens
 from onnxplain.compile.contract import Request, Resolved, no_attribution, require_computed, tensors
-from onnxplain.compile.feature_maps import default_layer, default_said, layout_of, named_layer, require_pooled_head
+from onnxplain.compile.feature_maps import (
+    attributing_said,
+    default_layer,
+    default_said,
+    layout_of,
+    named_layer,
+    require_pooled_head,
+)
 from onnxplain.compile.patch_grids import PatchGrid, patch_grids
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
@@ -139,6 +146,8 @@ class Analysis:
         path = needed_nodes(self.nodes, self.explained, active, self.passes)
         if not path:  # no input reaches what is explained, which is said of the inputs
             self.wanted = self._wanted()
+            if maps and (ends := [value for value in self.explained if value in self.wanted]):
+                raise UsageError(f"{ends[0].name} is an input of the model, and no feature map lies below it.")
             return {}
         value, channels = default_layer(
             self.op, layout, path, self.explained, lambda node, i, x: x in active and self.passes(node, i)
@@ -146,7 +155,7 @@ class Analysis:
         if maps:
             self.wanted[value] = str(value.name)
             self.grids = patch_grids(self.op, self.nodes, layout, [value])
-            self.notes.append(f"attributing to {default_said(value, layout)} (--attribute-to names another)")
+            self.notes.append(attributing_said(value, layout))
         else:
             self.layer = value
             self.notes.append(f"weighed by the map of {default_said(value, layout)}")

@@ -14,7 +14,6 @@ from onnxplain.compile import Request
 from onnxplain.compile.pooled_head import write_pooled_head
 from onnxplain.compile.written import WrittenModel
 from onnxplain.errors import InputError, UnsupportedModel, UsageError
-from onnxplain.explainer import Explainer
 from onnxplain.fit.labelled_rows import LabelledRows
 from onnxplain.fit.logistic_regression import logistic_regression, require_sklearn
 from onnxplain.runtime import chunking
@@ -65,10 +64,15 @@ class CamHead:
         require_sklearn()
         self.path, self._sample, self._shapes = Path(model), sample, shapes
         more: dict[str, Any] = {"provider": provider, "threads": threads, "sample": sample, "shapes": shapes}
-        found = Explainer(self.path, "hires_cam", attribute_to=layer, explain=explain, **more)  # which finds the layer
-        ((self.layer, at),) = found.provenance["maps"].items()
-        self.axis: int = at["channels"]
-        self.subject = Subject.of(self.path, Request((explain,) if explain else (), keep=(self.layer,)), **more)
+        scores, layers = ((name,) if name else () for name in (explain, layer))
+        self.subject = Subject.of(self.path, Request(scores, attribute_to=layers), **more)
+        maps = self.subject.map_layers().maps
+        if len(maps) != 1:
+            raise UnsupportedModel(f"no input of the model reaches {', '.join(self.subject.resolved.explained)}.")
+        ((self.layer, about),) = maps.items()
+        self.axis: int = about["channels"]
+        if self.layer not in self.subject.resolved.protected:
+            self.subject = Subject.of(self.path, Request(scores, attribute_to=(self.layer,)), **more)
         (self.explained,) = self.subject.resolved.explained
         self.head = self.subject.resolved.heads.get(self.explained, "")
         if self.head not in ("", "Softmax"):

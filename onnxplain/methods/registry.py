@@ -13,6 +13,7 @@ from onnxplain.registry import Registry
 
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
+Layer = Literal["", "read", "moved"]
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,20 @@ class Looped(Method):
     """A numpy function over `Run`.
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
-    takes all rows of a call at once.
+    takes all rows of a call at once. layer: what it does with a feature map, the last one unless told otherwise, for
+    each position of which it answers one number: "read" moves the inputs and reads the map, "moved" moves the map
+    itself; "" is about what is attributed.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
     base: str = ""
     of_trees: bool = False
+    layer: Layer = ""
+
+    @property
+    def maps(self) -> bool:
+        """Whether it answers with one number for each position of a feature map."""
+        return bool(self.layer)
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -140,20 +149,20 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False,
+    of_trees: bool = False, layer: Layer = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
     One that draws samples returns an `Estimate`: the relevance with its standard error.
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
-    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). Its first docstring line says what it
-    is, a line `option: …` what an option means.
+    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). layer: see `Looped`; such a method has
+    no base, or `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees))
+        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, layer))
         return function
 
     return register

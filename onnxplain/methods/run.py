@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from onnxplain.methods.tensors import Array, Tensors
@@ -42,6 +42,16 @@ class Run(Protocol):
 
     def relevance(self, points: Tensors, seed: Array) -> Tensors:
         """What the base method gives each attributed input at each point, (S, …)."""
+        ...
+
+    channels: Mapping[str, int]
+    """Of a method about a feature map (`Looped.layer`): each map's name → the axis of its channels; else empty."""
+
+    def layer(self, points: Tensors) -> Tensors:
+        """The values of these feature maps at each point, (S, C, …); of a method that moves them the points themselves.
+
+        With the base `layer_gradient`, `relevance` gives what arrives at them, in the same shapes.
+        """
         ...
 
     def note(self, text: str, figure: float | None = None) -> None:

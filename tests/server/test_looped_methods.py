@@ -18,7 +18,7 @@ from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
 from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
-LOOPED = of_family("looped")
+LOOPED = [name for name in of_family("looped") if not METHODS[name].maps]
 FORWARD_ONLY = [name for name in of_family("forward-only") if not METHODS[name].of_trees]
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
