@@ -37,6 +37,7 @@ LAYERS = [
     {"loop_answers"},
     {"point_runs"},
     {"loops"},  # the same graph, many times
+    {"layer_tail"},
     {"loop_plan"},
     {"explainer"},
     {"evaluate", "fit"},  # what is made of explainers

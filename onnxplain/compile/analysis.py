@@ -65,7 +65,7 @@ class Analysis:
         facts = Facts(
             axes,
             False,
-            signs.nonnegative(single, sign_rules()),
+            signs.nonnegative(single, sign_rules(), moving=self.wanted),  # looped methods move what is attributed
             constants,
             masks=masks.masks(single, self.inputs, mask_steps()),
         )

@@ -13,7 +13,7 @@ from onnxplain.registry import Registry
 
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
-Layer = Literal["", "read", "moved"]
+Layer = Literal["", "read", "moved", "followed"]
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,10 @@ class Looped(Method):
     """A numpy function over `Run`.
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
-    takes all rows of a call at once. layer: what it does with a feature map, the last one unless told otherwise, for
-    each position of which it answers one number: "read" moves the inputs and reads the map, "moved" moves the map
-    itself; "" is about what is attributed.
+    takes all rows of a call at once. layer: what it does with inner tensors. "": it
+    moves what is attributed, inputs or inner tensors. "followed": it moves the inputs and answers for what is
+    attributed. "read" and "moved": it answers with one number for each position of a feature map, the last one unless
+    told otherwise, and moves the inputs, or the map itself.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
@@ -126,7 +127,7 @@ class Looped(Method):
     @property
     def maps(self) -> bool:
         """Whether it answers with one number for each position of a feature map."""
-        return bool(self.layer)
+        return self.layer in ("read", "moved")
 
     @property
     def family(self) -> Family:  # type: ignore[override]

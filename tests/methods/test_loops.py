@@ -232,7 +232,7 @@ def test_whole_numbers_do_not_move(tmp_path):
     feeds = {"ids": np.array([[0, 1, 2]]), "x": normal(1, 4)}
     found = Explainer(path, "integrated_gradients").explain(feeds, 0)
     assert list(found.relevances) == ["x"] and any("ids gets no relevance" in note for note in found.notes)
-    with pytest.raises(UnsupportedModel, match=r"ids is no float input .*onnxplain cut"):
+    with pytest.raises(UnsupportedModel, match=r"ids is no float input .*or to an inner tensor"):
         Explainer(path, "integrated_gradients", attribute_to="ids")
 
 
