@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxplain.compile import tokens
+from onnxplain.compile.bias_gradients import pictures
 from onnxplain.compile.contract import Request, Resolved, no_attribution, require_computed, tensors
 from onnxplain.compile.feature_maps import (
     attributing_said,
@@ -58,6 +59,7 @@ class Analysis:
         maps = finish is not None and finish.maps
         self.layer: ir.Value | None = None
         self.grids: dict[ir.Value, PatchGrid] = {}
+        self.layout = layout_of(self.nodes) if finish is not None and finish.biases is not None else None
         self.wanted = {} if maps and not request.attribute_to else self._wanted()
         axes = streams.track(single, self.inputs, axis_rules())
         constants = set(self.values.values()) | set(self.graph.initializers.values())
@@ -74,6 +76,9 @@ class Analysis:
         self.sources = [value for value in self.inputs if value not in left_out]
         if finish is not None and (maps or finish.weight is not None):
             facts.channels = self._layers(maps)
+        if self.layout is not None:
+            facts.channels = pictures(self.layout, self.wanted, bool(request.attribute_to))
+            self.wanted = {value: name for value, name in self.wanted.items() if value in facts.channels}
         if finish is not None and finish.pooled_head:
             for value, channels in facts.channels.items():
                 above = active_values(self.nodes, [value], self.passes, tokens.moves)

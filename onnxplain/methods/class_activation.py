@@ -51,6 +51,18 @@ _add(
     **{"": Form("seed", "feature_map")},
 )
 METHODS.add(
+    "full_grad",
+    OnePass(
+        "full_grad",
+        "FullGrad: gradient times input and the gradient times bias of every layer, their sizes in one map.",
+        "Srinivas and Fleuret 2019, Full-Gradient Representation for Neural Network Visualization, eq. 5",
+        channels="mean",
+        signed=False,
+        forms={"paper": Form("seed", "full_grad"), "code": Form("seed", "full_grad_code")},
+        biases=True,
+    ),
+)
+METHODS.add(
     "guided_grad_cam",
     OnePass(
         "guided_grad_cam",
