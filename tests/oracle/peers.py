@@ -290,6 +290,18 @@ def torch_activation_map(
     return np.asarray(found)[:, None]
 
 
+def torch_full_grad(model: Network, x: Tensor, targets: list[int], times: float) -> np.ndarray:
+    """pytorch-grad-cam's FullGrad of a multiple of the score, float64 (N, H, W), 0..1 in each row as it returns it."""
+    with torchvision_if_missing():
+        from pytorch_grad_cam import FullGrad
+
+    model.double()
+    with FullGrad(model, []) as cam:
+        found = cam(x.detach().double(), [lambda scores, k=k: times * scores[k] for k in targets])
+    model.float()
+    return np.asarray(found, np.float64)
+
+
 # --- onnx-ad ----------------------------------------------------------------------------------------------------------
 
 

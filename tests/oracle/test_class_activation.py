@@ -102,5 +102,19 @@ def test_score_cam_equals_pytorch_grad_cam_with_the_masks_of_the_authors_code(ne
         assert difference(a / a.sum(), b / b.sum()) < 10 * FLOAT32  # a softmax of scores in float32
 
 
+@pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="grad-cam is not installed")
+def test_full_grad_equals_pytorch_grad_cam(network):
+    """Of a net whose biases are all those of convolutions: beside these it takes BatchNorm's, and no implicit ones.
+
+    Of 10^4 times the score, which changes no map that is brought to 0..1: it adds 1e-7 to each maximum.
+    """
+    model, path = network("small_cnn")
+    x = model.example(3, random_seed=1)["input"]
+    theirs = peers.torch_full_grad(model, x, TARGETS, 1e4)
+    found = ours.ours(path, "full_grad", x.numpy(), seeds(path))[:, 0]
+    low, high = found.min((1, 2), keepdims=True), found.max((1, 2), keepdims=True)
+    assert difference((found - low) / (high - low), theirs) < 10 * FLOAT32  # a difference of float32 maps
+
+
 def row_map(path, method: str, x, target: int, **options) -> np.ndarray:
     return Explainer(path, method, provider="cpu", **options).explain(x.numpy(), target).relevance
