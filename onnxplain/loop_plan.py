@@ -8,6 +8,7 @@ from typing import Any
 from onnxplain.composites import Bounds
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.explanation_graph import ExplanationGraph
+from onnxplain.inputs.background import Background
 from onnxplain.inputs.targets import Target
 from onnxplain.layer_tail import LayerTail
 from onnxplain.loop_answers import LoopAnswers
@@ -27,9 +28,11 @@ class LoopPlan:
     """
 
     def __init__(
-        self, subject: Subject, recipe: Recipe, method: Looped, graph: ExplanationGraph | None, bounds: Bounds
-    ):
-        """graph: of the recipe's base, None for a forward-only method."""
+        self, subject: Subject, recipe: Recipe, method: Looped, graph: ExplanationGraph | None, bounds: Bounds,
+        background: Background | None,
+    ):  # fmt: skip
+        """graph: of the recipe's base, None for a forward-only method. background: where the recipe takes one."""
+        self._background = background
         self._subject, self._recipe, self._method, self._graph, self._bounds = subject, recipe, method, graph, bounds
         self._base = None if recipe.base is None else one_pass(recipe.base.method, "a looped method's base")
         self._inputs = [spec.name for spec in subject.inputs]
@@ -60,8 +63,13 @@ class LoopPlan:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Of the feature maps that the method answers for."""
-        return {"maps": dict(self._about)} if self._about else {}
+        """Of the feature maps that the method answers for, and of the background."""
+        found: dict[str, Any] = {}
+        if self._about:
+            found["maps"] = dict(self._about)
+        if (rows := self._background) is not None:
+            found["background"] = {"rows": rows.rows, "sha256": rows.sha256}
+        return found
 
     @property
     def _channels(self) -> dict[str, int]:
@@ -88,7 +96,7 @@ class LoopPlan:
             inner = InnerTensors(self._tail.read, self._subject.inputs, feeds, self._floats)
         loop = Loop(
             subject, graph, explained, self._moved, self._base, self._bounds, samples, proven and self._proven,
-            progress, self._answered, self._channels, inner,
+            progress, self._background, self._answered, self._channels, inner,
         )  # fmt: skip
         return loop.relevances(self._method, self._recipe.options, fed, targets, values)
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from onnxplain.composites import Bounds
-from onnxplain.errors import NotFinite, UsageError
+from onnxplain.errors import InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs import InputSpec
+from onnxplain.inputs.background import Background
 from onnxplain.inputs.targets import Target
 from onnxplain.loop_answers import LoopAnswers, LoopNotes
 from onnxplain.methods.estimate import Estimate
@@ -43,6 +44,13 @@ class InnerTensors:
     feeds: Mapping[str, Array] = field(default_factory=dict)
     floats: Sequence[str] = ()
 
+    def of_rows(self, rows: Mapping[str, Array], size: int) -> dict[str, Array]:
+        """The values of any number of rows, `size` a run: the last run is filled up with the last row."""
+        count = len(next(iter(rows.values())))
+        places = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
+        found = [self.read({name: array[at] for name, array in rows.items()}) for at in places]
+        return {name: np.concatenate([part[name] for part in found])[:count] for name in found[0]}
+
 
 class Loop:
     """`methods.run.Run` over a subject.
@@ -67,6 +75,7 @@ class Loop:
         samples: bool = True,
         proven: bool = False,
         progress: Progress | None = None,
+        background: Background | None = None,
         answered: Sequence[str] = (),
         channels: Mapping[str, int] | None = None,
         inner: InnerTensors | None = None,
@@ -77,7 +86,7 @@ class Loop:
         self.channels = dict(channels or {})
         self._subject, self._graph, self._explained = subject, graph, explained
         self._attributed, self._proven, self._progress = list(attributed), proven, progress
-        self._answered = list(answered) or self._attributed
+        self._answered, self._background = list(answered) or self._attributed, background
         self._feeds: Mapping[str, Array] = {}
         self._shape: tuple[int, ...] = ()
         self._runs: PointRuns
@@ -145,6 +154,21 @@ class Loop:
     def trees(self) -> TreeScore:
         """See `TreeRun`. Raises UnsupportedModel where the explained tensor is no sum of trees."""
         return self._subject.trees(self._explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
+
+    @property
+    def background(self) -> Tensors | None:
+        """See `Run`. Raises InputError for rows of another shape than the sample's.
+
+        Of inner tensors that move their values there.
+        """
+        if self._background is None:
+            return None
+        if self._inner is not None and self._inner.inputs:
+            if not self._runs.stacked:
+                raise InputError("a background has rows, and axis 0 of what moves is not known to count samples.")
+            rows = self._background.beside(self._inner.feeds, self.samples)
+            return Tensors(self._inner.of_rows(rows, self._runs.fixed or ROWS)).map(real)
+        return Tensors(self._background.beside({n: self._feeds[n] for n in self._attributed}, self.samples)).map(real)
 
     def batches(self, count: int) -> Iterator[slice]:
         """See `Run`."""

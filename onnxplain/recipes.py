@@ -13,8 +13,9 @@ from onnxplain.compile.assemble import Propagation
 from onnxplain.compile.provenance import digest
 from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_assignments, parse_composite
 from onnxplain.errors import InputError, UnknownName, UsageError
+from onnxplain.methods.background import BACKGROUND_WORDS
 from onnxplain.methods.options import Options, resolved
-from onnxplain.methods.registry import METHODS, Looped, OnePass, one_pass
+from onnxplain.methods.registry import METHODS, Looped, Need, OnePass, one_pass
 from onnxplain.options import call_text
 from onnxplain.rules.finishes import FINISHES
 from onnxplain.rules.starts import STARTS
@@ -155,6 +156,14 @@ class Recipe:
     def looped(self) -> bool:
         """Whether the method runs its graph, or the model, many times: looped or forward-only."""
         return isinstance(METHODS.get(self.method), Looped)
+
+    @property
+    def background(self) -> Need:
+        """Whether it takes rows of data to compare with: as an option says, else its method."""
+        if any(value in BACKGROUND_WORDS for value in self.options.values() if isinstance(value, str)):
+            return "required"
+        entry = METHODS.get(self.method)
+        return entry.background if isinstance(entry, Looped) else "none"
 
     @property
     def title(self) -> str:

@@ -97,9 +97,10 @@ def _print_explanations(done: Invocation) -> None:
     files = [str(file) for file in done.loaded.files]
     for sample in range(first.samples):
         name = files[sample] if sample < len(files) else f"sample {sample}"
-        if first.samples > 1 or files:
+        top = first.top(sample, 5 if first.samples == 1 else 1)
+        if top and (first.samples > 1 or files):
             click.secho(name, bold=True)
-        for entry in first.top(sample, 5 if first.samples == 1 else 1):
+        for entry in top:
             chance = "" if entry.probability is None else f"  p {entry.probability:.3f}"
             click.echo(f"  {entry.index:>5}  {entry.score:10.4f}{chance}  {entry.name}")
     width = max(18, *(len(e.recipe.label) for e in done.explanations))

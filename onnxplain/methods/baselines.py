@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import numpy as np
 
 from onnxplain.errors import UsageError
+from onnxplain.methods.background import BackgroundWord, background_rows
 from onnxplain.methods.gaussian_blur import blurred, blurred_axes, longest
 from onnxplain.methods.options import Doc
 from onnxplain.methods.run import InputBounds, Run
 from onnxplain.methods.tensors import Array, Tensors
 
-Baseline = float | list[float] | Literal["blur", "maximum_distance"]
+Baseline = float | list[float] | Literal["blur", "maximum_distance"] | BackgroundWord
 BaselineAt = Annotated[
     Literal["moved", "input"],
     Doc(
@@ -28,7 +29,7 @@ def baseline_of(
     run: Run, x: Tensors, baseline: Baseline, sigma: float | None = None, axes: Sequence[float] | None = None,
     at: Literal["moved", "input"] = "moved",
 ) -> Tensors:  # fmt: skip
-    """The baseline of a point x, (1, …) in its types.
+    """The baseline of a point x, (1, …) in its types; (B, …) of a background, over whose rows the mean is taken.
 
     A number, one for each channel, `blur`: x blurred by `sigma` elements along `axes`, or `maximum_distance`:
     of the ends of the input's range the one that is farther from each element (Sturmfels et al. 2020). at: see
@@ -44,6 +45,13 @@ def baseline_of(
             lengths = longest(x, along)
             widths = {name: SHARE * lengths[name] if sigma is None else sigma for name in x}
             return Tensors({name: blurred(array, [widths[name]], along[name]) for name, array in x.items()})
+        if baseline == "background" or baseline == "background_mean":
+            if at == "input":
+                raise UsageError(
+                    f"baseline={baseline} has no baseline_at=input: its rows are inputs, and an inner tensor begins at "
+                    "its values there."
+                )
+            return background_rows(run, baseline)
         if baseline == "maximum_distance":
             low, high = ends(run, x, bounds)
             return Tensors({n: np.where(a - low[n] < high[n] - a, high[n], low[n]) for n, a in x.items()})

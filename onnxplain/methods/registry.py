@@ -13,6 +13,7 @@ from onnxplain.registry import Registry
 
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
+Need = Literal["none", "optional", "required"]
 Layer = Literal["", "read", "moved", "followed"]
 
 
@@ -119,15 +120,17 @@ class Looped(Method):
     """A numpy function over `Run`.
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
-    takes all rows of a call at once. layer: what it does with inner tensors. "": it
-    moves what is attributed, inputs or inner tensors. "followed": it moves the inputs and answers for what is
-    attributed. "read" and "moved": it answers with one number for each position of a feature map, the last one unless
-    told otherwise, and moves the inputs, or the map itself.
+    takes all rows of a call at once. background: whether it takes rows of data, or cannot do without; one that does so
+    only with an option such as baseline=background says none. layer: what it does with inner tensors. "": it moves what
+    is attributed, inputs or inner tensors. "followed": it moves the inputs and answers for what is attributed. "read"
+    and "moved": it answers with one number for each position of a feature map, the last one unless told otherwise, and
+    moves the inputs, or the map itself.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
     base: str = ""
     of_trees: bool = False
+    background: Need = "none"
     layer: Layer = ""
 
     @property
@@ -156,20 +159,21 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False, layer: Layer = "",
+    of_trees: bool = False, background: Need = "none", layer: Layer = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
     One that draws samples returns an `Estimate`: the relevance with its standard error.
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
-    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). layer: see `Looped`; such a method has
-    no base, or `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
+    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads
+    `run.background` without an option that says so. layer: see `Looped`; such a method has no base, or
+    `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, layer))
+        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, background, layer))
         return function
 
     return register

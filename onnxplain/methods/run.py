@@ -33,6 +33,15 @@ class Run(Protocol):
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
+    @property
+    def background(self) -> Tensors | None:
+        """Rows of data, (B, …) for each attributed input, B at least 1; None where none were given.
+
+        That only a method sees that takes a background and can do without. Raises UsageError where axis 0 of the
+        inputs does not count samples.
+        """
+        ...
+
     def batches(self, count: int) -> Iterator[slice]:
         """0 … count in pieces that fit in memory at once; what is told as progress is how much of it is done."""
         ...

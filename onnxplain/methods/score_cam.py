@@ -45,7 +45,7 @@ def score_cam(
     weights: softmax, or increase.
     top: only so many channels, those that vary most over the positions; default all of them.
     """
-    maps, start = run.layer(x), replacement_of(x, baseline)
+    maps, start = run.layer(x), replacement_of(run, x, baseline)
     return Tensors({n: _map(run, n, maps[n], x, start, seed, weights, top) for n in maps})
 
 
@@ -63,12 +63,15 @@ def _map(
     result = np.zeros(channels.shape[1:])
     if len(chosen):
         masks = _Masks(name, chosen, x)
-        scores = np.concatenate([run.score(masks.points(x, start, part), seed) for part in run.batches(len(chosen))])
+        scores = np.empty(len(chosen))
+        for part in run.batches(len(chosen)):
+            looks = [run.score(masks.points(x, start.row(n), part), seed) for n in range(start.rows)]
+            scores[part] = np.mean(looks, 0)
         if weights == "softmax":
             lifted = np.exp(scores - scores.max())
             scores = lifted / lifted.sum()
         else:
-            scores = scores - run.score(start, seed)
+            scores = scores - run.score(start, seed).mean()
         result = np.tensordot(scores, chosen, 1).clip(0)
     return np.expand_dims(result[None], axis).astype(maps.dtype)
 

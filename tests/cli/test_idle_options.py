@@ -149,6 +149,8 @@ IDLE: dict[
         ("--box", [CNN, "--box"], "nothing is drawn"),
         ("--box", [MODELS / "iris_mlp", MODELS / "iris_mlp/samples/flowers.csv", "--box"], "drawn on a map"),
         ("--box-threshold", [CNN, DIGIT, "--box-threshold", "0.5"], "give --box too"),
+        ("--background", [CNN, DIGIT, "--background", ARRAY], "no method here reads it (lrp)"),
+        ("--background", [CNN, ARRAY, "--background", ARRAY, "--engine", "local"], "no method here reads it"),
         ("--rule", [CNN, "--rule", "name:fc9*=epsilon"], "fits no node"),
         ("--target", [CNN, "--target", "99"], "out of range"),
         ("--explain", [CNN, "--explain", "logits", "--explain", "/Relu_output_0"], "one tensor at a time"),

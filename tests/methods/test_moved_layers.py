@@ -215,3 +215,22 @@ def test_a_layer_that_is_no_number_or_not_on_the_way_is_refused(tmp_path):
 def test_a_layer_beyond_its_type_is_an_error(tmp_path):
     with pytest.raises(NotFinite, match="a point that the method makes of c2"):
         Explainer(saved(residual(), tmp_path), "integrated_gradients", attribute_to="c2", baseline=1e39).explain(X, 0)
+
+
+@pytest.mark.parametrize("batch", ["N", "3"])
+def test_rows_of_a_background_are_the_layers_values_there(batch, tmp_path):
+    """Of the model cut at the layer the background is fed as the layer's values, beside the sample's own input."""
+    path, background = saved(relu_net(batch=batch), tmp_path), normal(5 if batch == "N" else 3, 2, 6, 6, seed=7)
+    options = {"baseline": "background", "steps": 9}
+    found = Explainer(path, "integrated_gradients", attribute_to="p1", background=background, **options).explain(X, 1)
+    rows = np.concatenate([at(saved(relu_net(), tmp_path), "p1", row[None]) for row in background])
+    cut(tmp_path / "m.onnx", tmp_path / "tail.onnx", at="p1")
+    values = at(tmp_path / "m.onnx", "p1", X)
+    tail = Explainer(tmp_path / "tail.onnx", "integrated_gradients", background=rows, **options)
+    np.testing.assert_allclose(found.relevance, tail.explain(values, 1).relevance, **CLOSE)
+    path = saved(relu_net(batch=batch), tmp_path)
+    with pytest.raises(UsageError, match="its rows are inputs"):
+        Explainer(
+            path, "integrated_gradients", attribute_to="p1", background=background, baseline="background",
+            baseline_at="input",
+        ).explain(X, 1)  # fmt: skip
