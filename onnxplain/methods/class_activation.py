@@ -73,3 +73,14 @@ METHODS.add(
         weighed=True,
     ),
 )
+METHODS.add(
+    "guided_cam",
+    OnePass(
+        "guided_cam",
+        "Guided backprop times the CAM of the last feature map, bilinear between its positions; for CAM's heads.",
+        "Zhou et al. 2016, eq. 2; Selvaraju et al. 2017, section 3.2, for the product",
+        composite="guided_backprop",
+        forms={"": Form("seed_twice", "weighed_by_cam", ("derivative", ""))},
+        weighed=True,
+    ),
+)

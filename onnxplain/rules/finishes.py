@@ -115,6 +115,9 @@ FINISHES: dict[str, Finish] = {
         _finish("weighed by Grad-CAM", lambda op, rs, x: rs[1]), weight=class_activation.grad_cam
     ),
     "feature_map": Finish("as it is", lambda op, rs, x: rs[0], _no_tokens, maps=True, whole=True),
+    "weighed_by_cam": replace(
+        _finish("weighed by CAM", lambda op, rs, x: rs[1]), weight=class_activation.cam, pooled_head=True
+    ),
     "full_grad": replace(AS_IT_IS, name="FullGrad", token=_no_tokens, biases=full_gradient.full_grad),
     "full_grad_code": replace(AS_IT_IS, name="FullGrad, code", token=_no_tokens, biases=full_gradient.full_grad_code),
     "cam": replace(_map("CAM", class_activation.cam), pooled_head=True),
