@@ -42,14 +42,14 @@ class LoopPlan:
         self._base = None if recipe.base is None else one_pass(recipe.base.method, "a looped method's base")
         self._inputs = [spec.name for spec in subject.inputs]
         self._floats = [spec.name for spec in subject.inputs if "float" in spec.dtype]
-        self._channels: Mapping[str, int] = {}
+        self._about: Mapping[str, Mapping[str, Any]] = {}
         self._proven = True
         self.notes: list[str] = []
         named = subject.request.attribute_to
         attributed = list(named or self._inputs)
         if method.maps:
-            self._channels = self._maps()
-            attributed = list(self._channels)
+            self._about = self._maps()
+            attributed = list(self._about)
         elif graph is not None:
             attributed = list(graph.compiled.relevances.values())
         inner = [name for name in attributed if name not in self._inputs]
@@ -70,11 +70,15 @@ class LoopPlan:
     def provenance(self) -> dict[str, Any]:
         """Of the feature maps that the method answers for, and of the background."""
         found: dict[str, Any] = {}
-        if self._channels:
-            found["maps"] = {name: {"channels": n} for name, n in self._channels.items()}
+        if self._about:
+            found["maps"] = dict(self._about)
         if (rows := self._background) is not None:
             found["background"] = {"rows": rows.rows, "sha256": rows.sha256}
         return found
+
+    @property
+    def _channels(self) -> dict[str, int]:
+        return {name: about["channels"] for name, about in self._about.items()}
 
     def answer(
         self, feeds: Mapping[str, Array], targets: Sequence[Target], values: Array, samples: bool,
@@ -103,15 +107,15 @@ class LoopPlan:
 
     # Inside
 
-    def _maps(self) -> Mapping[str, int]:
+    def _maps(self) -> Mapping[str, Mapping[str, Any]]:
         """Of the graph, whose base has found them, or by themselves."""
         if self._graph is not None:
             maps = self._graph.compiled.provenance["maps"]
-            return {name: maps[name]["channels"] for name in self._graph.compiled.relevances.values()}
+            return {name: maps[name] for name in self._graph.compiled.relevances.values()}
         found = self._subject.map_layers()
         self._proven = found.proven
         self.notes += found.notes
-        return found.channels
+        return found.maps
 
     def _read(self) -> InnerTensors | None:
         """What a method reads that moves the inputs."""

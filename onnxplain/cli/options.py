@@ -18,6 +18,7 @@ from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.inputs import ModelSettings
 from onnxplain.inputs.background import ASK_FOR_IT
+from onnxplain.localisation import THRESHOLD
 from onnxplain.methods import METHODS, Looped
 from onnxplain.recipes import Recipe, named
 from onnxplain.sources import ResolvedModel, resolve_model
@@ -101,6 +102,29 @@ picture_options = _all(
     click.option("--scale", metavar="X", help="Multiplies pixel values 0..255 first, e.g. 1/255."),
     click.option("--labels", metavar="FILE", help="Class names: a txt or json file, or 'imagenet'."),
 )
+
+
+def box_options(command: Command) -> Command:
+    """Give a command the options of localisation boxes; it gets them as one argument, `box`: a threshold or None."""
+
+    @wraps(command)
+    def with_box(*args: Any, box: bool, box_threshold: float, **values: Any) -> Any:
+        if not box:
+            refuse_idle(["box_threshold"], "it is the threshold of the boxes that --box draws; give --box too.")
+        return command(*args, box=box_threshold if box else None, **values)
+
+    return _box_flags(with_box)  # type: ignore[return-value]
+
+
+_box_flags = _all(
+    click.option(
+        "--box", is_flag=True, help="Localisation box: round the largest connected part of what stands out in a map."
+    ),
+    click.option(
+        "--box-threshold", type=click.FloatRange(0, 1, min_open=True), default=THRESHOLD, show_default=True,
+        help="What stands out: this share of the map's maximum, or more.",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

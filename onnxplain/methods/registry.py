@@ -67,7 +67,7 @@ class OnePass(Method):
     composite: the one it takes unless told otherwise. forms: the first is the default. reference: it compares the input
     with a baseline. maps: it attributes to a feature
     map, the last one unless told otherwise, and answers with one number for each position of it. weighed: its answer is
-    multiplied by a map of the last feature map.
+    multiplied by a map of the last feature map. biases: its answer is a map with one channel, of all biases too.
     """
 
     composite: str = "none"
@@ -75,6 +75,7 @@ class OnePass(Method):
     reference: bool = False
     maps: bool = False
     weighed: bool = False
+    biases: bool = False
     family: ClassVar[Family] = "one-pass"
 
     @property
@@ -83,9 +84,14 @@ class OnePass(Method):
         return self.form().start not in ("seed", "seed_twice")
 
     @property
+    def attributes(self) -> bool:
+        """Whether it gives each element of an input something: only then a looped method can run it."""
+        return not self.maps and not self.biases
+
+    @property
     def per_unit(self) -> bool:
         """Whether it answers per unit of the input, as a gradient does; else its answer is a share of the score."""
-        return not self.relevance and not self.maps and not self.form().finish.startswith("times_")
+        return not self.relevance and self.attributes and not self.form().finish.startswith("times_")
 
     @property
     def derivative(self) -> bool:
