@@ -104,13 +104,13 @@ class Explainer:
         self.bounds, self.columns = bounds, columns_by_input(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         self._moved, self._notes = list[str](), list[str]()
-        if self.recipe.looped:
-            floats = [spec.name for spec in model.inputs if "float" in spec.dtype]
-            attributed = model.request.attribute_to or tuple(spec.name for spec in model.inputs)
+        if isinstance(self.method, Looped):
+            types, wanted = {spec.name: spec.dtype for spec in model.inputs}, model.request.attribute_to
+            attributed = wanted or tuple(types)
             if self._graph is not None:
                 attributed = tuple(self._graph.compiled.relevances.values())
-            by_user = bool(model.request.attribute_to)
-            self._moved, self._notes = moved(list(attributed), floats, by_user, self.method.name)
+            tokens, by_user = model.looked_up, bool(wanted)
+            self._moved, self._notes = moved(attributed, types, by_user, self.method, self.recipe.options, tokens)
 
     @property
     def explained(self) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ class Loop:
         return array[self._row : self._row + 1]
 
     def _point(self) -> Tensors:
-        """One sample of the attributed inputs, float32 or float64."""
+        """One sample of the attributed inputs, float32, float64 or int64."""
         point = {}
         for name in self._attributed:
             array = self._feeds[name]
@@ -273,6 +273,8 @@ class Loop:
     def _placed(self, name: str, points: Array) -> Array:
         """Points as one run is fed them, in the input's type. Raises NotFinite where it cannot hold them."""
         before = self._feeds[name]
+        if before.dtype.kind in "iu" and points.dtype.kind == "f":
+            points = np.rint(points)  # of a picture in bytes; tokens are switched whole
         if self._stacked:
             if self._fixed and len(points) < self._fixed:
                 points = np.concatenate([points, np.repeat(points[-1:], self._fixed - len(points), 0)])
@@ -291,5 +293,7 @@ class Loop:
 
 
 def _real(array: Array) -> Array:
-    """In float64 if it is, else in float32."""
+    """In float64 if it is, whole numbers in int64, else in float32."""
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64)
     return array if array.dtype == np.float64 else array.astype(np.float32)

@@ -35,7 +35,8 @@ CHANNELS = (1, 2, 3, 4)  # so long is an axis of channels of a picture, where an
 class FeatureGroups:
     """A partition of the elements of the inputs. Each group is present or absent as one.
 
-    numbers: the group of each element, int64, broadcasting to the input's (1, …). like: the inputs, for their shapes.
+    numbers: the group of each element, int64, broadcasting to the input's (1, …); `count`: of none, it is what it is in
+    any case. like: the inputs, for their shapes.
     """
 
     numbers: Tensors
@@ -45,19 +46,23 @@ class FeatureGroups:
     @cached_property
     def sizes(self) -> Array:
         """Elements of each group, float64 (count,)."""
-        sizes = np.zeros(self.count)
+        sizes = np.zeros(self.count + 1)
         for name, numbers in self.numbers.items():
-            sizes += np.bincount(numbers.ravel(), minlength=self.count) * (self.like[name].size / max(1, numbers.size))
-        return sizes
+            sizes += np.bincount(numbers.ravel(), minlength=self.count + 1) * (
+                self.like[name].size / max(1, numbers.size)
+            )
+        return sizes[: self.count]
 
     def points(self, x: Tensors, baseline: Tensors, present: Array) -> Tensors:
         """S points: x where a group is present, else the baseline. present bool (S, count)."""
+        present = np.pad(present, ((0, 0), (0, 1)), constant_values=True)
         return Tensors(
             {name: np.where(present[:, self.numbers[name][0]], array, baseline[name]) for name, array in x.items()}
         )
 
     def spread(self, values: Array) -> Tensors:
-        """Each element gets the value of its group. values (count,); result float64, shaped as the inputs."""
+        """Each element gets the value of its group, or 0. values (count,); result float64, shaped as the inputs."""
+        values = np.append(values, 0.0)
         return self.like.with_(self.numbers, lambda array, numbers: np.broadcast_to(values[numbers], array.shape))
 
     def shared(self, values: Array) -> Tensors:
@@ -69,12 +74,15 @@ class FeatureGroups:
         return run.score(self.points(x, baseline, present), seed)
 
 
-def partition(x: Tensors, groups: Groups, patch: int | Sequence[float] | None, cells: int) -> FeatureGroups:
+def partition(
+    x: Tensors, groups: Groups, patch: int | Sequence[float] | None, cells: int, absent: Tensors | None = None
+) -> FeatureGroups:
     """The feature groups that the options of a method name.
 
     groups: `auto`: patches of a picture, windows of a sequence, columns of a table; `elements`: each by itself;
     `inputs`: each input whole; or a number for each column or step, those of one number together. patch: lengths of
-    patches and windows, see `lengths_of`. cells: in how many a side is cut where patch is None. Raises UsageError.
+    patches and windows, see `lengths_of`. cells: in how many a side is cut where patch is None. absent: x with
+    everything taken away; a group that is the same there is none, and no look is spent on it. Raises UsageError.
     """
     if groups != "auto" and patch is not None:
         raise UsageError("patch: how large the groups are is said by groups already; give one of the two.")
@@ -90,7 +98,20 @@ def partition(x: Tensors, groups: Groups, patch: int | Sequence[float] | None, c
             found = _named(name, array.shape, groups)
         numbers[name] = found + count
         count += int(found.max()) + 1 if array.size else 0
-    return FeatureGroups(Tensors(numbers), count, x)
+    features = FeatureGroups(Tensors(numbers), count, x)
+    return features if absent is None else _that_change(features, x, absent)
+
+
+def _that_change(features: FeatureGroups, x: Tensors, absent: Tensors) -> FeatureGroups:
+    """Without the groups whose elements are all the same when absent; one stays in any case."""
+    changes = np.zeros(features.count, bool)
+    for name, array in x.items():
+        numbers = np.broadcast_to(features.numbers[name], array.shape)
+        changes[numbers[(array != absent[name]) & ~(np.isnan(array) & np.isnan(absent[name]))]] = True
+    changes[0] |= not changes.any()
+    count = int(changes.sum())
+    renumbered = np.where(changes, np.cumsum(changes) - 1, count)
+    return FeatureGroups(features.numbers.map(lambda numbers: renumbered[numbers]), count, x)
 
 
 def group_axes(shape: Sequence[int]) -> tuple[int, ...]:

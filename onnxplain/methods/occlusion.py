@@ -10,7 +10,7 @@ import numpy as np
 from onnxplain.errors import UsageError
 from onnxplain.methods.feature_groups import Lengths, lengths_of, windows
 from onnxplain.methods.registry import method
-from onnxplain.methods.replacements import Replacement, replacement_of
+from onnxplain.methods.replacements import Fixed, Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -21,6 +21,7 @@ Place = tuple[str, tuple[slice, ...]]  # an input, and the window in it behind a
 @method(
     "occlusion",
     base="",
+    switches=True,
     channels="mean",
     cite="Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks, sect. 4.2",
 )
@@ -32,6 +33,7 @@ def occlusion(
     patch: Lengths = None,
     stride: Lengths = None,
     baseline: Replacement = 0.0,
+    fixed: Fixed = None,
 ) -> Tensors:
     """How far the score falls where a window covers the input, mean over the windows that cover an element.
 
@@ -43,7 +45,7 @@ def occlusion(
     patch: None: 7 windows along the longer side of a picture, 49 along time, single columns.
     stride: How far the window moves, said in the same way, not more than its length. None: half of its length.
     """
-    covered = replacement_of(x, baseline)
+    covered = replacement_of(x, baseline, fixed)
     places = list(_places(x, patch, stride))
     falls, windows_over = x.map(_zeros), x.map(_zeros)
     whole = run.score(x, seed)[0]
@@ -56,7 +58,7 @@ def occlusion(
         for (name, window), score in zip(chosen, run.score(points, seed), strict=True):
             falls[name][0][window] += whole - score
             windows_over[name][0][window] += 1
-    return (falls / windows_over).with_(x, lambda array, like: array.astype(like.dtype))
+    return (falls / windows_over).relevance_of(x)
 
 
 def _places(x: Tensors, patch: int | Sequence[float] | None, stride: int | Sequence[float] | None) -> Iterator[Place]:

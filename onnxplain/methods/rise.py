@@ -10,9 +10,9 @@ from onnxplain.methods.estimate import Estimate, looks, relative_error
 from onnxplain.methods.masks import GridMasks
 from onnxplain.methods.options import Range
 from onnxplain.methods.registry import method
-from onnxplain.methods.replacements import Replacement, replacement_of
+from onnxplain.methods.replacements import Fixed, Replacement, replacement_of
 from onnxplain.methods.run import Run
-from onnxplain.methods.tensors import Array, Tensors
+from onnxplain.methods.tensors import Array, Tensors, is_whole
 
 CHECK = 100  # masks between two looks at the standard error, whatever the batch
 
@@ -21,6 +21,7 @@ CHECK = 100  # masks between two looks at the standard error, whatever the batch
     "rise",
     base="",
     channels="mean",
+    switches=True,
     cite="Petsiuk, Das and Saenko 2018, RISE: Randomized Input Sampling for Explanation of Black-box Models, eq. 6",
 )
 def rise(
@@ -33,6 +34,7 @@ def rise(
     cells: Annotated[int, Range(1)] = 7,
     offset: Literal["mean", "none"] = "mean",
     baseline: Replacement = 0.0,
+    fixed: Fixed = None,
     until: Annotated[float | None, Range(0)] = None,
     random_seed: Annotated[int, Range(0)] = 0,
 ) -> Estimate:
@@ -46,13 +48,16 @@ def rise(
     x (1, …) in model units; result the same shape, in the unit of the score, the same for all channels of a place.
     masks: how many; the paper has 4000 to 8000. Where `until` is given, at most.
     probability: that a cell is kept.
-    cells: of the grid along each side of a picture or along time; columns of a table have a cell each.
+    cells: of the grid along each side of a picture or along time; columns of a table and tokens have a cell each.
     offset: what is subtracted from the scores: mean (of the masked inputs), or none.
     until: end as soon as the largest standard error is below this share of the largest relevance.
     random_seed: of the masks, which are the same for every row and target.
     """
-    grids = {n: GridMasks(array.shape, cells, probability, [random_seed, k]) for k, (n, array) in enumerate(x.items())}
-    start = replacement_of(x, baseline)
+    grids = {
+        n: GridMasks(array.shape, cells, probability, [random_seed, k], is_whole(array) and array.ndim < 4)
+        for k, (n, array) in enumerate(x.items())
+    }
+    start = replacement_of(x, baseline, fixed)
     difference = x - start
     reference = run.score(x, seed)[0]  # subtracted from all scores, so that squares keep their digits
     c = None if offset == "mean" else -reference
