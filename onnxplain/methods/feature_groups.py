@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from math import ceil
+from math import ceil, prod
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,13 +14,15 @@ import numpy as np
 from onnxplain.errors import UsageError
 from onnxplain.methods.options import Doc, Range
 from onnxplain.methods.run import Run
+from onnxplain.methods.superpixels import Segmentation, superpixels
 from onnxplain.methods.tensors import Array, Tensors
 
 Groups = Annotated[
-    Literal["auto", "elements", "inputs"] | list[float],
+    Literal["auto", "elements", "inputs", "superpixels", "quickshift"] | list[float],
     Doc(
-        "auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, or a number for "
-        "each column or step: those of one number go together, such as the columns of a one-hot code."
+        "auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, superpixels or "
+        "quickshift (regions of alike pixels, by scikit-image), or a number for each column, step or token: those of "
+        "one number go together, such as the columns of a one-hot code or the pieces of a word."
     ),
 ]
 Lengths = Annotated[
@@ -80,11 +82,12 @@ def partition(
     """The feature groups that the options of a method name.
 
     groups: `auto`: patches of a picture, windows of a sequence, columns of a table; `elements`: each by itself;
-    `inputs`: each input whole; or a number for each column or step, those of one number together. patch: lengths of
-    patches and windows, see `lengths_of`. cells: in how many a side is cut where patch is None. absent: x with
+    `inputs`: each input whole; `superpixels`, `quickshift`: regions of alike pixels; or a number for each column or
+    step, those of one number together. patch: lengths of patches and windows, see `lengths_of`; superpixels are as many
+    as there would be patches. cells: in how many a side is cut where patch is None. absent: x with
     everything taken away; a group that is the same there is none, and no look is spent on it. Raises UsageError.
     """
-    if groups != "auto" and patch is not None:
+    if groups not in ("auto", "superpixels") and patch is not None:
         raise UsageError("patch: how large the groups are is said by groups already; give one of the two.")
     numbers, count = {}, 0
     for name, array in x.items():
@@ -92,6 +95,8 @@ def partition(
             found = np.arange(array[0].size).reshape(1, *array.shape[1:])
         elif groups == "inputs":
             found = np.zeros((1,) * array.ndim, np.int64)
+        elif groups in ("superpixels", "quickshift"):
+            found = _regions(name, array, groups, patch, cells)
         elif isinstance(groups, str):
             found = _cut(array.shape, lengths_of(array.shape, patch, cells))
         else:
@@ -174,6 +179,16 @@ def _cut(shape: Sequence[int], lengths: Sequence[int]) -> Array:
             along = (np.arange(shape[axis]) // length).reshape([-1 if n == axis else 1 for n in range(len(shape))])
             numbers = numbers * cells + along
     return numbers
+
+
+def _regions(name: str, x: Array, segmentation: Segmentation, patch: int | Sequence[float] | None, cells: int) -> Array:
+    """Numbers of the superpixels of a picture; where patch is None at most `cells` squared."""
+    axes = group_axes(x.shape)
+    if x.ndim != 4 or len(axes) != 2:
+        raise UsageError(f"groups={segmentation} are regions of a picture, and {name} {list(x.shape)} is none.")
+    lengths = lengths_of(x.shape, patch, cells)
+    count = round(prod(x.shape[axis] / lengths[axis - 1] for axis in axes))
+    return superpixels(x, (axes[0], axes[1]), segmentation, max(1, count))
 
 
 def _named(name: str, shape: Sequence[int], groups: Sequence[float]) -> Array:
