@@ -36,7 +36,7 @@ def exact_shapley(
     x (1, …) in model units; result the same shape, in the unit of the score. Takes 2^n looks.
     patch: None: 3 patches along the longer side of a picture, 9 windows of a sequence, single columns.
     """
-    absent = replacement_of(x, baseline, fixed)
+    absent = replacement_of(run, x, baseline, fixed)
     features = partition(x, groups, patch, CELLS, absent)
     count = features.count
     if count > MOST:

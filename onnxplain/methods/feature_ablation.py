@@ -39,7 +39,7 @@ def feature_ablation(
     x (1, …) in model units; result the same shape, in the unit of the score.
     patch: None: 14 patches along the longer side of a picture, 196 windows of a sequence, single columns.
     """
-    absent = replacement_of(x, baseline, fixed)
+    absent = replacement_of(run, x, baseline, fixed)
     features = partition(x, groups, patch, CELLS, absent)
     falls = np.zeros(features.count)
     whole = run.score(x, seed)[0]

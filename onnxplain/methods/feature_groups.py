@@ -72,8 +72,12 @@ class FeatureGroups:
         return self.spread(values / np.maximum(self.sizes, 1))
 
     def scores(self, run: Run, x: Tensors, baseline: Tensors, seed: Array, present: Array) -> Array:
-        """The score with the present groups, float64 (S,). Call it in pieces that `run.batches` gives."""
-        return run.score(self.points(x, baseline, present), seed)
+        """The score with the present groups, float64 (S,); of several baseline rows the mean over them.
+
+        Call it in pieces that `run.batches` gives.
+        """
+        scores = [run.score(self.points(x, baseline.row(n), present), seed) for n in range(baseline.rows)]
+        return np.mean(scores, 0) if len(scores) > 1 else scores[0]
 
 
 def partition(
@@ -112,7 +116,8 @@ def _that_change(features: FeatureGroups, x: Tensors, absent: Tensors) -> Featur
     changes = np.zeros(features.count, bool)
     for name, array in x.items():
         numbers = np.broadcast_to(features.numbers[name], array.shape)
-        changes[numbers[(array != absent[name]) & ~(np.isnan(array) & np.isnan(absent[name]))]] = True
+        differs = (array != absent[name]) & ~(np.isnan(array) & np.isnan(absent[name]))
+        changes[numbers[differs.any(0, keepdims=True)]] = True
     changes[0] |= not changes.any()
     count = int(changes.sum())
     renumbered = np.where(changes, np.cumsum(changes) - 1, count)

@@ -55,10 +55,10 @@ def kernel_shap(
     until: end as soon as the largest standard error is below this share of the largest value of a group.
     random_seed: of the coalitions, which are the same for every row and target.
     """
-    absent = replacement_of(x, baseline, fixed)
+    absent = replacement_of(run, x, baseline, fixed)
     features = partition(x, groups, patch, CELLS, absent)
     count = features.count
-    nothing = run.score(absent, seed)[0]
+    nothing = float(run.score(absent, seed).mean())
     change = run.score(x, seed)[0] - nothing
     wanted = 2 * count + BEYOND if samples is None else samples
     everything = count < 30 and 2**count - 2 <= wanted

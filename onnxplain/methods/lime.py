@@ -53,7 +53,7 @@ def lime(
     until: end as soon as the largest standard error is below this share of the largest coefficient.
     random_seed: of the coins, which fall the same for every row and target.
     """
-    absent = replacement_of(x, baseline, fixed)
+    absent = replacement_of(run, x, baseline, fixed)
     features = partition(x, groups, patch, CELLS, absent)
     count = features.count
     require_samples("lime", count, samples)

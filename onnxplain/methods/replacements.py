@@ -8,16 +8,19 @@ from typing import Annotated, Literal
 import numpy as np
 
 from onnxplain.errors import UsageError
+from onnxplain.methods.background import BackgroundWord, background_rows
 from onnxplain.methods.feature_groups import channel_axis, group_axes
 from onnxplain.methods.gaussian_blur import blurred, blurred_axes
 from onnxplain.methods.options import Doc
+from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors, is_whole
 
 Replacement = Annotated[
-    float | list[float] | Literal["mean", "blur"],
+    float | list[float] | Literal["mean", "blur"] | BackgroundWord,
     Doc(
         "what stands in the place of what is taken away, in model units: one number, one for each channel or column, "
-        "mean (of each channel of the input itself) or blur; of tokens the id of one, such as that of [MASK] or [PAD]."
+        "mean (of each channel of the input itself), blur, background (each of its rows in turn: the score is the mean "
+        "over them) or background_mean (the mean of its rows); of tokens an id, such as that of [MASK] or [PAD]."
     ),
 ]
 Fixed = Annotated[
@@ -28,9 +31,9 @@ BLUR = 0.05  # standard deviation of the blur, as a share of the longest side: 1
 
 
 def replacement_of(
-    x: Tensors, baseline: float | Sequence[float] | str, fixed: int | Sequence[float] | None = None
+    run: Run, x: Tensors, baseline: float | Sequence[float] | str, fixed: int | Sequence[float] | None = None
 ) -> Tensors:
-    """The inputs with everything taken away, shape and type of x.
+    """The inputs with everything taken away, shape and type of x; (B, …) of a background.
 
     baseline: one number in model units; one for each channel of a picture, feature of a sequence, column of a table;
     `mean`: of each channel over the positions of this very input; `blur`: the input without its details. fixed: whole
@@ -38,7 +41,12 @@ def replacement_of(
     """
     if fixed is not None and not any(is_whole(array) for array in x.values()):
         raise UsageError(f"fixed names tokens, and {', '.join(x)} has numbers that are none.")
-    found = {name: _of(name, array, baseline) for name, array in x.items()}
+    if baseline == "background" or baseline == "background_mean":
+        if baseline == "background_mean" and any(is_whole(array) and array.ndim < 4 for array in x.values()):
+            raise UsageError("baseline: a mean of tokens is none; take baseline=background, or the id of one.")
+        found = dict(background_rows(run, baseline))
+    else:
+        found = {name: _of(name, array, baseline) for name, array in x.items()}
     for name, array in x.items():
         if is_whole(array):
             found[name] = _whole(name, array, found[name])

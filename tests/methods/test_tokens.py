@@ -115,13 +115,13 @@ def test_methods_that_add_to_their_input_refuse_tokens(path):
 def test_a_token_becomes_a_token_again():
     ids = Tensors({"ids": IDS})
     with pytest.raises(UsageError, match=r"ids \[2, 5\] has whole numbers, such as ids of tokens"):
-        replacement_of(ids, 0.5)
+        replacement_of(None, ids, 0.5)
     with pytest.raises(UsageError, match="fixed names tokens, and x has numbers that are none"):
-        replacement_of(Tensors({"x": normal(1, 3)}), 0.0, 7)
-    kept = replacement_of(ids, 4, [7])["ids"]
+        replacement_of(None, Tensors({"x": normal(1, 3)}), 0.0, 7)
+    kept = replacement_of(None, ids, 4, [7])["ids"]
     np.testing.assert_array_equal(kept, np.where(IDS == 7, 7, 4))
     picture = Tensors({"x": np.arange(4 * 36).reshape(1, 4, 6, 6)})
-    assert replacement_of(picture, "blur")["x"].dtype == np.int64
+    assert replacement_of(None, picture, "blur")["x"].dtype == np.int64
     masks = GridMasks((1, 20, 3), 7, 0.5, [0], True).draw(20)
     assert set(np.unique(masks)) == {0.0, 1.0}  # a token between two ids is another one
 
@@ -135,3 +135,14 @@ def test_a_picture_in_bytes_is_covered(tmp_path):
     found = Explainer(saved(graph, tmp_path), "exact_shapley", patch=6, baseline=128).explain(x, 1).relevance
     expected = ((x.astype(float) - 128).mean((2, 3)) @ normal(3, 4))[0, 1]
     np.testing.assert_allclose(found.sum(), expected, rtol=1e-4)
+
+
+def test_the_background_of_tokens_is_other_rows(path):
+    other = np.array([[1, 1, 2, 3, 4], [5, 6, 7, 8, 0]])
+    background = {**feeds(other), "attention_mask": np.ones_like(other)}
+    options = {"baseline": "background", "background": background}
+    found = Explainer(path, "exact_shapley", **options).explain(feeds(), 1).relevance
+    expected = (TABLE[IDS, 1] - TABLE[other, 1].mean(0)) * MASK
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="a mean of tokens is none"):
+        Explainer(path, "rise", baseline="background_mean", background=background).explain(feeds(), 1)
