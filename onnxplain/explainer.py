@@ -27,6 +27,7 @@ from onnxplain.loop_answers import LoopAnswers
 from onnxplain.loops import Loop, Progress
 from onnxplain.methods import METHODS, Looped
 from onnxplain.methods.moved import moved
+from onnxplain.methods.named_groups import with_numbers
 from onnxplain.methods.registry import one_pass
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.nonfinite import score_error
@@ -277,7 +278,8 @@ class Explainer:
         loop = Loop(
             self.subject, self._graph, name, self._moved, base, self.bounds, samples, proven, progress, self.background
         )
-        return loop.relevances(method, self.recipe.options, feeds, targets, values)
+        options = with_numbers(self.recipe.options, self._moved, self.columns)
+        return loop.relevances(method, options, feeds, targets, values)
 
     def _resolve(self, ask: Ask, scores: Array) -> list[Target]:
         if callable(ask):

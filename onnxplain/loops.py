@@ -195,7 +195,7 @@ class Loop:
     # Inside
 
     def _joined(self, answers: Sequence[Tensors]) -> dict[str, Array]:
-        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._attributed}
+        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in answers[0]}
 
     def _leads(self, name: str) -> bool:
         """Whether a whole input has an axis 0 of length one, which then is that of the points."""

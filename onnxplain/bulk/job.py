@@ -61,11 +61,11 @@ class BulkJob:
                 f"not {self.sha256[:12]}…). Every machine needs the same file at the same path."
             )
         pictures, labels = self.pictures, list[str]()
-        bounds, kind = None, None
+        bounds, kind, columns = None, None, dict[str, tuple[str, ...]]()
         if pictures is not None:
             labels, bounds = pictures.labels(), pictures.bounds(subject.inputs)
-            kind = pictures.settings.output.kind
-        return Explainer(subject, Recipe.of(self.recipe), bounds=bounds, labels=labels, kind=kind)
+            kind, columns = pictures.settings.output.kind, pictures.columns(subject.inputs)
+        return Explainer(subject, Recipe.of(self.recipe), bounds=bounds, labels=labels, kind=kind, columns=columns)
 
     def content(self) -> dict[str, Any]:
         """What decides the numbers, as JSON has it: another content, another data set."""

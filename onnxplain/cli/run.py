@@ -187,7 +187,12 @@ def _explain(
     settings = pictures.settings.output
     try:
         explainer = explainer_of(
-            subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind
+            subject,
+            recipe,
+            bounds=pictures.bounds(subject.inputs),
+            labels=names,
+            kind=settings.kind,
+            columns=done.loaded.features,
         )
         explanation = explainer.explain(done.loaded.feeds, targets, progress)
         explanation.show(done.loaded, subject.inputs[0].name)

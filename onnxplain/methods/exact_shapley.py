@@ -54,4 +54,4 @@ def exact_shapley(
     for group in range(count):
         without = coalitions[~present[:, group]]
         values[group] = weights[present[without].sum(1)] @ (scores[without | 1 << group] - scores[without])
-    return features.shared(values).relevance_of(x)
+    return features.shared(values).relevance_of(features.like)

@@ -46,4 +46,4 @@ def feature_ablation(
     for part in run.batches(features.count):
         present = np.arange(features.count) != np.arange(part.start, part.stop)[:, None]
         falls[part] = whole - features.scores(run, x, absent, seed, present)
-    return features.spread(falls).relevance_of(x)
+    return features.spread(falls).relevance_of(features.like)

@@ -77,7 +77,7 @@ def kernel_shap(
     sums.fill(run, wanted, draw, None if everything else until)
     values = sums.values() if count > 1 else np.array([change])
     errors = np.zeros(count) if everything else sums.standard_errors()
-    return Estimate.of(features.shared(values), features.shared(errors), x)
+    return Estimate.of(features.shared(values), features.shared(errors), features.like)
 
 
 def _all(count: int) -> Iterator[tuple[Array, float]]:

@@ -72,4 +72,4 @@ def lime(
         return z, np.exp(-0.5 * np.square(distances / kernel_width)), scores
 
     sums.fill(run, samples, draw, until)
-    return Estimate.of(features.shared(sums.values()), features.shared(sums.standard_errors()), x)
+    return Estimate.of(features.shared(sums.values()), features.shared(sums.standard_errors()), features.like)

@@ -66,13 +66,13 @@ def shapley_sampling(
         for (order, step), score in zip(chosen, features.scores(run, x, absent, seed, present), strict=True):
             sums.add(order, step, score)
             if until is not None and sums.at_a_look(step) and relative_error(*sums.answer()) < until:
-                return _estimate(features, sums, x)
-    return _estimate(features, sums, x)
+                return _estimate(features, sums)
+    return _estimate(features, sums)
 
 
-def _estimate(features: FeatureGroups, sums: _Marginals, x: Tensors) -> Estimate:
+def _estimate(features: FeatureGroups, sums: _Marginals) -> Estimate:
     values, errors = sums.answer()
-    return Estimate.of(features.shared(values), features.shared(errors), x)
+    return Estimate.of(features.shared(values), features.shared(errors), features.like)
 
 
 class _Marginals:

@@ -72,7 +72,7 @@ class LoadedModel:
         self.request = Request(explain=tuple(self.settings.output.explain))
         self._prepared = prepared_model(source, context, self.max_rows)
         self.subject = self._load_subject(self.request, self._adopt)
-        self.bounds = pictures.bounds(self.subject.inputs)
+        self.bounds, self.columns = pictures.bounds(self.subject.inputs), pictures.columns(self.subject.inputs)
         if self._prepared.known(self.subject) is None:
             self.forward_queue = self._open_forward_queue(self.subject)
         self.recipe = Recipe.of(self.settings.defaults, "[defaults]") if self.settings.defaults else Recipe()
@@ -194,7 +194,7 @@ class LoadedModel:
         restored = None if recipe.looped else self._prepared.graph(subject, recipe, self.bounds)
         explainer = Explainer(
             subject, recipe, bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
-            graph=None if restored is None else restored.graph,
+            columns=self.columns, graph=None if restored is None else restored.graph,
         )  # fmt: skip
         queue, forward_queue = (subject if recipe.looped else explainer).session, subject.session
         assert isinstance(queue, ModelQueue) and isinstance(forward_queue, ModelQueue)

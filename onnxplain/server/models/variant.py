@@ -57,7 +57,9 @@ class Variant:
             return self.explainer
         e = self.explainer
         graph = None if self.forward_only else e.graph
-        return Explainer(e.subject, recipe, bounds=e.bounds, labels=e.labels, kind=e.kind, graph=graph)
+        return Explainer(
+            e.subject, recipe, bounds=e.bounds, labels=e.labels, kind=e.kind, columns=e.columns, graph=graph
+        )
 
     @property
     def forward_only(self) -> bool:
