@@ -107,8 +107,8 @@ class Explainer:
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         if background is not None and not isinstance(background, Background):
             background = Background.of(background, model.inputs, self.columns)
-        if (background is not None) != self.recipe.reads_background:
-            raise UsageError(f"method {self.method.name}: {NO_BACKGROUND if background is None else IDLE_BACKGROUND}")
+        if (needed := self.recipe.background) == ("required" if background is None else "none"):
+            raise UsageError(f"method {self.method.name}: {IDLE_BACKGROUND if needed == 'none' else NO_BACKGROUND}")
         self.background = background
         self._moved, self._notes = list[str](), list[str]()
         if isinstance(self.method, Looped):

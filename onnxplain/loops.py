@@ -11,7 +11,7 @@ import numpy as np
 from onnxplain.composites import Bounds
 from onnxplain.errors import InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
-from onnxplain.inputs.background import NO_BACKGROUND, Background
+from onnxplain.inputs.background import Background
 from onnxplain.inputs.targets import Target
 from onnxplain.loop_answers import LoopAnswers, LoopNotes
 from onnxplain.methods.estimate import Estimate
@@ -139,14 +139,11 @@ class Loop:
         return self._subject.trees(self._explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
 
     @property
-    def background(self) -> Tensors:
+    def background(self) -> Tensors | None:
         """See `Run`. Raises InputError for rows of another shape than the sample's."""
         if self._background is None:
-            raise UsageError(NO_BACKGROUND)
-        if not self.samples:
-            raise UsageError("a background has rows, and axis 0 of these inputs does not count samples.")
-        beside = self._background.beside
-        return Tensors({name: _real(beside(name, self._feeds[name])) for name in self._attributed})
+            return None
+        return Tensors(self._background.beside({n: self._feeds[n] for n in self._attributed}, self.samples)).map(_real)
 
     def batches(self, count: int) -> Iterator[slice]:
         """See `Run`."""

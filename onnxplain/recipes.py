@@ -15,7 +15,7 @@ from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_assignment
 from onnxplain.errors import InputError, UnknownName, UsageError
 from onnxplain.methods.background import BACKGROUND_WORDS
 from onnxplain.methods.options import Options, resolved
-from onnxplain.methods.registry import METHODS, Looped, OnePass, one_pass
+from onnxplain.methods.registry import METHODS, Looped, Need, OnePass, one_pass
 from onnxplain.options import call_text
 from onnxplain.rules.finishes import FINISHES
 from onnxplain.rules.starts import STARTS
@@ -154,11 +154,12 @@ class Recipe:
         return isinstance(METHODS.get(self.method), Looped)
 
     @property
-    def reads_background(self) -> bool:
-        """Whether it needs rows of data to compare with: by an option, or by its method."""
+    def background(self) -> Need:
+        """Whether it takes rows of data to compare with: as an option says, else its method."""
+        if any(value in BACKGROUND_WORDS for value in self.options.values() if isinstance(value, str)):
+            return "required"
         entry = METHODS.get(self.method)
-        own = isinstance(entry, Looped) and entry.background
-        return own or any(value in BACKGROUND_WORDS for value in self.options.values() if isinstance(value, str))
+        return entry.background if isinstance(entry, Looped) else "none"
 
     @property
     def title(self) -> str:

@@ -12,10 +12,12 @@ from zipfile import BadZipFile
 import click
 import numpy as np
 
+from onnxplain.cli.command import refuse_idle
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.inputs import ModelSettings
+from onnxplain.inputs.background import ASK_FOR_IT
 from onnxplain.methods import METHODS, Looped
 from onnxplain.recipes import Recipe, named
 from onnxplain.sources import ResolvedModel, resolve_model
@@ -77,6 +79,10 @@ machine_options = _all(
         "--threads", type=click.IntRange(0), default=0, help="Threads inside an op; 0 leaves it to onnxruntime."
     ),
 )
+background_option = click.option(
+    "--background", "background", multiple=True, metavar="FILE",
+    help="Rows of data that methods compare with (--option baseline=background); default: model.toml's.",
+)  # fmt: skip
 sample_options = _all(
     click.option(
         "--sample", metavar="FILE", type=click.Path(path_type=Path),
@@ -248,6 +254,12 @@ def _size(text: str) -> tuple[str, tuple[int, ...]]:
     if not mark or not name or any(size < 0 for size in sizes):
         raise UsageError(f"--shape {text}: give the input's name and whole numbers, as in x=1,3,224,224.")
     return name, sizes
+
+
+def refuse_idle_background(wanted: Sequence[Recipe]) -> None:
+    """Raise UsageError for a --background that no recipe reads."""
+    if all(recipe.background == "none" for recipe in wanted):
+        refuse_idle(["background"], f"no method here reads it ({', '.join(r.method for r in wanted)}); {ASK_FOR_IT}.")
 
 
 def explainer_of(subject: Subject, recipe: Recipe, **more: Any) -> Explainer:

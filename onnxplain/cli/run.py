@@ -16,11 +16,13 @@ from onnxplain.cli.bulk import BulkWords, bulk_options, run_bulk
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import (
     RecipeWords,
+    background_option,
     explainer_of,
     machine_options,
     picture_options,
     recipe_options,
     recipes,
+    refuse_idle_background,
     request_options,
     sample_options,
     subject_of,
@@ -62,6 +64,7 @@ PICTURE = ("preprocess", "layout", "mean", "std", "scale")
 @recipe_options
 @request_options
 @picture_options
+@background_option
 @machine_options
 @sample_options
 @click.option(
@@ -76,7 +79,7 @@ def run(
     words: RecipeWords, explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...],
     keep: tuple[str, ...], ledger: bool,
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
-    labels: str | None, provider: str,
+    labels: str | None, background: tuple[str, ...], provider: str,
     threads: int, sample: Path | None, shapes: tuple[str, ...],
     out: Path | None, palette: str | None, random_seed: int, as_json: bool, bulk: BulkWords,
 ) -> None:  # fmt: skip
@@ -91,7 +94,7 @@ def run(
     given = (*files, *inputs)
     if bulk.engine is not None:
         request = Request(explain, head or "", "tensor", attribute_to)
-        picture = (preprocess, layout, mean, std, scale, labels)
+        picture = (preprocess, layout, mean, std, scale, labels, background)
         run_bulk(
             model, given, bulk, targets, methods, words, request, picture, provider, threads, sample, shapes, out,
             as_json,
@@ -111,9 +114,10 @@ def run(
         )
         if len(subject.resolved.explained) != 1:
             raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
-        pictures = Preprocessing.of(resolved.settings, preprocess, layout, mean, std, scale, labels)
+        pictures = Preprocessing.of(resolved.settings, preprocess, layout, mean, std, scale, labels, background)
         fallback = [] if given else ["gradient", "lrp"]
         wanted = recipes(methods, words, resolved.settings, fallback)
+        refuse_idle_background(wanted)
         done = Invocation(
             where=str(resolved.path),
             name=resolved.name,
@@ -187,13 +191,10 @@ def _explain(
     settings = pictures.settings.output
     try:
         explainer = explainer_of(
-            subject,
-            recipe,
-            bounds=pictures.bounds(subject.inputs),
-            labels=names,
-            kind=settings.kind,
+            subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind,
             columns=done.loaded.features,
-        )
+            background=pictures.background(subject.inputs) if recipe.background != "none" else None,
+        )  # fmt: skip
         explanation = explainer.explain(done.loaded.feeds, targets, progress)
         explanation.show(done.loaded, subject.inputs[0].name)
         if pictures.labels_option and (unfit := labels_unfit(explanation.scores, names, explainer.kind)):

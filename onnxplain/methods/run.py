@@ -29,8 +29,12 @@ class Run(Protocol):
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
     @property
-    def background(self) -> Tensors:
-        """Rows of data, (B, …) for each attributed input, B at least 1. Raises UsageError where none were given."""
+    def background(self) -> Tensors | None:
+        """Rows of data, (B, …) for each attributed input, B at least 1; None where none were given.
+
+        That only a method sees that takes a background and can do without. Raises UsageError where axis 0 of the
+        inputs does not count samples.
+        """
         ...
 
     def batches(self, count: int) -> Iterator[slice]:

@@ -22,6 +22,7 @@ LOOPED = of_family("looped")
 FORWARD_ONLY = [name for name in of_family("forward-only") if not METHODS[name].of_trees]
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
+ROWS = sample("digits_cnn")[:1] * np.float32([0, 0.5, 1]).reshape(3, 1, 1, 1)
 SETTINGS = '[defaults]\nmethod = "smooth_grad"\nsamples = 5\nbase = "lrp-epsilon"\n'
 
 
@@ -29,6 +30,8 @@ SETTINGS = '[defaults]\nmethod = "smooth_grad"\nsamples = 5\nbase = "lrp-epsilon
 def client(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(MODELS / "digits_cnn", folder / "digits_cnn", ignore=shutil.ignore_patterns("samples"))
+    np.save(folder / "digits_cnn" / "rows.npy", ROWS)
+    (folder / "digits_cnn" / "model.toml").write_text('background = "rows.npy"\n')
     (folder / "smooth").mkdir()
     shutil.copytree(MODELS / "digits_cnn" / "1", folder / "smooth" / "1")
     (folder / "smooth" / "model.toml").write_text(SETTINGS)
@@ -39,7 +42,19 @@ def client(request, tmp_path_factory):
 
 
 def offline(recipe: Recipe):
-    return Explainer(MODELS / "digits_cnn" / "1" / "model.onnx", recipe).explain(X, ["predicted", "3"])
+    background = None if recipe.background == "none" else ROWS
+    path = MODELS / "digits_cnn" / "1" / "model.onnx"
+    return Explainer(path, recipe, background=background).explain(X, ["predicted", "3"])
+
+
+@pytest.mark.parametrize("name", ["integrated_gradients", "feature_ablation"])
+def test_the_background_is_the_models_own(client, name):
+    found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, baseline="background")
+    expected = offline(Recipe.asked(name, baseline="background"))
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    assert found.provenance["background"] == expected.provenance["background"]
+    with pytest.raises(InputError, match="no background is given"):
+        client.explain("smooth", X, method=name, baseline="background")
 
 
 @pytest.mark.parametrize("base", [None, "lrp-epsilon"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -323,19 +324,30 @@ def test_a_link_within_the_repository_is_followed(store):
     assert DirectorySource(store).fetch(Release("alias", "1", "")).name == "alias"
 
 
-@pytest.mark.parametrize("labels", ["../names.txt", "/etc/passwd", "../other/names.txt", "a\\u0000b", "pipe"])
-def test_labels_stay_in_the_folder_of_their_model(store, labels):
+@pytest.mark.parametrize("key", ["[output]\nlabels", "background"])
+@pytest.mark.parametrize("file", ["../names.txt", "/etc/passwd", "../other/names.txt", "a\\u0000b", "pipe"])
+def test_files_that_settings_name_stay_in_the_folder_of_their_model(store, file, key):
     (store / "names.txt").write_text("a\n")
     (store / "other/names.txt").write_text("a\n")
     os.mkfifo(store / "net/pipe")
-    (store / "net/model.toml").write_text(f'[output]\nlabels = "{labels}"\n')
+    (store / "net/model.toml").write_text(f'{key} = "{file}"\n')
     with pytest.raises(InputError):
         DirectorySource(store).fetch(Release("net", "10", ""))
     with pytest.raises(InputError):
         DirectoryRepository(store).get("net")
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "#" * 2_000_000, "\0", "[output]\nlabels = 3", "[serving"])
+def test_a_background_is_as_large_as_what_its_archive_unpacks_to(store):
+    np.savez_compressed(store / "net/rows.npz", x=np.zeros(1 << 24, np.float64))
+    assert (store / "net/rows.npz").stat().st_size < 1 << 20
+    (store / "net/model.toml").write_text('background = "rows.npz"\n')
+    with pytest.raises(InputError, match="bytes; it may have 67108864"):
+        DirectorySource(store).fetch(Release("net", "10", ""))
+
+
+@pytest.mark.parametrize(
+    "text", ["background = 3", "a = " + "[" * 100_000, "#" * 2_000_000, "\0", "[output]\nlabels = 3", "[serving"]
+)
 def test_a_hostile_model_toml_is_one_line_of_refusal(store, text):
     (store / "net/model.toml").write_text(text)
     with pytest.raises(OnnxplainError) as caught:
