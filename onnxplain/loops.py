@@ -54,7 +54,7 @@ class Loop:
         background: Background | None = None,
     ):
         self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
-        self.samples, self.bounds = samples, bounds
+        self.samples, self.bounds, self.head = samples, bounds, subject.resolved.heads.get(explained, "")
         self._subject, self._graph, self._explained = subject, graph, explained
         self._attributed, self._proven, self._progress = list(attributed), proven, progress
         self._background = background

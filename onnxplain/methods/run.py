@@ -28,6 +28,9 @@ class Run(Protocol):
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
+    head: str
+    """The op that makes probabilities of the explained tensor in the model, Softmax or Sigmoid; "" where none does."""
+
     @property
     def background(self) -> Tensors | None:
         """Rows of data, (B, …) for each attributed input, B at least 1; None where none were given.

@@ -17,7 +17,10 @@ from onnxplain.methods import METHODS, of_family
 from onnxplain.runtime import chunking
 from onnxplain.subject import Subject
 
-FORWARD_ONLY = [name for name in of_family("forward-only") if not METHODS[name].of_trees]
+FORWARD_ONLY = [
+    name for name in of_family("forward-only")
+    if not METHODS[name].of_trees and METHODS[name].background != "required"
+]  # fmt: skip
 FEW = {
     "rise": {"masks": 40}, "shapley_sampling": {"permutations": 4}, "kernel_shap": {"samples": 200},
     "lime": {"samples": 200}, "exact_shapley": {},
