@@ -55,7 +55,7 @@ class Loop:
     ):
         self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
         self.samples, self.bounds, self.head = samples, bounds, subject.resolved.heads.get(explained, "")
-        self._subject, self._graph, self._explained = subject, graph, explained
+        self._subject, self._graph, self.explained = subject, graph, explained
         self._attributed, self._proven, self._progress = list(attributed), proven, progress
         self._background = background
         self._specs = {spec.name: spec for spec in subject.inputs}
@@ -136,7 +136,7 @@ class Loop:
     @cached_property
     def trees(self) -> TreeScore:
         """See `TreeRun`. Raises UnsupportedModel where the explained tensor is no sum of trees."""
-        return self._subject.trees(self._explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
+        return self._subject.trees(self.explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
 
     @property
     def background(self) -> Tensors | None:
@@ -158,13 +158,26 @@ class Loop:
         """See `Run`."""
         parts = []
         for feeds, rows in self._runs(points):
-            values = self._subject.forward(feeds, [self._explained])[self._explained]
+            values = self._subject.forward(feeds, [self.explained])[self.explained]
             if (holes := Holes.of(values)) is not None:
                 raise NotFinite(
-                    f"the score {self._explained} at a point that the method looks at is no answer: {holes}."
+                    f"the score {self.explained} at a point that the method looks at is no answer: {holes}."
                 )
             parts.append(self._own(values, rows))
         return np.concatenate(parts)
+
+    def outputs(self, points: Tensors) -> Iterator[Mapping[str, Array]]:
+        """See `Run`."""
+        axes = self._subject.row_axes() or {}
+        together = self._stacked and all(axes.get(name) == 0 for name in self._subject.session.outputs)
+        count = len(next(iter(points.values())))
+        for part in [slice(0, count)] if together else chunking.chunks(count, 1):
+            for feeds, rows in self._runs(Tensors({name: array[part] for name, array in points.items()})):
+                found = self._subject.forward(feeds)
+                for row in range(rows):
+                    at = row if self._stacked else self._row
+                    alone = self._whole or (self._stacked and not together)
+                    yield found if alone else {name: array[at : at + 1] for name, array in found.items()}
 
     def score(self, points: Tensors, seed: Array) -> Array:
         """See `Run`."""

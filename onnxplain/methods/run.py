@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from onnxplain.methods.tensors import Array, Tensors
@@ -28,6 +28,9 @@ class Run(Protocol):
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
+    explained: str
+    """Name of the explained tensor."""
+
     head: str
     """The op that makes probabilities of the explained tensor in the model, Softmax or Sigmoid; "" where none does."""
 
@@ -46,6 +49,13 @@ class Run(Protocol):
 
     def forward(self, points: Tensors) -> Array:
         """The explained tensor at each point, (S, …)."""
+        ...
+
+    def outputs(self, points: Tensors) -> Iterator[Mapping[str, Array]]:
+        """All that the model answers, by name, one point after the other.
+
+        Arrays are as the model gives them for a single point: of a batch of one, where it has a batch.
+        """
         ...
 
     def score(self, points: Tensors, seed: Array) -> Array:

@@ -17,9 +17,10 @@ from onnxplain.methods import METHODS, of_family
 from onnxplain.runtime import chunking
 from onnxplain.subject import Subject
 
+OF_THEIR_OWN = ("d_rise",)  # models: detectors
 FORWARD_ONLY = [
     name for name in of_family("forward-only")
-    if not METHODS[name].of_trees and METHODS[name].background != "required"
+    if not METHODS[name].of_trees and METHODS[name].background != "required" and name not in OF_THEIR_OWN
 ]  # fmt: skip
 FEW = {
     "rise": {"masks": 40}, "shapley_sampling": {"permutations": 4}, "kernel_shap": {"samples": 200},

@@ -19,9 +19,10 @@ from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
 LOOPED = of_family("looped")
+OF_THEIR_OWN = ("d_rise",)  # models: detectors
 FORWARD_ONLY = [
     name for name in of_family("forward-only")
-    if not METHODS[name].of_trees and METHODS[name].background != "required"
+    if not METHODS[name].of_trees and METHODS[name].background != "required" and name not in OF_THEIR_OWN
 ]  # fmt: skip
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
