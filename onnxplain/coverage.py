@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxplain.compile import Compiled, Request, Resolved, compile_graph, looked_up, require_reached
 from onnxplain.compile.assemble import survey
+from onnxplain.compile.layer_choice import map_layers
 from onnxplain.errors import OnnxplainError
 from onnxplain.frontend.normalise import Normalised
 from onnxplain.frontend.tree_path import find_trees
@@ -76,8 +77,13 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
         by_user = bool(request.attribute_to)
         try:
             entry = METHODS[recipe.method]
+            if isinstance(entry, Looped) and entry.maps:
+                moved(tuple(types), types, False, entry, recipe.options, tokens)
             if isinstance(entry, Looped) and not entry.base:
-                moved(request.attribute_to or tuple(types), types, by_user, entry, recipe.options, tokens)
+                if entry.maps:
+                    map_layers(normalised, resolved, request)
+                else:
+                    moved(request.attribute_to or tuple(types), types, by_user, entry, recipe.options, tokens)
                 found.without_graph[recipe.method] = _without_graph(normalised, resolved, entry)
                 continue
             base = recipe.one_pass  # looped methods share it
@@ -91,7 +97,7 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
                 tried[base] = compile_graph(normalised, resolved, base.propagation(), request)
             compiled = tried[base]
             attributed, notes = list(compiled.relevances.values()), list(compiled.notes)
-            if isinstance(entry, Looped):
+            if isinstance(entry, Looped) and not entry.maps:
                 _, more_notes = moved(attributed, types, by_user, entry, recipe.options, tokens)
                 notes += more_notes
         except OnnxplainError as error:

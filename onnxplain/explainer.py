@@ -24,11 +24,9 @@ from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, columns_by_input, feeds_of
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
 from onnxplain.loop_answers import LoopAnswers
-from onnxplain.loops import Loop, Progress
+from onnxplain.loop_plan import LoopPlan
+from onnxplain.loops import Progress
 from onnxplain.methods import METHODS, Looped
-from onnxplain.methods.moved import moved
-from onnxplain.methods.named_groups import with_numbers
-from onnxplain.methods.registry import one_pass
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.nonfinite import score_error
 from onnxplain.runtime.session import Array, Runs
@@ -110,14 +108,9 @@ class Explainer:
         if (needed := self.recipe.background) == ("required" if background is None else "none"):
             raise UsageError(f"method {self.method.name}: {IDLE_BACKGROUND if needed == 'none' else NO_BACKGROUND}")
         self.background = background
-        self._moved, self._notes = list[str](), list[str]()
+        self._plan: LoopPlan | None = None
         if isinstance(self.method, Looped):
-            types, wanted = {spec.name: spec.dtype for spec in model.inputs}, model.request.attribute_to
-            attributed = wanted or tuple(types)
-            if self._graph is not None:
-                attributed = tuple(self._graph.compiled.relevances.values())
-            tokens, by_user = model.looked_up, bool(wanted)
-            self._moved, self._notes = moved(attributed, types, by_user, self.method, self.recipe.options, tokens)
+            self._plan = LoopPlan(model, self.recipe, self.method, self._graph, bounds, background, self.columns)
 
     @property
     def explained(self) -> tuple[str, ...]:
@@ -131,7 +124,7 @@ class Explainer:
         of_graph = (*subject.normalised.notes, *subject.resolved.notes)
         if self._graph is not None:
             of_graph = tuple(self._graph.compiled.notes)
-        return list(dict.fromkeys([*of_graph, *self._notes]))
+        return list(dict.fromkeys([*of_graph, *(self._plan.notes if self._plan is not None else ())]))
 
     @property
     def graph(self) -> ExplanationGraph:
@@ -230,8 +223,8 @@ class Explainer:
             self.subject.require_same(forward, outputs)
             relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
             ledger = outputs.get(LEDGER)
-        if isinstance(self.method, Looped):
-            answers = self._looped(self.method, feeds, targets, values, separate, progress)
+        if self._plan is not None:
+            answers = self._plan.answer(feeds, targets, values, separate, progress)
             relevances = answers.relevances
         kept = {n: forward[n] if n in forward else feeds[n] for n in self.subject.request.keep}
         return Explanation(
@@ -260,26 +253,11 @@ class Explainer:
         about: Mapping[str, Any] = {"version": __version__, "sha256": self.subject.source.sha256}
         if self._graph is not None:
             about = self._graph.compiled.provenance
-        if not self.recipe.looped:
+        if self._plan is None:
             return about
         heads = dict(self.subject.resolved.heads)
-        about = {**about, "heads": heads, "method": self.method.name, "recipe": self.recipe.content()}
-        if self.background is None:
-            return about
-        return {**about, "background": {"rows": self.background.rows, "sha256": self.background.sha256}}
-
-    def _looped(
-        self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], values: Array, samples: bool,
-        progress: Progress | None,
-    ) -> LoopAnswers:  # fmt: skip
-        base = None if self.recipe.base is None else one_pass(self.recipe.base.method, "a looped method's base")
-        name, axes = self.explained[0], self.subject.row_axes()
-        proven = self._graph.compiled.streams if self._graph is not None else axes is not None and axes.get(name) == 0
-        loop = Loop(
-            self.subject, self._graph, name, self._moved, base, self.bounds, samples, proven, progress, self.background
-        )
-        options = with_numbers(self.recipe.options, self._moved, self.columns)
-        return loop.relevances(method, options, feeds, targets, values)
+        recipe = self.recipe.content()
+        return {**about, **self._plan.provenance, "heads": heads, "method": self.method.name, "recipe": recipe}
 
     def _resolve(self, ask: Ask, scores: Array) -> list[Target]:
         if callable(ask):

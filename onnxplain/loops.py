@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.composites import Bounds
-from onnxplain.errors import InputError, NotFinite, UsageError
+from onnxplain.errors import NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.background import Background
 from onnxplain.inputs.targets import Target
@@ -17,6 +17,7 @@ from onnxplain.loop_answers import LoopAnswers, LoopNotes
 from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.registry import Looped, OnePass
 from onnxplain.methods.tensors import Tensors
+from onnxplain.point_runs import PointRuns, real
 from onnxplain.runtime import chunking
 from onnxplain.runtime.finite import Holes
 from onnxplain.runtime.session import Array
@@ -27,13 +28,15 @@ TREE_ROWS = 1024  # that a method over trees gets at once; progress and cancella
 ROWS = 32  # of one run at most: larger ones are no faster, and progress and cancellation wait for a run to end
 Progress = Callable[[int, int], None]
 """`(done, total)` in looks at the model, after each run; raising in it ends the explanation."""
+Read = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 class Loop:
     """`methods.run.Run` over a subject.
 
     graph, base: what answers `relevance`, and the method it is compiled of; None for a forward-only method. attributed:
-    the float inputs that move. bounds: see `Run`. How points are run:
+    the float inputs that move. bounds: see `Run`. channels: feature maps that the method answers for, see `Run`;
+    read: their values, of feeds. How points are run:
 
     * stacked, many to a run, along axis 0, where the graph proves that it carries the batch (`proven`);
     * one by one in their batch, the other rows as they are, where rows are samples and nothing is proven;
@@ -52,18 +55,17 @@ class Loop:
         proven: bool = False,
         progress: Progress | None = None,
         background: Background | None = None,
+        channels: Mapping[str, int] | None = None,
+        read: Read | None = None,
     ):
         self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
-        self.samples, self.bounds, self.head = samples, bounds, subject.resolved.heads.get(explained, "")
-        self._subject, self._graph, self.explained = subject, graph, explained
-        self._attributed, self._proven, self._progress = list(attributed), proven, progress
-        self._background = background
-        self._specs = {spec.name: spec for spec in subject.inputs}
-        self._feeds: dict[str, Array] = {}
-        self._shape: tuple[int, ...] = ()
-        self._row, self._rows = 0, 1
-        self._stacked = self._whole = False
-        self._fixed: int | None = None
+        self.samples, self.bounds, self.channels = samples, bounds, dict(channels or {})
+        self.explained, self.head = explained, subject.resolved.heads.get(explained, "")
+        self._subject, self._graph = subject, graph
+        self._attributed, self._proven, self._progress, self._read = list(attributed), proven, progress, read
+        self._answered, self._background = list(self.channels) or self._attributed, background
+        self._feeds: Mapping[str, Array] = {}
+        self._runs: PointRuns
         self._jobs, self._job, self._planned = 1, 0, 0
         self.answers: Array = np.zeros(0)  # of the rows that a method over trees has
         self._notes = LoopNotes()
@@ -77,28 +79,19 @@ class Loop:
         values: of the explained tensor. Raises NotFinite, and InputError for an input that has not a row for each
         sample.
         """
-        self._feeds, self._shape = dict(feeds), values.shape
-        self._rows = values.shape[0] if self.samples and values.ndim else 1
-        rows_of = {name: len(feeds[name]) if feeds[name].ndim else -1 for name in self._attributed}
-        each = all(rows == self._rows for rows in rows_of.values())
-        self._stacked = self.samples and self._proven and each
-        self._whole = not self._stacked and self._rows == 1
-        if not self._stacked and not self._whole and not each:
-            name = next(name for name, rows in rows_of.items() if rows != self._rows)
-            raise InputError(
-                f"{name} {list(feeds[name].shape)} has not one row for each of {self._rows} samples, and method "
-                f"{method.name} moves each sample by itself: explain one at a time, or attribute to other inputs."
-            )
-        lengths = {(self._specs[name].shape or (None,))[0] for name in self._attributed} if self._stacked else set()
-        self._fixed = next((length for length in lengths if isinstance(length, int)), None)
-        self._jobs = self._rows * len(targets)
+        self._feeds = dict(feeds)
+        self._runs = PointRuns(
+            self._subject.inputs, self._feeds, self._attributed, values.shape, self.samples, self._proven, method.name
+        )
+        self._jobs = self._runs.rows * len(targets)
         errors: list[Tensors] = []
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error below
             answers = self._of_trees(method, options, targets, values) if method.of_trees else []
             for target in targets if not method.of_trees else ():
-                for row in range(self._rows):
-                    self._row, self._job, self._planned = row, len(answers), 0
-                    answer = method.function(self, self._point(), self._seed(target), **options)
+                for row in range(self._runs.rows):
+                    self._runs.row, self._job, self._planned = row, len(answers), 0
+                    seed = self._runs.seed(target, self._seed_type)
+                    answer = method.function(self, self._runs.point(), seed, **options)
                     if isinstance(answer, Estimate):
                         errors.append(answer.standard_error)
                         answer = answer.relevance
@@ -119,11 +112,11 @@ class Loop:
         answers = []
         for target in targets:
             seeds = np.asarray(target.seed, np.float64)
-            for part in chunking.chunks(self._rows, TREE_ROWS):
-                if self._whole:
-                    x, seed, self.answers = self._point(), seeds.reshape(1, -1), values.reshape(1, -1)
+            for part in chunking.chunks(self._runs.rows, TREE_ROWS):
+                if self._runs.whole:
+                    x, seed, self.answers = self._runs.point(), seeds.reshape(1, -1), values.reshape(1, -1)
                 else:
-                    x = Tensors({name: _real(self._feeds[name][part]) for name in self._attributed})
+                    x = Tensors({name: real(self._feeds[name][part]) for name in self._attributed})
                     seed, self.answers = seeds if len(seeds) == 1 else seeds[part], values[part]
                 answers.append(method.function(self, x, seed, **options))
                 self._job += part.stop - part.start
@@ -143,7 +136,7 @@ class Loop:
         """See `Run`. Raises InputError for rows of another shape than the sample's."""
         if self._background is None:
             return None
-        return Tensors(self._background.beside({n: self._feeds[n] for n in self._attributed}, self.samples)).map(_real)
+        return Tensors(self._background.beside({n: self._feeds[n] for n in self._attributed}, self.samples)).map(real)
 
     def batches(self, count: int) -> Iterator[slice]:
         """See `Run`."""
@@ -157,27 +150,25 @@ class Loop:
     def forward(self, points: Tensors) -> Array:
         """See `Run`."""
         parts = []
-        for feeds, rows in self._runs(points):
+        for feeds, rows in self._fed(points):
             values = self._subject.forward(feeds, [self.explained])[self.explained]
             if (holes := Holes.of(values)) is not None:
                 raise NotFinite(
                     f"the score {self.explained} at a point that the method looks at is no answer: {holes}."
                 )
-            parts.append(self._own(values, rows))
+            parts.append(self._runs.own(values, rows, moved=False))
         return np.concatenate(parts)
 
     def outputs(self, points: Tensors) -> Iterator[Mapping[str, Array]]:
         """See `Run`."""
-        axes = self._subject.row_axes() or {}
-        together = self._stacked and all(axes.get(name) == 0 for name in self._subject.session.outputs)
-        count = len(next(iter(points.values())))
-        for part in [slice(0, count)] if together else chunking.chunks(count, 1):
-            for feeds, rows in self._runs(Tensors({name: array[part] for name, array in points.items()})):
-                found = self._subject.forward(feeds)
-                for row in range(rows):
-                    at = row if self._stacked else self._row
-                    alone = self._whole or (self._stacked and not together)
-                    yield found if alone else {name: array[at : at + 1] for name, array in found.items()}
+        axes, names, runs = self._subject.row_axes() or {}, self._subject.session.outputs, self._runs
+        together = runs.stacked and all(axes.get(name) == 0 for name in names)
+        for feeds, rows in runs.feeds(points, self._size(ROWS) if together else 1):
+            found = self._subject.forward(feeds)
+            for row in range(rows):
+                at = row if runs.stacked else runs.row
+                alone = runs.whole or (runs.stacked and not together)
+                yield found if alone else {name: array[at : at + 1] for name, array in found.items()}
 
     def score(self, points: Tensors, seed: Array) -> Array:
         """See `Run`."""
@@ -190,12 +181,26 @@ class Loop:
         if graph is None:
             raise UsageError("a forward-only method has no base, and asks for its relevance.")
         (key,) = graph.compiled.seeds
-        parts: dict[str, list[Array]] = {name: [] for name in self._attributed}
-        for feeds, rows in self._runs(points):
-            outputs = graph.run(feeds, {key: self._seeds(seed, rows)})
+        parts: dict[str, list[Array]] = {name: [] for name in self._answered}
+        for feeds, rows in self._fed(points):
+            outputs = graph.run(feeds, {key: self._runs.seeds(seed, rows)})
             for out, source in graph.compiled.relevances.items():
                 if source in parts:
-                    parts[source].append(self._own(outputs[out], rows, self._leads(source)))
+                    parts[source].append(self._runs.own(outputs[out], rows))
+        return Tensors({name: np.concatenate(arrays) for name, arrays in parts.items()})
+
+    def layer(self, points: Tensors) -> Tensors:
+        """See `Run`. Raises UsageError in a method that is about no feature map, and NotFinite."""
+        if not self.channels:
+            raise UsageError("a method that reads a feature map is registered with layer='read'.")
+        if self._read is None:
+            return points
+        parts: dict[str, list[Array]] = {name: [] for name in self.channels}
+        for feeds, rows in self._fed(points):
+            for name, values in self._read(feeds).items():
+                if (holes := Holes.of(values)) is not None:
+                    raise NotFinite(f"{name} at a point that the method looks at is no answer: {holes}.")
+                parts[name].append(real(self._runs.own(values, rows)))
         return Tensors({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
     def note(self, text: str, figure: float | None = None) -> None:
@@ -207,116 +212,28 @@ class Loop:
     def _joined(self, answers: Sequence[Tensors]) -> dict[str, Array]:
         return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in answers[0]}
 
-    def _leads(self, name: str) -> bool:
-        """Whether a whole input has an axis 0 of length one, which then is that of the points."""
-        return self._feeds[name].shape[:1] == (1,)
-
-    def _own(self, array: Array, rows: int, leads: bool = False) -> Array:
-        """Of a run's output what belongs to its points, (points, …)."""
-        if self._stacked:
-            return array[:rows]
-        if self._whole:
-            return array if leads else array[None]
-        return array[self._row : self._row + 1]
-
-    def _point(self) -> Tensors:
-        """One sample of the attributed inputs, float32, float64 or int64."""
-        point = {}
-        for name in self._attributed:
-            array = self._feeds[name]
-            if not self._whole:
-                array = array[self._row : self._row + 1]
-            elif not self._leads(name):
-                array = array[None]
-            point[name] = _real(array)
-        return Tensors(point)
-
-    def _seed(self, target: Target) -> Array:
-        """(1, …the explained tensor's axes behind the samples); of a whole input (…all its axes)."""
-        seed = np.asarray(target.seed).astype(self._seed_type)
-        if self._whole:
-            return seed.reshape(self._shape)
-        return seed[min(self._row, len(seed) - 1)][None] if seed.ndim else seed
-
-    def _seeds(self, seed: Array, rows: int) -> Array:
-        """For one run."""
-        if self._whole:
-            return seed
-        if self._stacked:
-            return np.repeat(seed[:1], max(rows, self._fixed or 0), 0)
-        seeds = np.zeros(self._shape, seed.dtype)
-        seeds[self._row] = seed[0]
-        return seeds
-
     @cached_property
     def _held(self) -> int:
         """Bytes of a row in a run: of the forward pass, of the backward pass, and three times the point itself."""
         if self._graph is not None:
             return 2 * self._graph.bytes_per_stream
-        points = sum(self._feeds[name].nbytes // self._rows for name in self._attributed)
+        points = sum(self._feeds[name].nbytes // self._runs.rows for name in self._attributed)
         return self._subject.bytes_per_row + 3 * points
 
     @property
-    def _seed_type(self) -> Any:
+    def _seed_type(self) -> type[np.floating]:
         if self._graph is None:
             return np.float64
         value = next(v for v in self._graph.compiled.ports.inputs if v.name in self._graph.compiled.seeds)
         return np.float64 if value.dtype is not None and value.dtype.numpy() == np.float64 else np.float32
 
     def _size(self, count: int) -> int:
-        if not self._stacked:
+        if not self._runs.stacked:
             return 1
-        if self._fixed:
-            return self._fixed
+        if self._runs.fixed:
+            return self._runs.fixed
         return min(ROWS, chunking.rows_per_run(self._held, count))
 
-    def _runs(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
-        """Feeds of each run, and how many of its rows are points: a fixed batch is filled up with the last."""
-        count = len(next(iter(points.values())))
-        for part in chunking.chunks(count, self._size(count)):
-            rows = part.stop - part.start
-            feeds = {
-                name: array if name in points else self._companion(name, max(rows, self._fixed or 0))
-                for name, array in self._feeds.items()
-            }
-            for name, array in points.items():
-                feeds[name] = self._placed(name, array[part])
-            yield feeds, rows
-
-    def _companion(self, name: str, held: int) -> Array:
-        """An input that does not move, for a run of `held` rows."""
-        array, shape = self._feeds[name], self._specs[name].shape
-        if not self._stacked or not array.ndim or not shape:
-            return array
-        open_rows = not isinstance(shape[0], int) or shape[0] == self._fixed
-        if len(array) == self._rows and open_rows:
-            return np.repeat(array[self._row : self._row + 1], held, 0)
-        return array
-
-    def _placed(self, name: str, points: Array) -> Array:
-        """Points as one run is fed them, in the input's type. Raises NotFinite where it cannot hold them."""
-        before = self._feeds[name]
-        if before.dtype.kind in "iu" and points.dtype.kind == "f":
-            points = np.rint(points)  # of a picture in bytes; tokens are switched whole
-        if self._stacked:
-            if self._fixed and len(points) < self._fixed:
-                points = np.concatenate([points, np.repeat(points[-1:], self._fixed - len(points), 0)])
-            moved = points.astype(before.dtype)
-        elif self._whole:
-            moved = np.asarray(points if self._leads(name) else points[0]).astype(before.dtype)
-        else:
-            moved = before.copy()
-            moved[self._row] = points[0]
-        if (holes := Holes.of(moved)) is not None:
-            raise NotFinite(
-                f"a point that the method makes of {name} ({before.dtype}) is none: {holes}. Its baseline or noise is "
-                "beyond the range of the input's type."
-            )
-        return moved
-
-
-def _real(array: Array) -> Array:
-    """In float64 if it is, whole numbers in int64, else in float32."""
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64)
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+    def _fed(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
+        """Feeds of each run, and how many of its rows are points."""
+        return self._runs.feeds(points, self._size(len(next(iter(points.values())))))

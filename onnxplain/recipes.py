@@ -54,7 +54,9 @@ class Recipe:
         else:
             base = named(entry.base) if self.base is None else self.base
             why = f"the base of {self.method} is a one-pass method"
-            if base.method in METHODS and one_pass(base.method, why).maps:
+            if entry.maps and base.method != entry.base:
+                raise UsageError(f"method {self.method} is about a feature map, and runs {entry.base} on it, no other.")
+            if base.method in METHODS and one_pass(base.method, why).maps and not entry.maps:
                 raise UsageError(
                     f"method {self.method} moves the inputs and needs a base that attributes to them; "
                     f"{base.method} attributes to a feature map."
@@ -227,7 +229,7 @@ def recipe_names() -> tuple[str, ...]:
     one_pass_methods = [m for m in METHODS.values() if isinstance(m, OnePass)]
     relevant = [name for name, entry in COMPOSITES.items() if entry.make(None).relevance]
     pairs = [f"{m.name}-{c}" for m in one_pass_methods if m.relevance for c in relevant if c != m.composite]
-    loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base]
+    loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base and not m.maps]
     bases = [base.name for base in one_pass_methods if not base.maps]
     over = [f"{m.name}-{base}" for m in loops for base in bases if base != m.base]
     return (*METHODS, *pairs, *over)

@@ -30,11 +30,14 @@ LAYERS = [
     {"coverage", "drawing"},
     {"explanation"},
     {"invocation"},
+    {"model_part"},
     {"subject"},
     {"explanation_graph"},  # one compiled graph
     {"prepared"},  # the same and its subject, kept for other processes
     {"loop_answers"},
+    {"point_runs"},
     {"loops"},  # the same graph, many times
+    {"loop_plan"},
     {"explainer"},
     {"evaluate"},
     {"sources", "client", "bulk"},

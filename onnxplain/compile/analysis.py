@@ -8,7 +8,14 @@ import onnx_ir as ir
 
 from onnxplain.compile import tokens
 from onnxplain.compile.contract import Request, Resolved, no_attribution, require_computed, tensors
-from onnxplain.compile.feature_maps import default_layer, default_said, layout_of, named_layer, require_pooled_head
+from onnxplain.compile.feature_maps import (
+    attributing_said,
+    default_layer,
+    default_said,
+    layout_of,
+    named_layer,
+    require_pooled_head,
+)
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
@@ -135,7 +142,7 @@ class Analysis:
         )
         if maps:
             self.wanted[value] = str(value.name)
-            self.notes.append(f"attributing to {default_said(value, layout)} (--attribute-to names another)")
+            self.notes.append(attributing_said(value, layout))
         else:
             self.layer = value
             self.notes.append(f"weighed by the map of {default_said(value, layout)}")

@@ -14,6 +14,7 @@ from onnxplain.registry import Registry
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
 Need = Literal["none", "optional", "required"]
+Layer = Literal["", "read", "moved"]
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,24 @@ class Looped(Method):
     """A numpy function over `Run`.
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
-    takes all rows of a call at once. background: whether it takes rows of data, or cannot do without; one that does
-    only with an option such as baseline=background says none. switches: its points hold nothing but elements of the
-    input and of what stands in their place, so that whole numbers can be among them: tokens.
+    takes all rows of a call at once. background: whether it takes rows of data, or cannot do without; one that does so
+    only with an option such as baseline=background says none. layer: what it does with a feature map, the last one
+    unless told otherwise, for each position of which it answers one number: "read" moves the inputs and reads the map,
+    "moved" moves the map itself; "" is about what is attributed. switches: its points hold nothing but elements
+    of the input and of what stands in their place, so that whole numbers can be among them: tokens.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
     base: str = ""
     of_trees: bool = False
     background: Need = "none"
+    layer: Layer = ""
     switches: bool = False
+
+    @property
+    def maps(self) -> bool:
+        """Whether it answers with one number for each position of a feature map."""
+        return bool(self.layer)
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -145,20 +154,22 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False, background: Need = "none", switches: bool = False,
+    of_trees: bool = False, background: Need = "none", layer: Layer = "", switches: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
     One that draws samples returns an `Estimate`: the relevance with its standard error.
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it gets many
-    rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background, switches: see `Looped`. Its first
-    docstring line says what it is, a line `option: …` what an option means.
+    rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads `run.background`
+    without an option that says so. layer, switches: see `Looped`; a method with a layer has no base, or
+    `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, background, switches))
+        more = (of_trees, background, layer, switches)
+        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, *more))
         return function
 
     return register

@@ -66,6 +66,16 @@ class Run(Protocol):
         """What the base method gives each attributed input at each point, (S, …)."""
         ...
 
+    channels: Mapping[str, int]
+    """Of a method about a feature map (`Looped.layer`): each map's name → the axis of its channels; else empty."""
+
+    def layer(self, points: Tensors) -> Tensors:
+        """The values of these feature maps at each point, (S, C, …); of a method that moves them the points themselves.
+
+        With the base `layer_gradient`, `relevance` gives what arrives at them, in the same shapes.
+        """
+        ...
+
     def note(self, text: str, figure: float | None = None) -> None:
         """Say something of the result that a reader must know; it comes with the explanation, wherever that goes.
 

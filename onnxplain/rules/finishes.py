@@ -23,6 +23,7 @@ class Finish:
     """combine: relevances of the passes and x -> output, elementwise. token: the same, summed over an embedding.
 
     maps: combine leaves one channel: it makes a map of a feature map x (`Facts.channels`). Tokens have no such thing.
+    whole: of such a map all channels stay.
     pooled_head: it means something only where what is explained is linear in the means of x over its positions.
     weight: a map of the last feature map, made of what the first pass brings to it, that the output is multiplied by.
     """
@@ -31,13 +32,14 @@ class Finish:
     combine: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
     token: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
     maps: bool = False
+    whole: bool = False
     pooled_head: bool = False
     weight: ActivationMap | None = None
 
     def shape(self, op: Backward, x: ir.Value) -> list[int | str | None]:
         """Of the output for a float tensor x."""
         shape = op.stream_shape(x)
-        if self.maps:
+        if self.maps and not self.whole:
             shape[op.facts.channels[x]] = 1
         return shape
 
@@ -79,14 +81,15 @@ def map_of(op: Backward, make: ActivationMap, g: ir.Value, x: ir.Value) -> ir.Va
     return make(op, g, op.real(x), MapAxes(channels, space))
 
 
+def _no_tokens(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
+    raise UnsupportedModel(f"{x.name}: a map is made of a feature map, not of tokens.")
+
+
 def _map(name: str, make: ActivationMap) -> Finish:
     def combine(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
         return map_of(op, make, rs[0], x)
 
-    def token(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
-        raise UnsupportedModel(f"{x.name}: a map is made of a feature map, not of tokens.")
-
-    return Finish(name, combine, token, maps=True)
+    return Finish(name, combine, _no_tokens, maps=True)
 
 
 AS_IT_IS = _finish("as it is", lambda op, rs, x: rs[0])
@@ -108,6 +111,7 @@ FINISHES: dict[str, Finish] = {
     "weighed_by_grad_cam": replace(
         _finish("weighed by Grad-CAM", lambda op, rs, x: rs[1]), weight=class_activation.grad_cam
     ),
+    "feature_map": Finish("as it is", lambda op, rs, x: rs[0], _no_tokens, maps=True, whole=True),
     "cam": replace(_map("CAM", class_activation.cam), pooled_head=True),
     "grad_cam": _map("Grad-CAM", class_activation.grad_cam),
     "hires_cam": _map("HiResCAM", class_activation.hires_cam),

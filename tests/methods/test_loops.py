@@ -20,7 +20,8 @@ from onnxplain.methods.tensors import Tensors
 from onnxplain.recipes import Recipe
 from onnxplain.subject import Subject
 
-LOOPED, BASES = of_family("looped"), [name for name in of_family("one-pass") if not METHODS[name].maps]
+LOOPED = [name for name in of_family("looped") if not METHODS[name].maps]
+BASES = [name for name in of_family("one-pass") if not METHODS[name].maps]
 QUADRATURES = METHODS["integrated_gradients"].options["quadrature"].choices
 FEW = {name: counted(name, 3) for name in LOOPED}  # quick, where a test asks for no accuracy
 X = normal(3, 2, 6, 6)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import shap
 import skimage.data
+import sklearn.datasets
+import sklearn.inspection
 from lime.lime_base import LimeBase
 from lime.lime_image import LimeImageExplainer
 from lime.wrappers.scikit_image import SegmentationAlgorithm
@@ -17,6 +19,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import pairwise_distances
 
 from onnxplain import Explainer
+from onnxplain.evaluate.permutation_importance import permutation_importance
 from onnxplain.methods.feature_groups import partition
 from onnxplain.methods.masks import GridMasks
 from onnxplain.methods.tensors import Tensors
@@ -180,3 +183,27 @@ def test_every_order_gives_exact_shapley_values(digits):
         values[list(order)] += np.diff(scores) / 24
     found = Explainer(subject, "exact_shapley", patch=14).explain(x, 3).relevance
     assert difference(np.bincount(features.numbers["x"].ravel(), found.ravel()), values) < CLOSE
+
+
+def test_permutation_importance_equals_scikit_learns_but_for_the_orders_drawn():
+    """Of breast cancer's logistic regression, its held-out rows told as its own classes."""
+    subject = Subject.of(repository("bc_logreg"), provider="cpu")
+    x = sklearn.datasets.load_breast_cancer().data.astype(np.float32)
+    (name,) = subject.resolved.explained
+
+    class Model:
+        classes_ = np.array([0, 1])
+
+        def fit(self, x, y): ...
+
+        def predict(self, x):
+            return subject.forward({"X": x.astype(np.float32)}, [name])[name].argmax(1)
+
+    labels = sklearn.datasets.load_breast_cancer().target
+    theirs = sklearn.inspection.permutation_importance(
+        Model(), x, labels, scoring="accuracy", n_repeats=40, random_state=0
+    )
+    ours = permutation_importance(subject, x, labels, repeats=40)
+    doubt = np.hypot(ours.standard_error["X"], theirs.importances_std / np.sqrt(40))
+    assert ours.goodness > 0.9 and (np.abs(ours.mean["X"] - theirs.importances_mean) <= 4.5 * doubt + 1e-9).all()
+    assert np.argmax(ours.mean["X"]) == np.argmax(theirs.importances_mean)

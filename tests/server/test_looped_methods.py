@@ -18,7 +18,7 @@ from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
 from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
-LOOPED = of_family("looped")
+LOOPED = [name for name in of_family("looped") if not METHODS[name].maps]
 OF_THEIR_OWN = ("d_rise",)  # models: detectors
 FORWARD_ONLY = [
     name for name in of_family("forward-only")

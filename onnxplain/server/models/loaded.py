@@ -191,11 +191,11 @@ class LoadedModel:
         begun, subject = time.perf_counter(), self._subject(request)
         subject = subject if subject.request == request else replace(subject, request=request)
         restored = None if recipe.looped else self._prepared.graph(subject, recipe, self.bounds)
-        background = self.background if recipe.background != "none" else None
+        graph = None if restored is None else restored.graph
         explainer = Explainer(
             subject, recipe, bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
-            columns=Preprocessing.of(self.settings).columns(subject.inputs), background=background,
-            graph=None if restored is None else restored.graph,
+            columns=Preprocessing.of(self.settings).columns(subject.inputs), graph=graph,
+            background=self.background if recipe.background != "none" else None,
         )  # fmt: skip
         queue, forward_queue = (subject if recipe.looped else explainer).session, subject.session
         assert isinstance(queue, ModelQueue) and isinstance(forward_queue, ModelQueue)
