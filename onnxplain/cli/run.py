@@ -199,7 +199,7 @@ def _explain(
     try:
         explainer = explainer_of(
             subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind,
-            columns=pictures.columns(subject.inputs),
+            columns=done.loaded.features,
             background=pictures.background(subject.inputs) if recipe.background != "none" else None,
         )  # fmt: skip
         explanation = explainer.explain(done.loaded.feeds, targets, progress)
