@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 
@@ -32,6 +33,7 @@ def occlusion(
     patch: Lengths = None,
     stride: Lengths = None,
     baseline: Replacement = 0.0,
+    answer: Literal["fall", "score"] = "fall",
     fixed: Fixed = None,
 ) -> Tensors:
     """How far the score falls where a window covers the input, mean over the windows that cover an element.
@@ -39,22 +41,25 @@ def occlusion(
     R_i = mean over windows W that hold i of F(x) - F(x with W covered). An element has the whole fall, as in captum: it
     is not divided by the size of the window, so the sum over elements means nothing; a picture's channels are averaged.
     A window at the end of an axis is cut off there. Single elements (patch and stride 1) are feature ablation.
+    answer=score is the mean of F(x with W covered) itself: Zeiler and Fergus's map of the class's probability where the
+    model's probabilities are explained, low where what is covered matters.
 
     x (1, …) in model units; result the same shape, in the unit of the score.
     patch: None: 7 windows along the longer side of a picture, 49 along time, single columns.
     stride: How far the window moves, said in the same way, not more than its length. None: half of its length.
+    answer: fall of the score, or the score that is left.
     """
     covered = replacement_of(run, x, baseline, fixed)
     windows = list(all_windows(x, patch, stride, CELLS))
-    falls = WindowMeans(x)
+    answers = WindowMeans(x)
     whole = run.score(x, seed)[0]
     queue: Iterator[Place] = iter(windows)
     for part in run.batches(len(windows)):
         chosen = list(islice(queue, part.stop - part.start))
         scores = [run.score(_covered(x, covered.row(n), chosen), seed) for n in range(covered.rows)]
         for place, score in zip(chosen, np.mean(scores, 0), strict=True):
-            falls.add(place, whole - score)
-    return falls.means().relevance_of(x)
+            answers.add(place, whole - score if answer == "fall" else score)
+    return answers.means().relevance_of(x)
 
 
 def _covered(x: Tensors, covered: Tensors, places: Sequence[Place]) -> Tensors:

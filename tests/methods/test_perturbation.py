@@ -94,6 +94,9 @@ def test_occlusion_averages_over_the_windows_that_cover_an_element(tmp_path):
     expected = [falls[0], *(np.mean(falls[n : n + 2]) for n in range(3)), falls[3]]
     found = explained(path, x, method="occlusion", patch=2, stride=1).relevance
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
+    left = explained(path, x, method="occlusion", patch=2, stride=1, answer="score").relevance
+    whole = Subject.of(path).forward({"x": x})["y"][0, 1]
+    np.testing.assert_allclose(left + found, np.full((1, 5), whole), rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match="a stride of 3 steps over elements"):
         explained(path, x, method="occlusion", patch=2, stride=3)
 
