@@ -7,14 +7,14 @@ import logging
 import numpy as np
 import onnx
 import pytest
-from nets import NAMES, counted, relu_net, sample
+from nets import NAMES, counted, other_base, relu_net, sample
 from opened import answers, opened, resolved, same, tokens, weighty, whole
 from running import running_server
 
 from onnxplain import Client
 from onnxplain.compile import Request
 from onnxplain.errors import Unavailable
-from onnxplain.methods import of_family
+from onnxplain.methods import METHODS, of_family
 from onnxplain.prepared import FolderCache, PreparedModel
 from onnxplain.prepared import key as keys
 from onnxplain.recipes import Recipe, named
@@ -26,7 +26,7 @@ MADE_UP = {"tokens": tokens, "whole": whole, "relu": relu_net}
 RECIPES = [
     *(None, named("gradient"), named("gradient_x_input"), Recipe("lrp", {"composite": "epsilon"})),
     *(Recipe(name, counted(name, 5)) for name in LOOPED),
-    *(Recipe(name, counted(name, 3), named("lrp-epsilon")) for name in LOOPED),
+    *(Recipe(name, counted(name, 3), named(other_base(name))) for name in LOOPED),
 ]
 GRADIENT = ("digits_gru", "bc_logreg")  # no relevance rules for what they are made of
 
@@ -50,7 +50,8 @@ def nothing_is_made(monkeypatch):
 
 def recipes_of(name: str) -> list[Recipe | None]:
     if name in GRADIENT:
-        return [None, named("gradient"), *(Recipe(m, counted(m, 3)) for m in LOOPED)]
+        derivatives = [m for m in LOOPED if not METHODS[m].references]
+        return [None, named("gradient"), *(Recipe(m, counted(m, 3)) for m in derivatives)]
     if name == "mobilenet_v2":
         return RECIPES[:2]
     return [recipe for recipe in RECIPES if name != "tokens" or recipe is None or not recipe.looped]
