@@ -110,7 +110,9 @@ class Explainer:
         self.background = background
         self._plan: LoopPlan | None = None
         if isinstance(self.method, Looped):
-            self._plan = LoopPlan(model, self.recipe, self.method, self._graph, bounds, background)
+            self._plan = LoopPlan(
+                model, self.recipe, self.method, self._graph, bounds, background, self.columns, self.labels
+            )
 
     @property
     def explained(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class ExplanationGraph:
             if bounds is None and (note := recipe.without_bounds):
                 compiled.notes.append(note)
         self.compiled: Compiled = compiled
+        self.tails: dict[tuple[str, ...], Any] = {}  # `LayerTail`s, by the tensors they begin at
         self._searches = SEARCHES
         self._session: Runs | None = None
 

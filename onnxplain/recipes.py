@@ -58,10 +58,12 @@ class Recipe:
             base = _compared(entry, base, why)
             if entry.maps and base.method != entry.base:
                 raise UsageError(f"method {self.method} is about a feature map, and runs {entry.base} on it, no other.")
-            if base.method in METHODS and one_pass(base.method, why).maps and not entry.maps:
+            if base.method in METHODS and not one_pass(base.method, why).attributes and not entry.maps:
+                maps = one_pass(base.method, why).maps
+                what = "attributes to a feature map" if maps else "makes one map of all layers"
                 raise UsageError(
                     f"method {self.method} moves the inputs and needs a base that attributes to them; "
-                    f"{base.method} attributes to a feature map."
+                    f"{base.method} {what}."
                 )
             object.__setattr__(self, "base", base)
 
@@ -243,7 +245,7 @@ def recipe_names() -> tuple[str, ...]:
     relevant = [name for name, entry in COMPOSITES.items() if entry.make(None).relevance]
     pairs = [f"{m.name}-{c}" for m in one_pass_methods if m.relevance for c in relevant if c != m.composite]
     loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base and not m.maps]
-    bases = [base for base in one_pass_methods if not base.maps]
+    bases = [base for base in one_pass_methods if base.attributes]
     over = [
         f"{m.name}-{base.name}"
         for m in loops

@@ -20,8 +20,8 @@ from onnxplain.methods.tensors import Tensors
 from onnxplain.recipes import Recipe
 from onnxplain.subject import Subject
 
-LOOPED = [name for name in of_family("looped") if not METHODS[name].maps]
-BASES = [name for name in of_family("one-pass") if not METHODS[name].maps]
+LOOPED = [n for n in of_family("looped") if not METHODS[n].maps and not METHODS[n].of_tables]
+BASES = [name for name in of_family("one-pass") if METHODS[name].attributes]
 QUADRATURES = METHODS["integrated_gradients"].options["quadrature"].choices
 FEW = {name: counted(name, 3) for name in LOOPED}  # quick, where a test asks for no accuracy
 X = normal(3, 2, 6, 6)
@@ -241,7 +241,7 @@ def test_whole_numbers_do_not_move(tmp_path):
     feeds = {"ids": np.array([[0, 1, 2]]), "x": normal(1, 4)}
     found = Explainer(path, "integrated_gradients").explain(feeds, 0)
     assert list(found.relevances) == ["x"] and any("ids gets no relevance" in note for note in found.notes)
-    with pytest.raises(UnsupportedModel, match=r"ids is no float input .*onnxplain cut"):
+    with pytest.raises(UnsupportedModel, match=r"ids is no float input .*or to an inner tensor"):
         Explainer(path, "integrated_gradients", attribute_to="ids")
 
 

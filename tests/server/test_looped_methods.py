@@ -18,8 +18,12 @@ from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
 from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
-LOOPED = [name for name in of_family("looped") if not METHODS[name].maps]
-FORWARD_ONLY = [name for name in of_family("forward-only") if not METHODS[name].of_trees]
+LOOPED = [n for n in of_family("looped") if not METHODS[n].maps and not METHODS[n].of_tables]
+FORWARD_ONLY = [
+    name
+    for name, method in METHODS.items()
+    if method.family == "forward-only" and not (method.of_trees or method.of_tables or method.maps)
+]
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
 ROWS = sample("digits_cnn")[:1] * np.float32([0, 0.5, 1]).reshape(3, 1, 1, 1)
@@ -66,6 +70,16 @@ def test_the_service_answers_as_offline_and_says_the_whole_recipe(client, name, 
     assert found.recipe == expected.recipe and found.recipe_digest == expected.recipe.digest
     np.testing.assert_array_equal(found.relevance, expected.relevance)
     assert found.provenance["recipe"] == expected.provenance["recipe"] and not found.conservation
+
+
+@pytest.mark.parametrize("name", [name for name in of_family("looped", "forward-only") if METHODS[name].maps])
+def test_methods_about_a_feature_map_answer_as_offline(client, name):
+    found, expected = client.explain("digits_cnn", X, ["predicted", "3"], method=name), offline(Recipe.asked(name))
+    assert list(found.relevances) == list(expected.relevances) == ["/ap/AveragePool_output_0"]
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    np.testing.assert_array_equal(found.map, expected.map)
+    assert found.provenance["maps"] == expected.provenance["maps"]
+    assert found.boxes() == expected.boxes()
 
 
 @pytest.mark.parametrize("name", FORWARD_ONLY)
