@@ -15,6 +15,7 @@ from onnxplain.layer_tail import LayerTail
 from onnxplain.loop_answers import LoopAnswers
 from onnxplain.loops import InnerTensors, Loop, Progress
 from onnxplain.methods.moved import moved
+from onnxplain.methods.named_groups import with_numbers
 from onnxplain.methods.registry import Looped, one_pass
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
@@ -45,6 +46,7 @@ class LoopPlan:
         self._about: Mapping[str, Mapping[str, Any]] = {}
         self._proven = True
         self.notes: list[str] = []
+        types = {spec.name: spec.dtype for spec in subject.inputs}
         named = subject.request.attribute_to
         attributed = list(named or self._inputs)
         if method.maps:
@@ -58,13 +60,15 @@ class LoopPlan:
                 f"method {method.name} reads trees down to the inputs, and {inner[0]} is none: attribute to inputs."
             )
         reads = bool(inner) and method.layer in ("read", "followed")
+        more = (method, recipe.options, subject.looked_up)
         if reads:
-            self._moved, _ = moved(self._inputs, self._inputs, self._floats, False, method.name)
+            self._moved, _ = moved(self._inputs, types, False, *more)
         else:
-            self._moved, notes = moved(attributed, self._inputs, self._floats, bool(named), method.name)
+            self._moved, notes = moved(attributed, types, bool(named), *more)
             self.notes += notes
         self._answered = attributed if reads else self._moved
         self._tail = None if reads or not inner else LayerTail.of(subject, graph, self._moved)
+        self._options = with_numbers(recipe.options, self._moved, columns)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -103,7 +107,7 @@ class LoopPlan:
             subject, graph, explained, self._moved, self._base, self._bounds, samples, proven and self._proven,
             progress, self._background, self._answered, self._channels, inner, self._columns, self._labels,
         )  # fmt: skip
-        return loop.relevances(self._method, self._recipe.options, fed, targets, values)
+        return loop.relevances(self._method, self._options, fed, targets, values)
 
     # Inside
 

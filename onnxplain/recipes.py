@@ -246,12 +246,8 @@ def recipe_names() -> tuple[str, ...]:
     pairs = [f"{m.name}-{c}" for m in one_pass_methods if m.relevance for c in relevant if c != m.composite]
     loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base and not m.maps]
     bases = [base for base in one_pass_methods if base.attributes]
-    over = [
-        f"{m.name}-{base.name}"
-        for m in loops
-        for base in bases
-        if base.name != m.base and (base.reference or not m.references)
-    ]
+    pairs_over = ((m, b) for m in loops for b in bases if b.name != m.base and (b.reference or not m.references))
+    over = [f"{m.name}-{base.name}" for m, base in pairs_over]
     return (*METHODS, *pairs, *over)
 
 

@@ -15,8 +15,9 @@ from rich.progress import Progress, TaskID
 
 from onnxplain import render
 from onnxplain.cli.command import Command, refuse_idle
-from onnxplain.cli.options import RecipeWords, box_options, recipe_options
+from onnxplain.cli.options import box_options
 from onnxplain.cli.output import write_run
+from onnxplain.cli.recipe_words import RecipeWords, recipe_options
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.errors import UsageError
 from onnxplain.inputs.paths import read_text

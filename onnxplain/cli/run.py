@@ -15,20 +15,17 @@ from onnxplain import render
 from onnxplain.cli.bulk import BulkWords, bulk_options, run_bulk
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import (
-    RecipeWords,
     background_option,
     box_options,
     explainer_of,
     machine_options,
     picture_options,
-    recipe_options,
-    recipes,
-    refuse_idle_background,
     request_options,
     sample_options,
     subject_of,
 )
 from onnxplain.cli.output import write_run
+from onnxplain.cli.recipe_words import RecipeWords, recipe_options, recipes, refuse_idle_background
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.compile import Request
 from onnxplain.coverage import coverage
@@ -199,7 +196,7 @@ def _explain(
     try:
         explainer = explainer_of(
             subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind,
-            columns=pictures.columns(subject.inputs),
+            columns=done.loaded.features,
             background=pictures.background(subject.inputs) if recipe.background != "none" else None,
         )  # fmt: skip
         explanation = explainer.explain(done.loaded.feeds, targets, progress)

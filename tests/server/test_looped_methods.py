@@ -19,10 +19,13 @@ from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
 LOOPED = [n for n in of_family("looped") if not METHODS[n].maps and not METHODS[n].of_tables]
+OF_THEIR_OWN = ("d_rise",)  # models: detectors
 FORWARD_ONLY = [
     name
     for name, method in METHODS.items()
-    if method.family == "forward-only" and not (method.of_trees or method.of_tables or method.maps)
+    if method.family == "forward-only"
+    and not (method.of_trees or method.of_tables or method.maps or method.background == "required")
+    and name not in OF_THEIR_OWN
 ]
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
