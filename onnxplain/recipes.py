@@ -220,10 +220,7 @@ class Recipe:
         base, base_options = parse_composite(self.composite)
         composite: Composite = parse_assignments(found.options.get("rules", ())) | base.make(bounds, **base_options)
         if composite.differences and not entry.reference:
-            takers = [m.name for m in METHODS.values() if isinstance(m, OnePass) and m.reference]
-            raise UsageError(
-                f"composite {self.composite} follows the difference from a baseline: use {' or '.join(takers)}."
-            )
+            raise UsageError(f"composite {self.composite} follows the difference from a baseline: use {_comparing()}.")
         return Propagation(
             found.method,
             composite,
@@ -275,12 +272,15 @@ def _compared(method: Looped, base: Recipe, why: str) -> Recipe:
             raise UsageError(f"method {method.name} feeds no references: say the baseline of its base {base.method}.")
         return base
     if not one_pass(base.method, why).reference:
-        takers = [m.name for m in METHODS.values() if isinstance(m, OnePass) and m.reference]
         raise UsageError(
             f"method {method.name} tells its base what to compare with, and {base.method} compares with nothing: "
-            f"give {' or '.join(takers)}."
+            f"give {_comparing()}."
         )
     return Recipe(base.method, {**base.options, "baseline": FED})
+
+
+def _comparing() -> str:
+    return " or ".join(m.name for m in METHODS.values() if isinstance(m, OnePass) and m.reference)
 
 
 def composite_text(text: str) -> str:

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import onnx
 import pytest
-from nets import NAMES, counted, relu_net, sample
+from nets import NAMES, counted, other_base, relu_net, sample
 from opened import answers, opened, resolved, same, tokens, weighty, whole
 from running import running_server
 
@@ -31,7 +31,7 @@ MADE_UP = {"tokens": tokens, "whole": whole, "relu": relu_net}
 RECIPES = [
     *(None, named("gradient"), named("gradient_x_input"), Recipe("lrp", {"composite": "epsilon"})),
     *(Recipe(name, counted(name, 5)) for name in LOOPED),
-    *(Recipe(name, counted(name, 3), named("lrp-epsilon")) for name in LOOPED),
+    *(Recipe(name, counted(name, 3), named(other_base(name))) for name in LOOPED),
 ]
 GRADIENT = ("digits_gru", "bc_logreg")  # no relevance rules for what they are made of
 
@@ -55,7 +55,8 @@ def nothing_is_made(monkeypatch):
 
 def recipes_of(name: str) -> list[Recipe | None]:
     if name in GRADIENT:
-        return [None, named("gradient"), *(Recipe(m, counted(m, 3)) for m in LOOPED)]
+        derivatives = [m for m in LOOPED if not METHODS[m].references]
+        return [None, named("gradient"), *(Recipe(m, counted(m, 3)) for m in derivatives)]
     if name == "mobilenet_v2":
         return RECIPES[:2]
     if name == "digits_cnn":
