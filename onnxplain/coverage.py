@@ -76,12 +76,12 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
         try:
             entry = METHODS[recipe.method]
             if isinstance(entry, Looped) and entry.maps:
-                moved(names, floats, False, recipe.method)
+                moved(names, names, floats, False, recipe.method)
             if isinstance(entry, Looped) and not entry.base:
                 if entry.maps:
                     map_layers(normalised, resolved, request)
                 else:
-                    moved(list(request.attribute_to) or names, floats, by_user, recipe.method)
+                    moved(list(request.attribute_to) or names, names, floats, by_user, recipe.method)
                 found.without_graph[recipe.method] = _without_graph(normalised, resolved, entry)
                 continue
             base = recipe.one_pass  # looped methods share it
@@ -96,7 +96,7 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
             compiled = tried[base]
             attributed, notes = list(compiled.relevances.values()), list(compiled.notes)
             if isinstance(entry, Looped) and not entry.maps:
-                _, more_notes = moved(attributed, floats, by_user, recipe.method)
+                _, more_notes = moved(attributed, names, floats, by_user, recipe.method)
                 notes += more_notes
         except OnnxplainError as error:
             found.blocked[recipe.method] = str(error)

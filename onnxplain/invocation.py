@@ -20,7 +20,7 @@ class Invocation:
     """One invocation: which model was asked, here or on a server, and what came out.
 
     where: the model's path, or its address. file: its name there. inputs: what it takes, in words. graph: what ran, in
-    words. provider: of onnxruntime, "" where the server does not tell.
+    words. provider: of onnxruntime, "" where the server does not tell. box: threshold of the localisation boxes.
     """
 
     where: str
@@ -39,6 +39,15 @@ class Invocation:
     seconds: dict[str, float] = field(default_factory=dict)
     coverage: Coverage | None = None
     random_seed: int | None = None
+    box: float | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Of each explanation: its recipe's label; where another recipe has the same, with its composite."""
+        recipes = [e.recipe for e in self.explanations]
+        return [
+            r.title if any(other != r and other.label == r.label for other in recipes) else r.label for r in recipes
+        ]
 
 
 def panels_of(done: Invocation) -> list[render.Panel]:
@@ -47,7 +56,16 @@ def panels_of(done: Invocation) -> list[render.Panel]:
         [file.name for file in done.loaded.files] if len(done.loaded.files) == done.explanations[0].samples else []
     )
     features = next(iter(done.loaded.features.values()), ())
-    return [panel for e in done.explanations for panel in e.panels(samples, features)]
+    pairs = zip(done.explanations, done.labels, strict=True)
+    return [panel for e, label in pairs for panel in e.panels(samples, features, label, done.box)]
+
+
+def boxes_of(done: Invocation, e: Explanation) -> dict[str, list[dict[str, int] | None]]:
+    """Localisation boxes by attributed tensor, one a row or None; {} where none were asked for."""
+    if done.box is None:
+        return {}
+    found = e.boxes(done.box)
+    return {name: [None if box is None else box.content() for box in boxes] for name, boxes in found.items()}
 
 
 def manifest_of(done: Invocation) -> dict[str, Any]:
@@ -64,6 +82,7 @@ def manifest_of(done: Invocation) -> dict[str, Any]:
             {
                 **e.recipe.content(), "digest": e.recipe.digest, "provenance": e.provenance,
                 **({} if e.standard_error is None else {"largest_relative_standard_error": e.standard_error}),
+                **({} if done.box is None else {"boxes": {"threshold": done.box, "tensors": boxes_of(done, e)}}),
             }
             for e in done.explanations
         ],
@@ -84,7 +103,7 @@ def report_of(done: Invocation, panels: Sequence[render.Panel], grid: bytes, man
         "explained tensor": first.explained,
         "input": ", ".join(done.inputs),
         "nodes": done.graph,
-        "methods": ", ".join(dict.fromkeys(e.recipe.label for e in done.explanations)),
+        "methods": ", ".join(dict.fromkeys(done.labels)),
         "files": ", ".join(file.name for file in done.loaded.files) or "random input",
     }
     classes = [
@@ -98,7 +117,7 @@ def report_of(done: Invocation, panels: Sequence[render.Panel], grid: bytes, man
         classes=classes,
         panels=panels,
         grid_png=grid,
-        recipe={e.recipe.label: e.recipe.content() for e in done.explanations},
+        recipe={label: e.recipe.content() for e, label in zip(done.explanations, done.labels, strict=True)},
         provenance=manifest,
         notes=[*done.loaded.notes, *done.notes],
     )

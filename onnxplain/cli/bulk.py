@@ -27,7 +27,7 @@ from onnxplain.inputs.pictures import SUFFIXES as PICTURES
 Command = TypeVar("Command", bound=Callable[..., Any])
 BATCH = 8  # rows of one run
 PREPARATION = ("preprocess", "layout", "mean", "std", "scale")
-OF_PICTURES = ("palette", "keep", "ledger", "random_seed")  # what partitions have no place for
+OF_PICTURES = ("palette", "box", "box_threshold", "keep", "ledger", "random_seed")  # what partitions have no place for
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 
 from onnxplain import render
 from onnxplain.cli.command import Command, refuse_idle
-from onnxplain.cli.options import RecipeWords, recipe_options
+from onnxplain.cli.options import RecipeWords, box_options, recipe_options
 from onnxplain.cli.output import write_run
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.errors import UsageError
@@ -34,7 +34,11 @@ from onnxplain.invocation import Invocation
     help="predicted (default), top3, a class name, an index, 'A vs B'.",
 )
 @click.option(
-    "--method", "methods", multiple=True, metavar="NAME", help="Method, repeatable (see `onnxplain methods`)."
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="Method, repeatable (see `onnxplain methods`), or a recipe: lrp-epsilon.",
 )
 @recipe_options
 @click.option("--explain", "tensor", default="", metavar="TENSOR", help="Tensor to explain.")
@@ -56,6 +60,7 @@ from onnxplain.invocation import Invocation
     "--out", type=click.Path(path_type=Path), default=None, help="Folder to write to; default explanations/<model>."
 )
 @click.option("--palette", metavar="NAME", help="bwr, rdbu, seismic; inferno, viridis, grey.")
+@box_options
 @click.option(
     "--token", envvar="ONNXPLAIN_TOKEN", metavar="TOKEN", help="Better in $ONNXPLAIN_TOKEN: other users see arguments."
 )
@@ -74,8 +79,8 @@ def explain(
     model: str, files: tuple[str, ...], targets: tuple[str, ...], methods: tuple[str, ...], words: RecipeWords,
     tensor: str, head: str | None,
     attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool, version: str, out: Path | None,
-    palette: str | None, token: str | None, token_file: Path | None, tls_ca: str | None, tls_cert: Path | None,
-    tls_key: Path | None, insecure: bool, timeout: float, as_json: bool,
+    palette: str | None, box: float | None, token: str | None, token_file: Path | None, tls_ca: str | None,
+    tls_cert: Path | None, tls_key: Path | None, insecure: bool, timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Explain FILES by a model of a running server (`onnxplain serve`); write what `onnxplain run` writes."""
     begun = time.perf_counter()
@@ -104,6 +109,7 @@ def explain(
             explained=(),
             inputs=[str(spec) for spec in info.specs],
             loaded=client.prepare(name, list(files), version=version),
+            box=box,
         )
         for recipe in _recipes(methods, words, info.method, json_format.MessageToDict(info.reply.default_options)):
             label = recipe["recipe"].method if "recipe" in recipe else recipe["method"]
@@ -114,7 +120,7 @@ def explain(
                 attribute_to=attribute_to, outputs=keep, ledger=ledger, **recipe,
                 progress=partial(_say, progress, step, f"explaining by {label}"),
             )  # fmt: skip
-            done.seconds[found.method.name] = time.perf_counter() - started
+            done.seconds[found.recipe.label] = time.perf_counter() - started
             done.explanations.append(found)
             done.notes += [note for note in found.notes if note not in done.notes]
             done.version, done.explained = found.version, (found.explained,)

@@ -18,6 +18,7 @@ from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.inputs import ModelSettings
 from onnxplain.inputs.background import ASK_FOR_IT
+from onnxplain.localisation import THRESHOLD
 from onnxplain.methods import METHODS, Looped
 from onnxplain.recipes import Recipe, named
 from onnxplain.sources import ResolvedModel, resolve_model
@@ -103,6 +104,29 @@ picture_options = _all(
 )
 
 
+def box_options(command: Command) -> Command:
+    """Give a command the options of localisation boxes; it gets them as one argument, `box`: a threshold or None."""
+
+    @wraps(command)
+    def with_box(*args: Any, box: bool, box_threshold: float, **values: Any) -> Any:
+        if not box:
+            refuse_idle(["box_threshold"], "it is the threshold of the boxes that --box draws; give --box too.")
+        return command(*args, box=box_threshold if box else None, **values)
+
+    return _box_flags(with_box)  # type: ignore[return-value]
+
+
+_box_flags = _all(
+    click.option(
+        "--box", is_flag=True, help="Localisation box: round the largest connected part of what stands out in a map."
+    ),
+    click.option(
+        "--box-threshold", type=click.FloatRange(0, 1, min_open=True), default=THRESHOLD, show_default=True,
+        help="What stands out: this share of the map's maximum, or more.",
+    ),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class RecipeWords:
     """What a command line says of a recipe besides its method, as `recipe_options` hands it over."""
@@ -148,9 +172,15 @@ class RecipeWords:
         A looped method hands on what its base takes. A method that is not known here is a newer server's, and takes
         all. Raises UsageError for an option that none takes.
         """
-        found: dict[str, dict[str, Any]] = {name: {"method": name} for name in names}
-        bases = [name for name in found if name not in METHODS or METHODS[name].family == "looped"]
+        found: dict[str, dict[str, Any]] = {name: _table(name) for name in names}
+        for name, table in found.items():
+            if "composite" in self.given() and "composite" in {**table, **table.get("base", {})}:
+                raise UsageError(f"--composite: {name} names its composite already; give one of the two.")
+        unknown = [name for name, table in found.items() if table["method"] not in METHODS]
+        bases = [name for name, table in found.items() if _looped(table["method"])] + unknown
         if self.base is not None:
+            if (both := next((name for name in bases if "base" in found[name]), None)) is not None:
+                raise UsageError(f"--base {self.base}: {both} names its base already; give one of the two.")
             for name in bases or (list(found) if len(found) == 1 else []):
                 found[name]["base"] = named(self.base).content()
             if not bases and len(found) > 1:
@@ -174,6 +204,20 @@ def recipe_options(command: Command) -> Command:
         return command(*args, words=words, **values)
 
     return _recipe_flags(with_words)  # type: ignore[return-value]
+
+
+def _table(name: str) -> dict[str, Any]:
+    """The table of a method, or of a recipe's name such as lrp-epsilon, with what that says and no more."""
+    if "-" not in name or name.partition("-")[0] not in METHODS:
+        return {"method": name}
+    method, _, rest = name.partition("-")
+    if named(name).base is not None:
+        return {"method": method, "base": _table(rest)}
+    return {"method": method, "composite": rest}
+
+
+def _looped(method: str) -> bool:
+    return method in METHODS and METHODS[method].family == "looped"
 
 
 FLAGS = {"composite": "--composite", "rules": "--rule", "form": "--form"}
@@ -201,7 +245,7 @@ def recipes(
     if (recipe := words.read(methods)) is not None:
         return [recipe]
     for name in methods:
-        METHODS[name]  # says which are near where there is none
+        named(name) if "-" in name else METHODS[name]  # says which are near where there is none
     defaults = Recipe.of(settings.defaults, "[defaults]") if settings and settings.defaults else None
     names = list(methods) or ([defaults.method] if defaults and not fallback else list(fallback)) or ["lrp"]
     found = []

@@ -17,6 +17,7 @@ from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import (
     RecipeWords,
     background_option,
+    box_options,
     explainer_of,
     machine_options,
     picture_options,
@@ -59,7 +60,11 @@ PICTURE = ("preprocess", "layout", "mean", "std", "scale")
     help="predicted (default), top3, a class name, an index, 'A vs B'.",
 )
 @click.option(
-    "--method", "methods", multiple=True, metavar="NAME", help="Method, repeatable (see `onnxplain methods`)."
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="Method, repeatable (see `onnxplain methods`), or a recipe: lrp-epsilon.",
 )
 @recipe_options
 @request_options
@@ -71,6 +76,7 @@ PICTURE = ("preprocess", "layout", "mean", "std", "scale")
     "--out", type=click.Path(path_type=Path), default=None, help="Folder to write to; default explanations/<model>."
 )
 @click.option("--palette", metavar="NAME", help="bwr, rdbu, seismic; inferno, viridis, grey.")
+@box_options
 @click.option("--random-seed", type=int, default=0, help="For the random input when no file is given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @bulk_options
@@ -81,7 +87,7 @@ def run(
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
     labels: str | None, background: tuple[str, ...], provider: str,
     threads: int, sample: Path | None, shapes: tuple[str, ...],
-    out: Path | None, palette: str | None, random_seed: int, as_json: bool, bulk: BulkWords,
+    out: Path | None, palette: str | None, box: float | None, random_seed: int, as_json: bool, bulk: BulkWords,
 ) -> None:  # fmt: skip
     """Explain FILES by MODEL: a .onnx file, a folder, or a name in the model repository.
 
@@ -106,7 +112,7 @@ def run(
     else:
         refuse_idle(PICTURE, "it says how a picture becomes an input, and no file is given.")
         if out is None:
-            refuse_idle(["palette"], "without an input file nothing is drawn; give --out too.")
+            refuse_idle(["palette", "box"], "without an input file nothing is drawn; give --out too.")
     with progress_line(as_json) as progress:
         step = progress.add_task("loading the model")
         resolved, subject = subject_of(
@@ -130,6 +136,7 @@ def run(
             graph=f"{len(list(subject.normalised.model.graph))} after normalisation",
             provider=subject.provider,
             seconds=dict(subject.seconds),
+            box=box,
         )
         if not done.loaded.pictures:
             refuse_idle(PICTURE, "it says how a picture becomes an input, and the files are arrays, taken as they are.")
@@ -141,8 +148,8 @@ def run(
         names = pictures.labels()
         unfinished: NotFinite | None = None
         for recipe in wanted:
-            progress.update(step, description=f"explaining by {recipe.method}")
-            said = partial(_say, progress, step, f"explaining by {recipe.method}")
+            progress.update(step, description=f"explaining by {recipe.label}")
+            said = partial(_say, progress, step, f"explaining by {recipe.label}")
             failure = _explain(
                 done, subject, recipe, pictures, names, targets or ("predicted",), bool(given) or bool(methods), said
             )
@@ -202,10 +209,10 @@ def _explain(
     except OnnxplainError as error:
         if strict or isinstance(error, UsageError):
             raise
-        done.failed[recipe.method] = str(error)
+        done.failed[recipe.label] = str(error)
         return error if isinstance(error, NotFinite) else None
     done.explanations.append(explanation)
-    done.seconds[recipe.method] = time.perf_counter() - begun
+    done.seconds[recipe.label] = time.perf_counter() - begun
     done.notes += [note for note in explanation.notes if note not in done.notes]
     return None
 

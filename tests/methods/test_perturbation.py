@@ -13,11 +13,15 @@ from nets import NAMES, net, normal, relu_net, repository, sample
 
 from onnxplain import Explainer, loops
 from onnxplain.errors import UnsupportedModel, UsageError
-from onnxplain.methods import METHODS, of_family
+from onnxplain.methods import METHODS
 from onnxplain.runtime import chunking
 from onnxplain.subject import Subject
 
-FORWARD_ONLY = [n for n in of_family("forward-only") if not METHODS[n].of_trees and not METHODS[n].of_tables]
+FORWARD_ONLY = [
+    name
+    for name, method in METHODS.items()
+    if method.family == "forward-only" and not (method.of_trees or method.of_tables or method.maps)
+]
 FEW = {
     "rise": {"masks": 40}, "shapley_sampling": {"permutations": 4}, "kernel_shap": {"samples": 200},
     "lime": {"samples": 200}, "exact_shapley": {},
