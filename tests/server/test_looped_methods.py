@@ -15,6 +15,7 @@ from running import running_server
 from onnxplain import Client, Explainer
 from onnxplain.cli import main
 from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
+from onnxplain.inputs import load_settings
 from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
@@ -194,3 +195,29 @@ def test_what_cannot_be_is_one_line(client, options, says):
 def test_a_ledger_is_of_one_run(client):
     with pytest.raises(InputError, match=r"a ledger is of one run; take it of gradient"):
         client.explain("digits_cnn", X, method="smooth_grad", ledger=True)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """The flowers with a background of their own."""
+    folder = tmp_path_factory.mktemp("tables")
+    shutil.copytree(MODELS / "iris_mlp", folder / "iris_mlp")
+    settings = folder / "iris_mlp" / "model.toml"
+    settings.write_text('background = "samples/flowers.csv"\n' + settings.read_text())
+    with running_server(folder) as server, Client(server.address) as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if getattr(entry, "of_tables", False)])
+def test_methods_for_tables_answer_as_offline_and_say_it_in_the_names_of_columns_and_classes(tables, name):
+    archive = np.load(MODELS / "iris_mlp" / "samples" / "flowers.npz")
+    rows = np.asarray(archive[archive.files[0]], np.float32)
+    settings = load_settings(MODELS / "iris_mlp" / "model.toml")
+    found = tables.explain("iris_mlp", rows[:2], method=name)
+    expected = Explainer(
+        MODELS / "iris_mlp" / "1" / "model.onnx", name, background=rows, columns=settings.features[""],
+        labels=["setosa", "versicolor", "virginica"], kind="classification",
+    ).explain(rows[:2])  # fmt: skip
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    assert set(expected.notes) <= set(found.notes)
+    assert any("petal" in note and "virginica" in note for note in found.notes)
