@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from onnxplain.compile import Compiled, Request, Resolved, compile_graph, require_reached
+from onnxplain.compile import Compiled, Request, Resolved, compile_graph, looked_up, require_reached
 from onnxplain.compile.assemble import survey
 from onnxplain.compile.layer_choice import map_layers
 from onnxplain.errors import OnnxplainError
 from onnxplain.frontend.normalise import Normalised
 from onnxplain.frontend.tree_path import find_trees
-from onnxplain.graph.node import is_float
 from onnxplain.methods import METHODS, Looped
 from onnxplain.methods.moved import moved
 from onnxplain.recipes import Recipe
@@ -69,19 +69,21 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
     """Try every method (or one recipe) on a model without running it."""
     found = Coverage(resolved.explained, ())
     tried: dict[Recipe, Compiled] = {}
+    graph = normalised.model.graph
+    tokens = cache(lambda: looked_up(graph))
+    inputs = [v for v in graph.inputs if v.name not in graph.initializers]
+    types = {str(v.name): v.dtype.numpy().name if v.dtype else "float32" for v in inputs}
     for recipe in [chosen] if chosen is not None else [Recipe(name) for name in METHODS]:
-        names = [str(v.name) for v in normalised.model.graph.inputs]
-        floats = [str(v.name) for v in normalised.model.graph.inputs if is_float(v)]
         by_user = bool(request.attribute_to)
         try:
             entry = METHODS[recipe.method]
             if isinstance(entry, Looped) and entry.maps:
-                moved(names, names, floats, False, recipe.method)
+                moved(tuple(types), types, False, entry, recipe.options, tokens)
             if isinstance(entry, Looped) and not entry.base:
                 if entry.maps:
                     map_layers(normalised, resolved, request)
                 else:
-                    moved(list(request.attribute_to) or names, names, floats, by_user, recipe.method)
+                    moved(request.attribute_to or tuple(types), types, by_user, entry, recipe.options, tokens)
                 found.without_graph[recipe.method] = _without_graph(normalised, resolved, entry)
                 continue
             base = recipe.one_pass  # looped methods share it
@@ -96,7 +98,7 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
             compiled = tried[base]
             attributed, notes = list(compiled.relevances.values()), list(compiled.notes)
             if isinstance(entry, Looped) and not entry.maps:
-                _, more_notes = moved(attributed, names, floats, by_user, recipe.method)
+                _, more_notes = moved(attributed, types, by_user, entry, recipe.options, tokens)
                 notes += more_notes
         except OnnxplainError as error:
             found.blocked[recipe.method] = str(error)

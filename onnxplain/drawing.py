@@ -85,18 +85,18 @@ class Explained(Protocol):
 
 
 def panels(
-    e: Explained, sample_names: Sequence[str] = (), features: Sequence[str] = (), box: float | None = None
+    e: Explained, sample_names: Sequence[str], features: Sequence[str], label: str, box: float | None = None
 ) -> list[render.Panel]:
     """One panel per target, sample and attributed tensor.
 
-    features: names of the columns of a table. box: threshold of the localisation boxes that are drawn; None: none are.
-    Raises UsageError.
+    features: names of the columns of a table. label: a panel's title. box: threshold of the localisation boxes that are
+    drawn; None: none are. Raises UsageError.
     """
     if box is not None:
         require_picture(e)
     probabilities = e.probabilities()
     return [
-        _panel(e, name, target, sample, row, probabilities, sample_names, features, box)
+        _panel(e, name, target, sample, row, probabilities, sample_names, features, label, box)
         for name in e.relevances
         for target, sample, row in e.rows()
     ]
@@ -104,7 +104,7 @@ def panels(
 
 def _panel(
     e: Explained, name: str, target: Target, sample: int, row: int, probabilities: Array | None,
-    sample_names: Sequence[str], features: Sequence[str], box: float | None,
+    sample_names: Sequence[str], features: Sequence[str], label: str, box: float | None,
 ) -> render.Panel:  # fmt: skip
     index = None if target.index is None else tuple(int(i) for i in target.index[min(sample, len(target.index) - 1)])
     single = index is not None and len(index) == 1
@@ -116,7 +116,7 @@ def _panel(
     photo = e.photos[sample] if sample < len(e.photos) else _photo(e, name, sample, kind)
     localised = box is not None and kind == "image"
     return render.Panel(
-        method=e.recipe.label if len(e.relevances) == 1 else f"{e.recipe.label}: {name}",
+        method=label if len(e.relevances) == 1 else f"{label}: {name}",
         target=index[0] if single and index is not None else asked,
         target_name="" if index is None else asked,
         score=float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)]),

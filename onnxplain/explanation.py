@@ -149,10 +149,13 @@ class Explanation:
         return buffer.getvalue()
 
     def panels(
-        self, sample_names: Sequence[str] = (), features: Sequence[str] = (), box: float | None = None
+        self, sample_names: Sequence[str] = (), features: Sequence[str] = (), label: str = "", box: float | None = None
     ) -> list[render.Panel]:
-        """One drawable panel per target, sample and attributed tensor. box: threshold of boxes that are drawn."""
-        return panels(self, sample_names, features, box)
+        """One drawable panel per target, sample and attributed tensor.
+
+        label: their title; "": the recipe's. box: threshold of boxes that are drawn.
+        """
+        return panels(self, sample_names, features, label or self.recipe.label, box)
 
     def boxes(self, threshold: float = THRESHOLD) -> dict[str, list[LocalisationBox | None]]:
         """The localisation box of every row's map, by attributed tensor; see `localisation.localisation_box`.

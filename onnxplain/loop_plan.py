@@ -9,11 +9,13 @@ from onnxplain.composites import Bounds
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.background import Background
+from onnxplain.inputs.tables import Columns
 from onnxplain.inputs.targets import Target
 from onnxplain.layer_tail import LayerTail
 from onnxplain.loop_answers import LoopAnswers
 from onnxplain.loops import InnerTensors, Loop, Progress
 from onnxplain.methods.moved import moved
+from onnxplain.methods.named_groups import with_numbers
 from onnxplain.methods.registry import Looped, one_pass
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
@@ -29,9 +31,13 @@ class LoopPlan:
 
     def __init__(
         self, subject: Subject, recipe: Recipe, method: Looped, graph: ExplanationGraph | None, bounds: Bounds,
-        background: Background | None,
+        background: Background | None, columns: Columns, labels: Sequence[str],
     ):  # fmt: skip
-        """graph: of the recipe's base, None for a forward-only method. background: where the recipe takes one."""
+        """graph: of the recipe's base, None for a forward-only method. background: where the recipe takes one.
+
+        columns, labels: names of a table's columns and of the classes, where they are known.
+        """
+        self._columns, self._labels = columns, labels
         self._background = background
         self._subject, self._recipe, self._method, self._graph, self._bounds = subject, recipe, method, graph, bounds
         self._base = None if recipe.base is None else one_pass(recipe.base.method, "a looped method's base")
@@ -40,6 +46,7 @@ class LoopPlan:
         self._about: Mapping[str, Mapping[str, Any]] = {}
         self._proven = True
         self.notes: list[str] = []
+        types = {spec.name: spec.dtype for spec in subject.inputs}
         named = subject.request.attribute_to
         attributed = list(named or self._inputs)
         if method.maps:
@@ -53,13 +60,15 @@ class LoopPlan:
                 f"method {method.name} reads trees down to the inputs, and {inner[0]} is none: attribute to inputs."
             )
         reads = bool(inner) and method.layer in ("read", "followed")
+        more = (method, recipe.options, subject.looked_up)
         if reads:
-            self._moved, _ = moved(self._inputs, self._inputs, self._floats, False, method.name)
+            self._moved, _ = moved(self._inputs, types, False, *more)
         else:
-            self._moved, notes = moved(attributed, self._inputs, self._floats, bool(named), method.name)
+            self._moved, notes = moved(attributed, types, bool(named), *more)
             self.notes += notes
         self._answered = attributed if reads else self._moved
         self._tail = None if reads or not inner else LayerTail.of(subject, graph, self._moved)
+        self._options = with_numbers(recipe.options, self._moved, columns)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -96,9 +105,9 @@ class LoopPlan:
             inner = InnerTensors(self._tail.read, self._subject.inputs, feeds, self._floats)
         loop = Loop(
             subject, graph, explained, self._moved, self._base, self._bounds, samples, proven and self._proven,
-            progress, self._background, self._answered, self._channels, inner,
+            progress, self._background, self._answered, self._channels, inner, self._columns, self._labels,
         )  # fmt: skip
-        return loop.relevances(self._method, self._recipe.options, fed, targets, values)
+        return loop.relevances(self._method, self._options, fed, targets, values)
 
     # Inside
 

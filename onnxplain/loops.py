@@ -57,7 +57,8 @@ class Loop:
 
     graph, base: what answers `relevance`, and the method it is compiled of; None for a forward-only method. attributed:
     the float inputs that move: where inner tensors do, subject and graph are cut there. bounds: of the model's input,
-    see `Run`. answered: what the method answers for, if not what moves. channels: see `Run`. How points are run:
+    see `Run`. answered: what the method answers for, if not what moves. channels, columns, labels: see `Run`. How
+    points are run:
 
     * stacked, many to a run, along axis 0, where the graph proves that it carries the batch (`proven`);
     * one by one in their batch, the other rows as they are, where rows are samples and nothing is proven;
@@ -79,12 +80,15 @@ class Loop:
         answered: Sequence[str] = (),
         channels: Mapping[str, int] | None = None,
         inner: InnerTensors | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        labels: Sequence[str] = (),
     ):
         self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
         self.samples, self._bounds, self._inner = samples, bounds, inner
         self.bounds = None if inner is not None and inner.inputs else bounds
-        self.channels = dict(channels or {})
-        self._subject, self._graph, self._explained = subject, graph, explained
+        self.channels, self.columns, self.labels = dict(channels or {}), dict(columns or {}), labels
+        self.explained, self.head = explained, subject.resolved.heads.get(explained, "")
+        self._subject, self._graph = subject, graph
         self._attributed, self._proven, self._progress = list(attributed), proven, progress
         self._answered, self._background = list(answered) or self._attributed, background
         self._feeds: Mapping[str, Array] = {}
@@ -153,7 +157,7 @@ class Loop:
     @cached_property
     def trees(self) -> TreeScore:
         """See `TreeRun`. Raises UnsupportedModel where the explained tensor is no sum of trees."""
-        return self._subject.trees(self._explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
+        return self._subject.trees(self.explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
 
     @property
     def background(self) -> Tensors | None:
@@ -183,27 +187,40 @@ class Loop:
         """See `Run`."""
         parts = []
         for feeds, rows in self._fed(points):
-            values = self._subject.forward(feeds, [self._explained])[self._explained]
+            values = self._subject.forward(feeds, [self.explained])[self.explained]
             if (holes := Holes.of(values)) is not None:
                 raise NotFinite(
-                    f"the score {self._explained} at a point that the method looks at is no answer: {holes}."
+                    f"the score {self.explained} at a point that the method looks at is no answer: {holes}."
                 )
             parts.append(self._runs.own(values, rows, moved=False))
         return np.concatenate(parts)
+
+    def outputs(self, points: Tensors) -> Iterator[Mapping[str, Array]]:
+        """See `Run`."""
+        axes, names, runs = self._subject.row_axes() or {}, self._subject.session.outputs, self._runs
+        together = runs.stacked and all(axes.get(name) == 0 for name in names)
+        for feeds, rows in runs.feeds(points, self._size(ROWS) if together else 1):
+            found = self._subject.forward(feeds)
+            for row in range(rows):
+                at = row if runs.stacked else runs.row
+                alone = runs.whole or (runs.stacked and not together)
+                yield found if alone else {name: array[at : at + 1] for name, array in found.items()}
 
     def score(self, points: Tensors, seed: Array) -> Array:
         """See `Run`."""
         values = self.forward(points).astype(np.float64)
         return np.asarray((values * seed.reshape(-1, *values.shape[1:])).reshape(len(values), -1).sum(1))
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
         """See `Run`. Raises NotFinite, and UsageError in a forward-only method."""
         graph = self._graph
         if graph is None:
             raise UsageError("a forward-only method has no base, and asks for its relevance.")
         (key,) = graph.compiled.seeds
         parts: dict[str, list[Array]] = {name: [] for name in self._answered}
-        for feeds, rows in self._fed(points):
+        for (feeds, rows), (compared, _) in zip(self._fed(points), self._fed(references or points), strict=True):
+            if references is not None:
+                feeds |= {entry: compared[source] for entry, source in graph.compiled.references.items()}
             outputs = graph.run(feeds, {key: self._runs.seeds(seed, rows)})
             for out, source in graph.compiled.relevances.items():
                 if source in parts:
@@ -243,7 +260,7 @@ class Loop:
     # Inside
 
     def _joined(self, answers: Sequence[Tensors]) -> dict[str, Array]:
-        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._answered}
+        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in answers[0]}
 
     @cached_property
     def _held(self) -> int:

@@ -18,13 +18,15 @@ class GridMasks:
     """An endless row of masks of one input: a cell of a coarse grid is kept with `probability`, cells are enlarged.
 
     shape: of the input, (1, …). cells: of the grid along each axis along which positions lie; an axis that is no longer
-    than that, and the columns of a table, have a cell for each position and are neither enlarged nor shifted.
+    than that, and the columns of a table, have a cell for each position and are neither enlarged nor shifted. whole:
+    nor is any other, so that every position is kept or not.
     """
 
     shape: Sequence[int]
     cells: int
     probability: float
     random_seed: Sequence[int]
+    whole: bool = False
 
     @cached_property
     def generator(self) -> np.random.Generator:
@@ -58,7 +60,7 @@ class GridMasks:
         return mask
 
     def _coarse(self, side: int) -> int:
-        return side if len(self.shape) <= 2 else min(side, self.cells)
+        return side if len(self.shape) <= 2 or self.whole else min(side, self.cells)
 
 
 def enlargement(before: int, after: int) -> Array:

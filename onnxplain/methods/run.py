@@ -33,6 +33,18 @@ class Run(Protocol):
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
+    columns: Mapping[str, Sequence[str]]
+    """Names of a table's columns, by input, where they are known."""
+
+    labels: Sequence[str]
+    """Names of the classes where they are known; of another number where they name another tensor."""
+
+    explained: str
+    """Name of the explained tensor."""
+
+    head: str
+    """The op that makes probabilities of the explained tensor in the model, Softmax or Sigmoid; "" where none does."""
+
     @property
     def background(self) -> Tensors | None:
         """Rows of data, (B, …) for each attributed input, B at least 1; None where none were given.
@@ -50,12 +62,22 @@ class Run(Protocol):
         """The explained tensor at each point, (S, …)."""
         ...
 
+    def outputs(self, points: Tensors) -> Iterator[Mapping[str, Array]]:
+        """All that the model answers, by name, one point after the other.
+
+        Arrays are as the model gives them for a single point: of a batch of one, where it has a batch.
+        """
+        ...
+
     def score(self, points: Tensors, seed: Array) -> Array:
         """What is explained, at each point: the sum of seed times explained tensor, float64 (S,)."""
         ...
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
-        """What the base method gives each attributed input at each point, (S, …)."""
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
+        """What the base method gives each attributed input at each point, (S, …).
+
+        references: what each point is compared with, (S, …): of a method registered with `references`, and of no other.
+        """
         ...
 
     channels: Mapping[str, int]

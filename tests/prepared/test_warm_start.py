@@ -21,7 +21,11 @@ from onnxplain.recipes import Recipe, named
 from onnxplain.server.models import warm_start
 
 # A method that always blurs must be told axes where there is no picture.
-LOOPED = [name for name in of_family("looped") if name != "blurred_integrated_gradients" and not METHODS[name].maps]
+LOOPED = [
+    name
+    for name in of_family("looped")
+    if name != "blurred_integrated_gradients" and not METHODS[name].of_tables and not METHODS[name].maps
+]
 OF_MAPS = [name for name in of_family("looped") if METHODS[name].maps]
 MADE_UP = {"tokens": tokens, "whole": whole, "relu": relu_net}
 RECIPES = [
