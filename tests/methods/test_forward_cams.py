@@ -105,8 +105,8 @@ def bilinear(small: np.ndarray, side: int) -> np.ndarray:
     return matrices[0] @ small @ matrices[1].T
 
 
-def by_hand(path: str, layer: str, k: int, weights: str, channels=None, baseline: float = 0.0) -> np.ndarray:
-    """One run of the model for each channel of each row."""
+def by_hand(path: str, layer: str, k: int, weights: str, channels=None, baselines=(0.0,)) -> np.ndarray:
+    """One run of the model for each channel of each row, and for each baseline, over which scores are averaged."""
     subject, maps = Subject.of(path, Request(keep=(layer,))), []
 
     def score(x: np.ndarray) -> float:
@@ -117,7 +117,8 @@ def by_hand(path: str, layer: str, k: int, weights: str, channels=None, baseline
         chosen = [c for c in chosen if channels is None or c in channels[n]]
         large = [bilinear(row[c], 6) for c in chosen]
         masks = [(mask - mask.min()) / np.ptp(mask) for mask in large]
-        rises = np.array([score(baseline + mask * (x - baseline)) - score(0 * x + baseline) for mask in masks])
+        seen = [[score(b + mask * (x - b)) - score(0 * x + b) for mask in masks] for b in baselines]
+        rises = np.mean(seen, 0)
         if weights == "softmax":
             rises = np.exp(rises) / np.exp(rises).sum()
         maps.append(np.maximum(sum(w * row[c] for w, c in zip(rises, chosen, strict=True)), 0)[None])
@@ -131,7 +132,7 @@ def test_score_cam_is_its_papers_algorithm(layer, weights, baseline, tmp_path):
     path = saved(relu_net(), tmp_path)
     options = {"weights": weights, "baseline": baseline}
     found = Explainer(path, "score_cam", attribute_to=layer, **options).explain(X, 2)
-    expected = by_hand(path, layer, 2, weights, baseline=baseline)
+    expected = by_hand(path, layer, 2, weights, baselines=[baseline])
     np.testing.assert_allclose(found.relevances[layer], expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
@@ -145,6 +146,14 @@ def test_only_the_channels_that_vary_most_are_looked_at_and_that_is_said(tmp_pat
     whole, enough = (Explainer(path, "score_cam", top=top).explain(X, 1) for top in (None, 99))
     np.testing.assert_array_equal(whole.relevance, enough.relevance)
     assert not any("channels of r2" in note for note in whole.notes)
+
+
+@pytest.mark.parametrize("weights", ["softmax", "increase"])
+def test_over_a_background_the_score_behind_a_mask_is_the_mean_over_its_rows(weights, tmp_path):
+    path, rows = saved(relu_net(), tmp_path), normal(2, 2, 6, 6, seed=9)
+    explainer = Explainer(path, "score_cam", weights=weights, baseline="background", background=rows)
+    expected = by_hand(path, "r2", 1, weights, baselines=[row[None] for row in rows])
+    np.testing.assert_allclose(explainer.explain(X, 1).relevance, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 def test_score_cam_runs_the_model_once_for_each_channel(tmp_path):
