@@ -9,6 +9,7 @@ from onnxplain.composites import Bounds
 from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.background import Background
+from onnxplain.inputs.tables import Columns
 from onnxplain.inputs.targets import Target
 from onnxplain.layer_tail import LayerTail
 from onnxplain.loop_answers import LoopAnswers
@@ -29,9 +30,13 @@ class LoopPlan:
 
     def __init__(
         self, subject: Subject, recipe: Recipe, method: Looped, graph: ExplanationGraph | None, bounds: Bounds,
-        background: Background | None,
+        background: Background | None, columns: Columns, labels: Sequence[str],
     ):  # fmt: skip
-        """graph: of the recipe's base, None for a forward-only method. background: where the recipe takes one."""
+        """graph: of the recipe's base, None for a forward-only method. background: where the recipe takes one.
+
+        columns, labels: names of a table's columns and of the classes, where they are known.
+        """
+        self._columns, self._labels = columns, labels
         self._background = background
         self._subject, self._recipe, self._method, self._graph, self._bounds = subject, recipe, method, graph, bounds
         self._base = None if recipe.base is None else one_pass(recipe.base.method, "a looped method's base")
@@ -92,7 +97,7 @@ class LoopPlan:
             inner = InnerTensors(self._tail.read, self._subject.inputs, feeds, self._floats)
         loop = Loop(
             subject, graph, explained, self._moved, self._base, self._bounds, samples, proven and self._proven,
-            progress, self._background, self._answered, self._channels, inner,
+            progress, self._background, self._answered, self._channels, inner, self._columns, self._labels,
         )  # fmt: skip
         return loop.relevances(self._method, self._recipe.options, fed, targets, values)
 

@@ -57,7 +57,8 @@ class Loop:
 
     graph, base: what answers `relevance`, and the method it is compiled of; None for a forward-only method. attributed:
     the float inputs that move: where inner tensors do, subject and graph are cut there. bounds: of the model's input,
-    see `Run`. answered: what the method answers for, if not what moves. channels: see `Run`. How points are run:
+    see `Run`. answered: what the method answers for, if not what moves. channels, columns, labels: see `Run`. How
+    points are run:
 
     * stacked, many to a run, along axis 0, where the graph proves that it carries the batch (`proven`);
     * one by one in their batch, the other rows as they are, where rows are samples and nothing is proven;
@@ -79,11 +80,13 @@ class Loop:
         answered: Sequence[str] = (),
         channels: Mapping[str, int] | None = None,
         inner: InnerTensors | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        labels: Sequence[str] = (),
     ):
         self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
         self.samples, self._bounds, self._inner = samples, bounds, inner
         self.bounds = None if inner is not None and inner.inputs else bounds
-        self.channels = dict(channels or {})
+        self.channels, self.columns, self.labels = dict(channels or {}), dict(columns or {}), labels
         self._subject, self._graph, self._explained = subject, graph, explained
         self._attributed, self._proven, self._progress = list(attributed), proven, progress
         self._answered, self._background = list(answered) or self._attributed, background
@@ -196,14 +199,16 @@ class Loop:
         values = self.forward(points).astype(np.float64)
         return np.asarray((values * seed.reshape(-1, *values.shape[1:])).reshape(len(values), -1).sum(1))
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
         """See `Run`. Raises NotFinite, and UsageError in a forward-only method."""
         graph = self._graph
         if graph is None:
             raise UsageError("a forward-only method has no base, and asks for its relevance.")
         (key,) = graph.compiled.seeds
         parts: dict[str, list[Array]] = {name: [] for name in self._answered}
-        for feeds, rows in self._fed(points):
+        for (feeds, rows), (compared, _) in zip(self._fed(points), self._fed(references or points), strict=True):
+            if references is not None:
+                feeds |= {entry: compared[source] for entry, source in graph.compiled.references.items()}
             outputs = graph.run(feeds, {key: self._runs.seeds(seed, rows)})
             for out, source in graph.compiled.relevances.items():
                 if source in parts:

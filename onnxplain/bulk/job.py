@@ -63,12 +63,14 @@ class BulkJob:
                 f"not {self.sha256[:12]}…). Every machine needs the same file at the same path."
             )
         pictures, labels = self.pictures, list[str]()
-        bounds, kind = None, None
+        bounds, kind, columns = None, None, self.columns
         if pictures is not None:
             labels, bounds = pictures.labels(), pictures.bounds(subject.inputs)
-            kind = pictures.settings.output.kind
+            kind, columns = pictures.settings.output.kind, pictures.columns(subject.inputs)
         recipe = Recipe.of(self.recipe)
-        return Explainer(subject, recipe, bounds=bounds, labels=labels, kind=kind, background=self.background)
+        return Explainer(
+            subject, recipe, bounds=bounds, labels=labels, kind=kind, columns=columns, background=self.background
+        )  # fmt: skip
 
     def content(self) -> dict[str, Any]:
         """What decides the numbers, as JSON has it: another content, another data set."""

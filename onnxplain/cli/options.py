@@ -148,9 +148,15 @@ class RecipeWords:
         A looped method hands on what its base takes. A method that is not known here is a newer server's, and takes
         all. Raises UsageError for an option that none takes.
         """
-        found: dict[str, dict[str, Any]] = {name: {"method": name} for name in names}
-        bases = [name for name in found if name not in METHODS or METHODS[name].family == "looped"]
+        found: dict[str, dict[str, Any]] = {name: _table(name) for name in names}
+        for name, table in found.items():
+            if "composite" in self.given() and "composite" in {**table, **table.get("base", {})}:
+                raise UsageError(f"--composite: {name} names its composite already; give one of the two.")
+        unknown = [name for name, table in found.items() if table["method"] not in METHODS]
+        bases = [name for name, table in found.items() if _looped(table["method"])] + unknown
         if self.base is not None:
+            if (both := next((name for name in bases if "base" in found[name]), None)) is not None:
+                raise UsageError(f"--base {self.base}: {both} names its base already; give one of the two.")
             for name in bases or (list(found) if len(found) == 1 else []):
                 found[name]["base"] = named(self.base).content()
             if not bases and len(found) > 1:
@@ -174,6 +180,20 @@ def recipe_options(command: Command) -> Command:
         return command(*args, words=words, **values)
 
     return _recipe_flags(with_words)  # type: ignore[return-value]
+
+
+def _table(name: str) -> dict[str, Any]:
+    """The table of a method, or of a recipe's name such as lrp-epsilon, with what that says and no more."""
+    if "-" not in name or name.partition("-")[0] not in METHODS:
+        return {"method": name}
+    method, _, rest = name.partition("-")
+    if named(name).base is not None:
+        return {"method": method, "base": _table(rest)}
+    return {"method": method, "composite": rest}
+
+
+def _looped(method: str) -> bool:
+    return method in METHODS and METHODS[method].family == "looped"
 
 
 FLAGS = {"composite": "--composite", "rules": "--rule", "form": "--form"}
@@ -201,7 +221,7 @@ def recipes(
     if (recipe := words.read(methods)) is not None:
         return [recipe]
     for name in methods:
-        METHODS[name]  # says which are near where there is none
+        named(name) if "-" in name else METHODS[name]  # says which are near where there is none
     defaults = Recipe.of(settings.defaults, "[defaults]") if settings and settings.defaults else None
     names = list(methods) or ([defaults.method] if defaults and not fallback else list(fallback)) or ["lrp"]
     found = []

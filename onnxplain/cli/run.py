@@ -59,7 +59,11 @@ PICTURE = ("preprocess", "layout", "mean", "std", "scale")
     help="predicted (default), top3, a class name, an index, 'A vs B'.",
 )
 @click.option(
-    "--method", "methods", multiple=True, metavar="NAME", help="Method, repeatable (see `onnxplain methods`)."
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="Method, repeatable (see `onnxplain methods`), or a recipe: lrp-epsilon.",
 )
 @recipe_options
 @request_options
@@ -141,8 +145,8 @@ def run(
         names = pictures.labels()
         unfinished: NotFinite | None = None
         for recipe in wanted:
-            progress.update(step, description=f"explaining by {recipe.method}")
-            said = partial(_say, progress, step, f"explaining by {recipe.method}")
+            progress.update(step, description=f"explaining by {recipe.label}")
+            said = partial(_say, progress, step, f"explaining by {recipe.label}")
             failure = _explain(
                 done, subject, recipe, pictures, names, targets or ("predicted",), bool(given) or bool(methods), said
             )
@@ -192,6 +196,7 @@ def _explain(
     try:
         explainer = explainer_of(
             subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind,
+            columns=pictures.columns(subject.inputs),
             background=pictures.background(subject.inputs) if recipe.background != "none" else None,
         )  # fmt: skip
         explanation = explainer.explain(done.loaded.feeds, targets, progress)
@@ -201,10 +206,10 @@ def _explain(
     except OnnxplainError as error:
         if strict or isinstance(error, UsageError):
             raise
-        done.failed[recipe.method] = str(error)
+        done.failed[recipe.label] = str(error)
         return error if isinstance(error, NotFinite) else None
     done.explanations.append(explanation)
-    done.seconds[recipe.method] = time.perf_counter() - begun
+    done.seconds[recipe.label] = time.perf_counter() - begun
     done.notes += [note for note in explanation.notes if note not in done.notes]
     return None
 

@@ -52,7 +52,8 @@ class Analysis:
         opset = self.graph.opset_imports.get("", 18)
         single = [Node.of(node, opset) for node in self.graph]
         protected = {self.value(name) for name in resolved.protected}
-        self.nodes = recognise(single, protected) if composite.relevance else single
+        by_rules = composite.relevance or bool(composite.differences)
+        self.nodes = recognise(single, protected) if by_rules else single
         maps = finish is not None and finish.maps
         self.layer: ir.Value | None = None
         self.wanted = {} if maps and not request.attribute_to else self._wanted()

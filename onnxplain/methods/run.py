@@ -33,6 +33,12 @@ class Run(Protocol):
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
+    columns: Mapping[str, Sequence[str]]
+    """Names of a table's columns, by input, where they are known."""
+
+    labels: Sequence[str]
+    """Names of the classes where they are known; of another number where they name another tensor."""
+
     @property
     def background(self) -> Tensors | None:
         """Rows of data, (B, …) for each attributed input, B at least 1; None where none were given.
@@ -54,8 +60,11 @@ class Run(Protocol):
         """What is explained, at each point: the sum of seed times explained tensor, float64 (S,)."""
         ...
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
-        """What the base method gives each attributed input at each point, (S, …)."""
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
+        """What the base method gives each attributed input at each point, (S, …).
+
+        references: what each point is compared with, (S, …): of a method registered with `references`, and of no other.
+        """
         ...
 
     channels: Mapping[str, int]

@@ -26,6 +26,7 @@ class Finish:
     whole: of such a map all channels stay.
     pooled_head: it means something only where what is explained is linear in the means of x over its positions.
     weight: a map of the last feature map, made of what the first pass brings to it, that the output is multiplied by.
+    features: what `token` is given of an embedding.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Finish:
     whole: bool = False
     pooled_head: bool = False
     weight: ActivationMap | None = None
+    features: Callable[[Backward, ir.Value], ir.Value] = lambda op, x: op.real(x)
 
     def shape(self, op: Backward, x: ir.Value) -> list[int | str | None]:
         """Of the output for a float tensor x."""
@@ -97,6 +99,10 @@ GRADIENT = _finish("as it is", lambda op, rs, x: rs[0], before=lambda op, r, x: 
 ABSOLUTE = _finish("absolute", lambda op, rs, x: op.Abs(rs[0]), before=lambda op, r, x: op.Abs(r))
 SQUARE = _finish("square", lambda op, rs, x: rs[0] * rs[0], before=lambda op, r, x: r * r)
 TIMES_INPUT = _finish("times input", lambda op, rs, x: rs[0] * op.real(x), before=lambda op, r, x: r * op.real(x))
+TIMES_DIFFERENCE = replace(
+    _finish("times difference", lambda op, rs, x: rs[0] * op.difference(x), before=lambda op, r, x: r * x),
+    features=lambda op, x: op.difference(x),
+)
 POSITIVE = _finish("positive", lambda op, rs, x: op.Max(rs[0], 0.0), after=lambda op, r: op.Max(r, 0.0))
 NORMALISED_DIFFERENCE = Finish("normalised difference", _normalised_difference, _normalised_difference)
 
@@ -105,6 +111,7 @@ FINISHES: dict[str, Finish] = {
     "absolute": ABSOLUTE,
     "square": SQUARE,
     "times_input": TIMES_INPUT,
+    "times_difference": TIMES_DIFFERENCE,
     "as_it_is": AS_IT_IS,
     "positive": POSITIVE,
     "normalised_difference": NORMALISED_DIFFERENCE,
