@@ -14,7 +14,7 @@ from onnxplain.frontend.normalise import Normalised
 from onnxplain.frontend.tree_path import find_trees
 from onnxplain.graph.node import is_float
 from onnxplain.methods import METHODS, Looped
-from onnxplain.methods.moved import moved
+from onnxplain.methods.moved import moves
 from onnxplain.recipes import Recipe
 
 
@@ -75,13 +75,10 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
         by_user = bool(request.attribute_to)
         try:
             entry = METHODS[recipe.method]
-            if isinstance(entry, Looped) and entry.maps:
-                moved(names, names, floats, False, recipe.method)
             if isinstance(entry, Looped) and not entry.base:
-                if entry.maps:
-                    map_layers(normalised, resolved, request)
-                else:
-                    moved(list(request.attribute_to) or names, names, floats, by_user, recipe.method)
+                about = list(request.attribute_to) or names
+                about = list(map_layers(normalised, resolved, request).channels) if entry.maps else about
+                moves(entry, about, names, floats, by_user)
                 found.without_graph[recipe.method] = _without_graph(normalised, resolved, entry)
                 continue
             base = recipe.one_pass  # looped methods share it
@@ -95,9 +92,8 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
                 tried[base] = compile_graph(normalised, resolved, base.propagation(), request)
             compiled = tried[base]
             attributed, notes = list(compiled.relevances.values()), list(compiled.notes)
-            if isinstance(entry, Looped) and not entry.maps:
-                _, more_notes = moved(attributed, names, floats, by_user, recipe.method)
-                notes += more_notes
+            if isinstance(entry, Looped):
+                notes += moves(entry, attributed, names, floats, by_user).notes
         except OnnxplainError as error:
             found.blocked[recipe.method] = str(error)
             continue
