@@ -14,7 +14,7 @@ from onnxplain.errors import OnnxplainError
 from onnxplain.frontend.normalise import Normalised
 from onnxplain.frontend.tree_path import find_trees
 from onnxplain.methods import METHODS, Looped
-from onnxplain.methods.moved import moved
+from onnxplain.methods.moved import moves
 from onnxplain.recipes import Recipe
 
 
@@ -77,13 +77,10 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
         by_user = bool(request.attribute_to)
         try:
             entry = METHODS[recipe.method]
-            if isinstance(entry, Looped) and entry.maps:
-                moved(tuple(types), types, False, entry, recipe.options, tokens)
             if isinstance(entry, Looped) and not entry.base:
-                if entry.maps:
-                    map_layers(normalised, resolved, request)
-                else:
-                    moved(request.attribute_to or tuple(types), types, by_user, entry, recipe.options, tokens)
+                about = list(request.attribute_to) or list(types)
+                about = list(map_layers(normalised, resolved, request).channels) if entry.maps else about
+                moves(entry, recipe.options, about, types, by_user, tokens)
                 found.without_graph[recipe.method] = _without_graph(normalised, resolved, entry)
                 continue
             base = recipe.one_pass  # looped methods share it
@@ -97,9 +94,8 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
                 tried[base] = compile_graph(normalised, resolved, base.propagation(), request)
             compiled = tried[base]
             attributed, notes = list(compiled.relevances.values()), list(compiled.notes)
-            if isinstance(entry, Looped) and not entry.maps:
-                _, more_notes = moved(attributed, types, by_user, entry, recipe.options, tokens)
-                notes += more_notes
+            if isinstance(entry, Looped):
+                notes += moves(entry, recipe.options, attributed, types, by_user, tokens).notes
         except OnnxplainError as error:
             found.blocked[recipe.method] = str(error)
             continue

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxplain.composites import Bounds
-from onnxplain.errors import InputError, UnsupportedModel
+from onnxplain.errors import InputError
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.background import Background
 from onnxplain.inputs.tables import Columns
@@ -14,7 +14,7 @@ from onnxplain.inputs.targets import Target
 from onnxplain.layer_tail import LayerTail
 from onnxplain.loop_answers import LoopAnswers
 from onnxplain.loops import InnerTensors, Loop, Progress
-from onnxplain.methods.moved import moved
+from onnxplain.methods.moved import moves
 from onnxplain.methods.named_groups import with_numbers
 from onnxplain.methods.registry import Looped, one_pass
 from onnxplain.recipes import Recipe
@@ -54,20 +54,10 @@ class LoopPlan:
             attributed = list(self._about)
         elif graph is not None:
             attributed = list(graph.compiled.relevances.values())
-        inner = [name for name in attributed if name not in self._inputs]
-        if inner and method.of_trees:
-            raise UnsupportedModel(
-                f"method {method.name} reads trees down to the inputs, and {inner[0]} is none: attribute to inputs."
-            )
-        reads = bool(inner) and method.layer in ("read", "followed")
-        more = (method, recipe.options, subject.looked_up)
-        if reads:
-            self._moved, _ = moved(self._inputs, types, False, *more)
-        else:
-            self._moved, notes = moved(attributed, types, bool(named), *more)
-            self.notes += notes
-        self._answered = attributed if reads else self._moved
-        self._tail = None if reads or not inner else LayerTail.of(subject, graph, self._moved)
+        found = moves(method, recipe.options, attributed, types, bool(named), subject.looked_up)
+        self._moved, self._answered = found.moved, found.answered
+        self.notes += found.notes
+        self._tail = LayerTail.of(subject, graph, found.moved) if found.inner else None
         self._options = with_numbers(recipe.options, self._moved, columns)
 
     @property
@@ -124,6 +114,4 @@ class LoopPlan:
     def _read(self) -> InnerTensors | None:
         """What a method reads that moves the inputs."""
         inner = tuple(name for name in self._answered if name not in self._inputs)
-        if not inner or self._method.layer not in ("read", "followed"):
-            return None
-        return InnerTensors(self._subject.part(inner).run)
+        return InnerTensors(self._subject.part(inner).run) if inner and self._tail is None else None

@@ -82,3 +82,15 @@ def test_a_layer_may_be_named_whose_points_no_float_input_moves(tmp_path):
     np.testing.assert_allclose(found.relevance, expected, rtol=1e-5)
     with pytest.raises(UsageError, match="needs float inputs, and there is none"):
         Explainer(path, "integrated_gradients", attribute_to="e", baseline_at="input").explain(np.array([[0, 1, 5]]), 2)
+
+
+def test_deep_lift_shap_of_a_layer_sums_to_the_difference_from_the_background(tmp_path):
+    """Its inputs stay, and the layer gets what arrives there."""
+    background = normal(4, 2, 6, 6, seed=9)
+    for layer in ("p1", "r2"):
+        explainer = Explainer(saved(relu_net(), tmp_path), "deep_lift_shap", attribute_to=layer, background=background)
+        found = explainer.explain(X, [0, 3])
+        usual = explainer.subject.forward({"x": background})["logits"].mean(0)
+        expected = np.concatenate([found.scores[:, k] - usual[k] for k in (0, 3)])
+        assert list(found.relevances) == [layer]
+        np.testing.assert_allclose(found.relevance.sum((1, 2, 3)), expected, rtol=1e-3, atol=1e-3)

@@ -19,7 +19,9 @@ from onnxplain.subject import Subject
 X = normal(3, 2, 6, 6)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, the same sums in other batches
 MOVING = [
-    name for name in of_family("looped", "forward-only") if not METHODS[name].layer and not METHODS[name].of_trees
+    name
+    for name in of_family("looped", "forward-only")
+    if not (METHODS[name].layer or METHODS[name].of_trees or METHODS[name].of_tables or METHODS[name].references)
 ]
 FEW = {name: counted(name, 60 if name in ("lime", "kernel_shap") else 3) for name in MOVING}
 
@@ -196,7 +198,7 @@ def test_a_layer_with_time_in_front_moves_as_one_thing(tmp_path):
         (["c1", "c2"], "smooth_grad", UsageError, "c2 is computed from it, and both would move"),
         (["c1", "x"], "smooth_grad", UsageError, "c1 is computed of the input x"),
         (["y"], "feature_ablation", UsageError, "y: it is what is explained"),
-        (["c1"], "tree_shap", UnsupportedModel, "reads trees down to the inputs, and c1 is none"),
+        (["c1"], "tree_shap", UnsupportedModel, "is about the columns of the inputs, and c1 is no input"),
     ],
 )
 def test_what_cannot_move_is_one_line(attributed, method, error, said, tmp_path):

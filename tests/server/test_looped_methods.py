@@ -104,6 +104,19 @@ def test_methods_that_run_the_model_alone_answer_as_offline(client, name):
     assert not client.ready(f"digits_cnn.explain.{name}")
 
 
+@pytest.mark.parametrize("method", ["integrated_gradients", "feature_ablation", "conductance", "ablation_cam"])
+def test_a_layer_is_moved_and_read_as_offline(client, method):
+    """The part behind the layer runs in the service's queues, and is opened once for all calls."""
+    model = MODELS / "digits_cnn" / "1" / "model.onnx"
+    (layer,) = Explainer(model, "hires_cam").explain(X, 0).relevances
+    expected = Explainer(model, method, attribute_to=layer).explain(X, ["predicted", "3"])
+    for _ in range(2):
+        found = client.explain("digits_cnn", X, ["predicted", "3"], method=method, attribute_to=layer)
+        np.testing.assert_array_equal(found.relevances[layer], expected.relevances[layer])
+        assert found.recipe == expected.recipe and set(expected.notes) <= set(found.notes)
+        assert found.provenance.get("maps") == expected.provenance.get("maps")
+
+
 def test_a_models_default_may_be_a_loop(client):
     found = client.explain("smooth", X)
     assert found.recipe == Recipe("smooth_grad", {"samples": 5}, named("lrp-epsilon"))
