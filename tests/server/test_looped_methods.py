@@ -22,7 +22,7 @@ LOOPED = [name for name in of_family("looped") if not METHODS[name].maps]
 OF_THEIR_OWN = ("d_rise",)  # models: detectors
 FORWARD_ONLY = [
     name for name in of_family("forward-only")
-    if not METHODS[name].of_trees and METHODS[name].background != "required" and name not in OF_THEIR_OWN
+    if not METHODS[name].of_trees and name not in OF_THEIR_OWN
 ]  # fmt: skip
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
@@ -78,7 +78,7 @@ def test_methods_that_run_the_model_alone_answer_as_offline(client, name):
         for option in ("samples", "masks", "permutations")
         if option in METHODS[name].options
     }
-    patch = {"patch": 14} if name == "exact_shapley" else {}
+    patch = {"patch": 14} if name in ("exact_shapley", "prediction_difference") else {}
     seen: list[tuple[int, int]] = []
     tell = lambda stage, done, total: seen.append((done, total))  # noqa: E731
     found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, progress=tell, **few, **patch)
