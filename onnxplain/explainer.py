@@ -110,7 +110,9 @@ class Explainer:
         self.background = background
         self._plan: LoopPlan | None = None
         if isinstance(self.method, Looped):
-            self._plan = LoopPlan(model, self.recipe, self.method, self._graph, bounds, background, self.columns)
+            self._plan = LoopPlan(
+                model, self.recipe, self.method, self._graph, bounds, background, self.columns, self.labels
+            )
 
     @property
     def explained(self) -> tuple[str, ...]:
@@ -197,6 +199,11 @@ class Explainer:
         if self.subject.request.seed == "index":
             raise UsageError(
                 "explain() makes float seeds; an explainer with seed='index' is run by run(inputs, target)."
+            )
+        if self._graph is not None and self._graph.compiled.references and not self.recipe.looped:
+            raise UsageError(
+                f"method {self.method.name} with baseline=input is fed references, which explain() has not: say a "
+                "baseline, use a method over it such as deep_lift_shap, or run what save() or compile writes."
             )
         feeds = feeds_of(inputs, self.subject.inputs, self.columns)
         forward = self.subject.forward(feeds)

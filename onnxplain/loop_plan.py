@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxplain.composites import Bounds
+from onnxplain.errors import InputError, UnsupportedModel
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.background import Background
 from onnxplain.inputs.tables import Columns
 from onnxplain.inputs.targets import Target
+from onnxplain.layer_tail import LayerTail
 from onnxplain.loop_answers import LoopAnswers
-from onnxplain.loops import Loop, Progress, Read
+from onnxplain.loops import InnerTensors, Loop, Progress
 from onnxplain.methods.moved import moved
 from onnxplain.methods.named_groups import with_numbers
 from onnxplain.methods.registry import Looped, one_pass
@@ -21,72 +23,107 @@ from onnxplain.subject import Subject
 
 
 class LoopPlan:
-    """notes: what was chosen, in sentences. Raises UsageError and UnsupportedModel for what cannot be moved or read."""
+    """What moves: the attributed inputs; all float inputs, where the method reads inner tensors; or inner tensors.
+
+    Where these move, the model and its explanation graph are cut there (`LayerTail`). notes: what was chosen, in
+    sentences. Raises UsageError and UnsupportedModel for what cannot be moved or read.
+    """
 
     def __init__(
         self, subject: Subject, recipe: Recipe, method: Looped, graph: ExplanationGraph | None, bounds: Bounds,
-        background: Background | None, columns: Columns,
+        background: Background | None, columns: Columns, labels: Sequence[str],
     ):  # fmt: skip
         """graph: of the recipe's base, None for a forward-only method. background: where the recipe takes one.
 
-        columns: names of the columns of tables, by input.
+        columns, labels: names of a table's columns and of the classes, where they are known.
         """
+        self._columns, self._labels = columns, labels
         self._background = background
         self._subject, self._recipe, self._method, self._graph, self._bounds = subject, recipe, method, graph, bounds
         self._base = None if recipe.base is None else one_pass(recipe.base.method, "a looped method's base")
-        (self._explained,) = subject.resolved.explained[:1]
-        self._channels: Mapping[str, int] = {}
+        self._inputs = [spec.name for spec in subject.inputs]
+        self._floats = [spec.name for spec in subject.inputs if "float" in spec.dtype]
+        self._about: Mapping[str, Mapping[str, Any]] = {}
         self._proven = True
         self.notes: list[str] = []
-        inputs = [spec.name for spec in subject.inputs]
         types = {spec.name: spec.dtype for spec in subject.inputs}
         named = subject.request.attribute_to
+        attributed = list(named or self._inputs)
         if method.maps:
-            self._plan_maps()
-            self._moved, _ = moved(inputs, types, False, method, recipe.options, subject.looked_up)
+            self._about = self._maps()
+            attributed = list(self._about)
+        elif graph is not None:
+            attributed = list(graph.compiled.relevances.values())
+        inner = [name for name in attributed if name not in self._inputs]
+        if inner and method.of_trees:
+            raise UnsupportedModel(
+                f"method {method.name} reads trees down to the inputs, and {inner[0]} is none: attribute to inputs."
+            )
+        reads = bool(inner) and method.layer in ("read", "followed")
+        more = (method, recipe.options, subject.looked_up)
+        if reads:
+            self._moved, _ = moved(self._inputs, types, False, *more)
         else:
-            attributed = list(named or inputs) if graph is None else list(graph.compiled.relevances.values())
-            more = (method, recipe.options, subject.looked_up)
             self._moved, notes = moved(attributed, types, bool(named), *more)
             self.notes += notes
+        self._answered = attributed if reads else self._moved
+        self._tail = None if reads or not inner else LayerTail.of(subject, graph, self._moved)
         self._options = with_numbers(recipe.options, self._moved, columns)
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Of the feature maps that the method answers for, and of the background."""
         found: dict[str, Any] = {}
-        if self._channels:
-            found["maps"] = {name: {"channels": n} for name, n in self._channels.items()}
+        if self._about:
+            found["maps"] = dict(self._about)
         if (rows := self._background) is not None:
             found["background"] = {"rows": rows.rows, "sha256": rows.sha256}
         return found
+
+    @property
+    def _channels(self) -> dict[str, int]:
+        return {name: about["channels"] for name, about in self._about.items()}
 
     def answer(
         self, feeds: Mapping[str, Array], targets: Sequence[Target], values: Array, samples: bool,
         progress: Progress | None,
     ) -> LoopAnswers:  # fmt: skip
         """See `Loop.relevances`. samples: whether axis 0 of the explained tensor counts samples."""
-        graph, axes = self._graph, self._subject.row_axes()
-        proven = graph.compiled.streams if graph is not None else axes is not None and axes.get(self._explained) == 0
+        (explained,) = self._subject.resolved.explained
+        subject, graph, axes = self._subject, self._graph, self._subject.row_axes()
+        proven = graph.compiled.streams if graph is not None else axes is not None and axes.get(explained) == 0
+        inner, fed = self._read(), feeds
+        if self._tail is not None:
+            rows = values.shape[0] if samples and values.ndim else 1
+            if rows > 1 and not self._tail.proven:
+                raise InputError(
+                    f"axis 0 of {', '.join(self._moved)} is not known to count samples, of which there are {rows}: "
+                    f"method {self._method.name} moves each by itself. Explain one at a time."
+                )
+            proven = proven and self._tail.proven
+            subject, graph, fed = self._tail.subject, self._tail.graph, self._tail.feeds(feeds, values)
+            inner = InnerTensors(self._tail.read, self._subject.inputs, feeds, self._floats)
         loop = Loop(
-            self._subject, graph, self._explained, self._moved, self._base, self._bounds, samples,
-            proven and self._proven, progress, self._background, self._channels, self._reader(),
+            subject, graph, explained, self._moved, self._base, self._bounds, samples, proven and self._proven,
+            progress, self._background, self._answered, self._channels, inner, self._columns, self._labels,
         )  # fmt: skip
-        return loop.relevances(self._method, self._options, feeds, targets, values)
+        return loop.relevances(self._method, self._options, fed, targets, values)
 
     # Inside
 
-    def _plan_maps(self) -> None:
+    def _maps(self) -> Mapping[str, Mapping[str, Any]]:
         """Of the graph, whose base has found them, or by themselves."""
         if self._graph is not None:
             maps = self._graph.compiled.provenance["maps"]
-            self._channels = {name: maps[name]["channels"] for name in self._graph.compiled.relevances.values()}
-            return
+            return {name: maps[name] for name in self._graph.compiled.relevances.values()}
         found = self._subject.map_layers()
-        self._channels, self._proven = found.channels, found.proven
+        self._proven = found.proven
         self.notes += found.notes
+        return found.maps
 
-    def _reader(self) -> Read | None:
-        if self._method.layer != "read":
+    def _read(self) -> InnerTensors | None:
+        """What a method reads that moves the inputs."""
+        inner = tuple(name for name in self._answered if name not in self._inputs)
+        if not inner or self._method.layer not in ("read", "followed"):
             return None
-        return self._subject.part(tuple(self._channels)).run
+        return InnerTensors(self._subject.part(inner).run)

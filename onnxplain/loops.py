@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from onnxplain.composites import Bounds
-from onnxplain.errors import NotFinite, UsageError
+from onnxplain.errors import InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
+from onnxplain.inputs import InputSpec
 from onnxplain.inputs.background import Background
 from onnxplain.inputs.targets import Target
 from onnxplain.loop_answers import LoopAnswers, LoopNotes
@@ -28,15 +30,35 @@ TREE_ROWS = 1024  # that a method over trees gets at once; progress and cancella
 ROWS = 32  # of one run at most: larger ones are no faster, and progress and cancellation wait for a run to end
 Progress = Callable[[int, int], None]
 """`(done, total)` in looks at the model, after each run; raising in it ends the explanation."""
-Read = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class InnerTensors:
+    """Inner tensors that a method reads or moves. read: their values, of feeds of the whole model.
+
+    inputs, feeds, floats: what the whole model asks for and is fed, and which of it are numbers, where they move.
+    """
+
+    read: Callable[[Mapping[str, Array]], Mapping[str, Array]]
+    inputs: Sequence[InputSpec] = ()
+    feeds: Mapping[str, Array] = field(default_factory=dict)
+    floats: Sequence[str] = ()
+
+    def of_rows(self, rows: Mapping[str, Array], size: int) -> dict[str, Array]:
+        """The values of any number of rows, `size` a run: the last run is filled up with the last row."""
+        count = len(next(iter(rows.values())))
+        places = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
+        found = [self.read({name: array[at] for name, array in rows.items()}) for at in places]
+        return {name: np.concatenate([part[name] for part in found])[:count] for name in found[0]}
 
 
 class Loop:
     """`methods.run.Run` over a subject.
 
     graph, base: what answers `relevance`, and the method it is compiled of; None for a forward-only method. attributed:
-    the float inputs that move. bounds: see `Run`. channels: feature maps that the method answers for, see `Run`;
-    read: their values, of feeds. How points are run:
+    the float inputs that move: where inner tensors do, subject and graph are cut there. bounds: of the model's input,
+    see `Run`. answered: what the method answers for, if not what moves. channels, columns, labels: see `Run`. How
+    points are run:
 
     * stacked, many to a run, along axis 0, where the graph proves that it carries the batch (`proven`);
     * one by one in their batch, the other rows as they are, where rows are samples and nothing is proven;
@@ -55,16 +77,22 @@ class Loop:
         proven: bool = False,
         progress: Progress | None = None,
         background: Background | None = None,
+        answered: Sequence[str] = (),
         channels: Mapping[str, int] | None = None,
-        read: Read | None = None,
+        inner: InnerTensors | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        labels: Sequence[str] = (),
     ):
         self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
-        self.samples, self.bounds, self.channels = samples, bounds, dict(channels or {})
+        self.samples, self._bounds, self._inner = samples, bounds, inner
+        self.bounds = None if inner is not None and inner.inputs else bounds
+        self.channels, self.columns, self.labels = dict(channels or {}), dict(columns or {}), labels
         self.explained, self.head = explained, subject.resolved.heads.get(explained, "")
         self._subject, self._graph = subject, graph
-        self._attributed, self._proven, self._progress, self._read = list(attributed), proven, progress, read
-        self._answered, self._background = list(self.channels) or self._attributed, background
+        self._attributed, self._proven, self._progress = list(attributed), proven, progress
+        self._answered, self._background = list(answered) or self._attributed, background
         self._feeds: Mapping[str, Array] = {}
+        self._shape: tuple[int, ...] = ()
         self._runs: PointRuns
         self._jobs, self._job, self._planned = 1, 0, 0
         self.answers: Array = np.zeros(0)  # of the rows that a method over trees has
@@ -79,7 +107,7 @@ class Loop:
         values: of the explained tensor. Raises NotFinite, and InputError for an input that has not a row for each
         sample.
         """
-        self._feeds = dict(feeds)
+        self._feeds, self._shape = dict(feeds), values.shape
         self._runs = PointRuns(
             self._subject.inputs, self._feeds, self._attributed, values.shape, self.samples, self._proven, method.name
         )
@@ -133,9 +161,17 @@ class Loop:
 
     @property
     def background(self) -> Tensors | None:
-        """See `Run`. Raises InputError for rows of another shape than the sample's."""
+        """See `Run`. Raises InputError for rows of another shape than the sample's.
+
+        Of inner tensors that move their values there.
+        """
         if self._background is None:
             return None
+        if self._inner is not None and self._inner.inputs:
+            if not self._runs.stacked:
+                raise InputError("a background has rows, and axis 0 of what moves is not known to count samples.")
+            rows = self._background.beside(self._inner.feeds, self.samples)
+            return Tensors(self._inner.of_rows(rows, self._runs.fixed or ROWS)).map(real)
         return Tensors(self._background.beside({n: self._feeds[n] for n in self._attributed}, self.samples)).map(real)
 
     def batches(self, count: int) -> Iterator[slice]:
@@ -175,14 +211,16 @@ class Loop:
         values = self.forward(points).astype(np.float64)
         return np.asarray((values * seed.reshape(-1, *values.shape[1:])).reshape(len(values), -1).sum(1))
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
         """See `Run`. Raises NotFinite, and UsageError in a forward-only method."""
         graph = self._graph
         if graph is None:
             raise UsageError("a forward-only method has no base, and asks for its relevance.")
         (key,) = graph.compiled.seeds
         parts: dict[str, list[Array]] = {name: [] for name in self._answered}
-        for feeds, rows in self._fed(points):
+        for (feeds, rows), (compared, _) in zip(self._fed(points), self._fed(references or points), strict=True):
+            if references is not None:
+                feeds |= {entry: compared[source] for entry, source in graph.compiled.references.items()}
             outputs = graph.run(feeds, {key: self._runs.seeds(seed, rows)})
             for out, source in graph.compiled.relevances.items():
                 if source in parts:
@@ -190,18 +228,30 @@ class Loop:
         return Tensors({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
     def layer(self, points: Tensors) -> Tensors:
-        """See `Run`. Raises UsageError in a method that is about no feature map, and NotFinite."""
-        if not self.channels:
-            raise UsageError("a method that reads a feature map is registered with layer='read'.")
-        if self._read is None:
+        """See `Run`. Raises NotFinite."""
+        if self._inner is None or self._inner.inputs:
             return points
-        parts: dict[str, list[Array]] = {name: [] for name in self.channels}
+        parts: dict[str, list[Array]] = {name: [] for name in self._answered}
         for feeds, rows in self._fed(points):
-            for name, values in self._read(feeds).items():
-                if (holes := Holes.of(values)) is not None:
-                    raise NotFinite(f"{name} at a point that the method looks at is no answer: {holes}.")
-                parts[name].append(real(self._runs.own(values, rows)))
-        return Tensors({name: np.concatenate(arrays) for name, arrays in parts.items()})
+            for name, values in self._inner.read(feeds).items():
+                parts[name].append(real(self._runs.own(_finite(name, values), rows)))
+        return Tensors({n: np.concatenate(arrays) if arrays else points[n] for n, arrays in parts.items()})
+
+    def where_inputs_are(self, made: Callable[[Tensors, Bounds], Tensors]) -> Tensors:
+        """See `Run`. Raises UsageError where the inputs move themselves, or are no numbers."""
+        if self._inner is None or not self._inner.inputs:
+            raise UsageError(
+                "the inputs move themselves: a baseline at the input is for an inner tensor (--attribute-to)."
+            )
+        if not self._inner.floats:
+            raise UsageError("a baseline at the input needs float inputs, and there is none: give the layer's own.")
+        runs = PointRuns(
+            self._inner.inputs, self._inner.feeds, self._inner.floats, self._shape, self.samples, self._proven, "this"
+        )
+        runs.row = self._runs.row
+        ((feeds, rows),) = runs.feeds(made(runs.point(), self._bounds), runs.fixed or 1)
+        found = self._inner.read(feeds)
+        return Tensors({name: real(runs.own(_finite(name, found[name]), rows)) for name in self._attributed})
 
     def note(self, text: str, figure: float | None = None) -> None:
         """See `Run`."""
@@ -237,3 +287,9 @@ class Loop:
     def _fed(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
         """Feeds of each run, and how many of its rows are points."""
         return self._runs.feeds(points, self._size(len(next(iter(points.values())))))
+
+
+def _finite(name: str, values: Array) -> Array:
+    if (holes := Holes.of(values)) is not None:
+        raise NotFinite(f"{name} at a point that the method looks at is no answer: {holes}.")
+    return values

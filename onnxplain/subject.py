@@ -49,6 +49,7 @@ class Subject:
     _trees: dict[tuple[object, ...], TreeScore] = field(default_factory=dict)
     _parts: dict[tuple[str, ...], ModelPart] = field(default_factory=dict)
     _layers: dict[Request, MapLayers] = field(default_factory=dict)
+    tails: dict[tuple[str, ...], Any] = field(default_factory=dict)  # `LayerTail`s, by the tensors they begin at
     _axes: list[dict[str, int] | None] = field(default_factory=list)  # one entry, when they are known
 
     @classmethod

@@ -17,7 +17,7 @@ LAYERS = [
     {"errors", "interrupt", "__version__", "v1"},  # v1: generated from protos/
     {"machine", "bfloat16"},
     {"environment"},  # what all sessions of a process share
-    {"registry", "options", "cpu_session", "wire", "trees"},
+    {"registry", "options", "cpu_session", "wire", "trees", "localisation"},
     {"graph"},
     {"frontend"},
     {"vjp"},
@@ -37,9 +37,10 @@ LAYERS = [
     {"loop_answers"},
     {"point_runs"},
     {"loops"},  # the same graph, many times
+    {"layer_tail"},
     {"loop_plan"},
     {"explainer"},
-    {"evaluate"},
+    {"evaluate", "fit"},  # what is made of explainers
     {"sources", "client", "bulk"},
     {"mlflow"},
     {"exports"},

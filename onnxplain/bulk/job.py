@@ -63,13 +63,13 @@ class BulkJob:
                 f"not {self.sha256[:12]}…). Every machine needs the same file at the same path."
             )
         pictures, labels = self.pictures, list[str]()
-        bounds, kind, columns = None, None, dict[str, tuple[str, ...]]()
+        bounds, kind, columns = None, None, self.columns
         if pictures is not None:
             labels, bounds = pictures.labels(), pictures.bounds(subject.inputs)
             kind, columns = pictures.settings.output.kind, pictures.columns(subject.inputs)
+        recipe = Recipe.of(self.recipe)
         return Explainer(
-            subject, Recipe.of(self.recipe), bounds=bounds, labels=labels, kind=kind, columns=columns,
-            background=self.background,
+            subject, recipe, bounds=bounds, labels=labels, kind=kind, columns=columns, background=self.background
         )  # fmt: skip
 
     def content(self) -> dict[str, Any]:

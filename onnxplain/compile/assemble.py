@@ -12,11 +12,10 @@ from onnxplain import __version__
 from onnxplain.compile import provenance
 from onnxplain.compile.analysis import Analysis
 from onnxplain.compile.contract import Request, Resolved
-from onnxplain.compile.feature_maps import weigh
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, LEDGER, Ledger
-from onnxplain.compile.needed import needed_for, remove
-from onnxplain.compile.reference_forward import add_reference
+from onnxplain.compile.over_pictures import lay_over_pictures
+from onnxplain.compile.reference_forward import FED, Baseline, add_reference, drop_unread, require_followed
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
 from onnxplain.composites import Composite
@@ -36,7 +35,10 @@ from onnxplain.vjp import lookup
 
 @dataclass(frozen=True)
 class Propagation:
-    """How relevance is made. name and recipe say for whom; passes: what each pass does to the last rule."""
+    """How relevance is made. name and recipe say for whom; passes: what each pass does to the last rule.
+
+    baseline: the reference that rules of differences compare with; FED: inputs `<input>.reference`; None: no reference.
+    """
 
     name: str
     composite: Composite
@@ -44,6 +46,7 @@ class Propagation:
     finish: Finish
     passes: tuple[str, ...] = ("",)
     recipe: dict[str, Any] = field(default_factory=dict)
+    baseline: Baseline | None = None
 
 
 @dataclass
@@ -102,14 +105,16 @@ class _Job:
         self.forward_count = len(list(self.graph))
         self.found = Analysis(model, resolved, propagation.composite, request, propagation.finish)
         self.op = self.found.op
-        if request.reference:
-            add_reference(self.op, self.found.sources)
+        if (baseline := FED if request.reference else propagation.baseline) is not None:
+            add_reference(self.op, self.found.sources, baseline)
+        if propagation.composite.differences:
+            require_followed(self.op, self.found.path, self.found.nodes, self.found.sources, self.found.passes)
         self.rules = {node: propagation.composite.rule_for(place) for node, place in self.found.places.items()}
         propagation.composite.check_assignments(self.found.places.values())
         self._say_missed_boxes()
         self.seeds = Seeds(self.op, request.seed, list(self.found.values))
-        self.relevances: dict[str, str] = {}
-        self.references: dict[str, str] = {}
+        self.relevances, self.references = dict[str, str](), dict[str, str]()
+        self.sent: dict[Node, list[Relevance | None]] = {}
         self.ledger_rows: list[str] = []
 
     def _say_missed_boxes(self) -> None:
@@ -152,7 +157,7 @@ class _Job:
             self._check_spread()
         ledger = Ledger(op, first_seed, 0 if op.facts.free else None) if self.request.ledger else None
         arrived = [self._walk(start, how, ledger) for start, how in zip(starts, self.propagation.passes, strict=True)]
-        weigh(op, self.found.layer, self.propagation.finish, arrived, self.found.wanted)
+        lay_over_pictures(self.found, self.propagation.finish, arrived, self.sent)
         outputs = list(self.graph.outputs)
         names = [str(value.name) for value in self.normalised.model.graph.outputs]
         del self.graph.outputs[:]
@@ -170,27 +175,11 @@ class _Job:
             result = ledger.emit()
             self._output(result, LEDGER, "")
             self.ledger_rows = ledger.rows
-        self._drop_unread_references()
+        self.references = drop_unread(op, self.propagation.name)
         prune(self.graph, self.forward_count)
         share(self.graph, self.forward_count)
         if self.request.fold:
             fold(self.model, self.forward_count)
-
-    def _drop_unread_references(self) -> None:
-        """What no rule reads of the reference forward goes, inputs too."""
-        if self.op.facts.references is None:
-            return
-        copies = self.op.facts.references
-        nodes, read = needed_for(self.graph.outputs)
-        made = dict.fromkeys(node for copy in copies.values() if (node := copy.producer()) is not None)
-        remove(self.graph, [node for node in made if node not in nodes])
-        for value, entry in copies.items():
-            if entry.is_graph_input() and entry not in read:
-                self.graph.inputs.remove(entry)
-            elif entry.is_graph_input():
-                self.references[str(entry.name)] = str(value.name)
-        if not self.references:
-            raise UsageError(f"reference: no rule of {self.propagation.name} reads a reference here. Leave it out.")
 
     def _walk(self, start: dict[ir.Value, Relevance], how: str, ledger: Ledger | None) -> dict[ir.Value, Relevance]:
         applied: dict[Node, Rule] = {}
@@ -202,10 +191,10 @@ class _Job:
             if ledger is not None:
                 ledger.begin()
             token = token_rule(self.op, node, self.found.active, self.propagation.finish)
-            applied[node] = token or rule
-            return applied[node]
+            return applied.setdefault(node, token or rule)
 
         def done(node: Node, outputs: list[Relevance | None], inputs: list[Relevance | None]) -> None:
+            self.sent[node] = inputs
             if ledger is not None:
                 ledger.add(node, applied[node], outputs, inputs)
 
@@ -277,7 +266,7 @@ class _Job:
         if self.references:
             content["references"] = self.references
         if self.op.facts.channels:
-            content["maps"] = {str(value.name): {"channels": n} for value, n in self.op.facts.channels.items()}
+            content["maps"] = self.found.maps()
         if self.request.ledger:
             content["ledger"] = {"rows": self.ledger_rows, "columns": list(COLUMNS)}
         provenance.write(self.model, content)

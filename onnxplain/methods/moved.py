@@ -1,11 +1,11 @@
-"""Which of the attributed tensors a looped method moves: floats, and the whole numbers that it can switch."""
+"""Which of the attributed tensors a looped method moves: floats, whole numbers that it can switch, inner tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from onnxplain.errors import UnsupportedModel
+from onnxplain.errors import UnsupportedModel, UsageError
 from onnxplain.methods.registry import Looped
 
 BESIDE = ("mask", "token_type", "segment", "position")  # in the name of an input that says how tokens are to be read
@@ -36,16 +36,26 @@ def moved(
 ) -> tuple[list[str], list[str]]:  # fmt: skip
     """The attributed tensors that a method moves, and notes on the others and on what becomes of tokens.
 
-    types, looked_up: see `movable`. by_user: whether the user named what to attribute to. options: of the method.
-    Raises UnsupportedModel where there is none to move, and for any other that the user named.
+    types: of the model's inputs, looked_up: see `movable`. by_user: whether the user named what to attribute to.
+    options: of the method. Raises UnsupportedModel where there is none to move, and for any other input that the user
+    named; UsageError for inputs beside inner tensors.
     """
+    inner = [name for name in attributed if name not in types]
+    if inner and len(inner) < len(attributed):
+        other = next(name for name in attributed if name in types)
+        raise UsageError(
+            f"method {method.name} moves what it attributes to, and {inner[0]} is computed of the input {other}, which "
+            "it would move too: attribute to one of the two (--attribute-to)."
+        )
+    if inner:
+        return inner, []
     names = movable(types, method, by_user, looked_up)
     rest = [name for name in attributed if name not in names]
     if rest and (by_user or len(rest) == len(attributed)):
         kinds = "an input of numbers" if method.switches else "float input"
         raise UnsupportedModel(
             f"method {method.name} moves what it attributes to, and {rest[0]} is no {kinds.removeprefix('an ')} of the "
-            "model: attribute to others (--attribute-to), or cut the model there (onnxplain cut) and explain the tail."
+            "model: attribute to others, or to an inner tensor, such as what is looked up of it (--attribute-to)."
         )
     why = "it stays as it is; name it by --attribute-to to switch it too"
     if not method.switches:

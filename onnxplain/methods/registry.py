@@ -11,10 +11,14 @@ from onnxplain.errors import UnknownName, UsageError
 from onnxplain.methods.options import Option, declared
 from onnxplain.registry import Registry
 
+BASELINE = (
+    "What the input is compared with, in model units: one number, one for each channel, or input: fed beside it as "
+    "`<input>.reference`."
+)
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
 Need = Literal["none", "optional", "required"]
-Layer = Literal["", "read", "moved"]
+Layer = Literal["", "read", "moved", "followed"]
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,18 @@ class Method:
 class OnePass(Method):
     """A method that is wholly in the compiled graph.
 
-    composite: the one it takes unless told otherwise. forms: the first is the default. maps: it attributes to a feature
+    composite: the one it takes unless told otherwise. forms: the first is the default. reference: it compares the input
+    with a baseline. maps: it attributes to a feature
     map, the last one unless told otherwise, and answers with one number for each position of it. weighed: its answer is
-    multiplied by a map of the last feature map.
+    multiplied by a map of the last feature map. biases: its answer is a map with one channel, of all biases too.
     """
 
     composite: str = "none"
     forms: Mapping[str, Form] = None  # type: ignore[assignment]
+    reference: bool = False
     maps: bool = False
     weighed: bool = False
+    biases: bool = False
     family: ClassVar[Family] = "one-pass"
 
     @property
@@ -77,9 +84,14 @@ class OnePass(Method):
         return self.form().start not in ("seed", "seed_twice")
 
     @property
+    def attributes(self) -> bool:
+        """Whether it gives each element of an input something: only then a looped method can run it."""
+        return not self.maps and not self.biases
+
+    @property
     def per_unit(self) -> bool:
         """Whether it answers per unit of the input, as a gradient does; else its answer is a share of the score."""
-        return not self.relevance and not self.maps and self.form().finish != "times_input"
+        return not self.relevance and self.attributes and not self.form().finish.startswith("times_")
 
     @property
     def derivative(self) -> bool:
@@ -93,6 +105,8 @@ class OnePass(Method):
         if self.relevance:
             found.append(Option("composite", self.composite, ("str",), doc="Which rule where."))
             found.append(Option("rules", (), ("texts",), doc="Rules of single nodes, before the composite's."))
+        if self.reference:
+            found.append(Option("baseline", 0.0, ("float", "list"), ("input",), doc=BASELINE))
         if len(self.forms) > 1:
             names = tuple(self.forms)
             found.append(Option("form", names[0], (), names, doc="By the paper, or as its code has it."))
@@ -115,9 +129,11 @@ class Looped(Method):
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
     takes all rows of a call at once. background: whether it takes rows of data, or cannot do without; one that does so
-    only with an option such as baseline=background says none. layer: what it does with a feature map, the last one
-    unless told otherwise, for each position of which it answers one number: "read" moves the inputs and reads the map,
-    "moved" moves the map itself; "" is about what is attributed. switches: its points hold nothing but elements
+    only with an option such as baseline=background says none. layer: what it does with inner tensors. "": it moves what
+    is attributed, inputs or inner tensors. "followed": it moves the inputs and answers for what is attributed. "read"
+    and "moved": it answers with one number for each position of a feature map, the last one unless told otherwise, and
+    moves the inputs, or the map itself. of_tables: it is for tables, (samples, columns), and refuses other inputs.
+    references: its base compares, and with what is told at each look. switches: its points hold nothing but elements
     of the input and of what stands in their place, so that whole numbers can be among them: tokens.
     """
 
@@ -126,12 +142,14 @@ class Looped(Method):
     of_trees: bool = False
     background: Need = "none"
     layer: Layer = ""
+    of_tables: bool = False
+    references: bool = False
     switches: bool = False
 
     @property
     def maps(self) -> bool:
         """Whether it answers with one number for each position of a feature map."""
-        return bool(self.layer)
+        return self.layer in ("read", "moved")
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -154,7 +172,8 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False, background: Need = "none", layer: Layer = "", switches: bool = False,
+    of_trees: bool = False, background: Need = "none", layer: Layer = "", of_tables: bool = False,
+    references: bool = False, switches: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
@@ -162,14 +181,17 @@ def method(
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it gets many
     rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads `run.background`
-    without an option that says so. layer, switches: see `Looped`; a method with a layer has no base, or
-    `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
+    without an option that says so. layer, of_tables, references, switches: see `Looped`; a method of a map has no base,
+    or `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        more = (of_trees, background, layer, switches)
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, *more))
+        looped = Looped(
+            name, doc, cite, channels, signed, function=function, base=base, of_trees=of_trees, background=background,
+            layer=layer, of_tables=of_tables, references=references, switches=switches,
+        )  # fmt: skip
+        METHODS.add(name, looped)
         return function
 
     return register

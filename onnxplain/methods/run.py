@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from onnxplain.methods.tensors import Array, Tensors
+
+InputBounds = tuple[Sequence[float], Sequence[float]] | None
 
 
 class Run(Protocol):
@@ -22,11 +24,20 @@ class Run(Protocol):
     derivative: bool
     """Whether relevance is the score's derivative itself, whose integral along a path is the change of the score."""
 
-    bounds: tuple[Sequence[float], Sequence[float]] | None
-    """(lows, highs) of an only input, one number or one for each channel, in model units; None: not known."""
+    bounds: InputBounds
+    """(lows, highs) of an only input, one number or one for each channel, in model units; None: not known.
+
+    None as well where inner tensors move.
+    """
 
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
+
+    columns: Mapping[str, Sequence[str]]
+    """Names of a table's columns, by input, where they are known."""
+
+    labels: Sequence[str]
+    """Names of the classes where they are known; of another number where they name another tensor."""
 
     explained: str
     """Name of the explained tensor."""
@@ -62,17 +73,27 @@ class Run(Protocol):
         """What is explained, at each point: the sum of seed times explained tensor, float64 (S,)."""
         ...
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
-        """What the base method gives each attributed input at each point, (S, …)."""
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
+        """What the base method gives each attributed input at each point, (S, …).
+
+        references: what each point is compared with, (S, …): of a method registered with `references`, and of no other.
+        """
         ...
 
     channels: Mapping[str, int]
-    """Of a method about a feature map (`Looped.layer`): each map's name → the axis of its channels; else empty."""
+    """Of a method about a feature map (`Looped.maps`): each map's name → the axis of its channels; else empty."""
 
     def layer(self, points: Tensors) -> Tensors:
-        """The values of these feature maps at each point, (S, C, …); of a method that moves them the points themselves.
+        """The values at each point, (S, …), of what is answered for: feature maps, or the attributed tensors.
 
-        With the base `layer_gradient`, `relevance` gives what arrives at them, in the same shapes.
+        Where these move themselves they are the points. `relevance` has the same names and shapes.
+        """
+        ...
+
+    def where_inputs_are(self, made: Callable[[Tensors, InputBounds], Tensors]) -> Tensors:
+        """The values (1, …) of the inner tensors that move where the model's float inputs are what is made of them.
+
+        made: (the inputs as they are, (1, …), their bounds) → the inputs. What goes around the inner tensors stays.
         """
         ...
 

@@ -39,7 +39,7 @@ def file(request, tmp_path_factory):
     except UnsupportedOp as error:
         pytest.skip(str(error))
     except UnsupportedModel as error:
-        assert METHODS[method].maps or METHODS[method].weighed, error
+        assert METHODS[method].maps or METHODS[method].weighed or METHODS[method].biases, error
         pytest.skip(str(error))
 
 

@@ -13,15 +13,18 @@ from nets import NAMES, net, normal, relu_net, repository, sample
 
 from onnxplain import Explainer, loops
 from onnxplain.errors import UsageError
-from onnxplain.methods import METHODS, of_family
+from onnxplain.methods import METHODS
 from onnxplain.runtime import chunking
 from onnxplain.subject import Subject
 
 OF_THEIR_OWN = ("d_rise",)  # models: detectors
 FORWARD_ONLY = [
-    name for name in of_family("forward-only")
-    if not METHODS[name].of_trees and METHODS[name].background != "required" and name not in OF_THEIR_OWN
-]  # fmt: skip
+    name
+    for name, method in METHODS.items()
+    if method.family == "forward-only"
+    and not (method.of_trees or method.of_tables or method.maps or method.background == "required")
+    and name not in OF_THEIR_OWN
+]
 FEW = {
     "rise": {"masks": 40}, "shapley_sampling": {"permutations": 4}, "kernel_shap": {"samples": 200},
     "lime": {"samples": 200}, "exact_shapley": {},

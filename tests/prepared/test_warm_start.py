@@ -14,14 +14,19 @@ from running import running_server
 from onnxplain import Client
 from onnxplain.compile import Request
 from onnxplain.errors import Unavailable
-from onnxplain.methods import of_family
+from onnxplain.methods import METHODS, of_family
 from onnxplain.prepared import FolderCache, PreparedModel
 from onnxplain.prepared import key as keys
 from onnxplain.recipes import Recipe, named
 from onnxplain.server.models import warm_start
 
 # A method that always blurs must be told axes where there is no picture.
-LOOPED = [name for name in of_family("looped") if name != "blurred_integrated_gradients"]
+LOOPED = [
+    name
+    for name in of_family("looped")
+    if name != "blurred_integrated_gradients" and not METHODS[name].of_tables and not METHODS[name].maps
+]
+OF_MAPS = [name for name in of_family("looped") if METHODS[name].maps]
 MADE_UP = {"tokens": tokens, "whole": whole, "relu": relu_net}
 RECIPES = [
     *(None, named("gradient"), named("gradient_x_input"), Recipe("lrp", {"composite": "epsilon"})),
@@ -53,6 +58,8 @@ def recipes_of(name: str) -> list[Recipe | None]:
         return [None, named("gradient"), *(Recipe(m, counted(m, 3)) for m in LOOPED)]
     if name == "mobilenet_v2":
         return RECIPES[:2]
+    if name == "digits_cnn":
+        return [*RECIPES, *map(Recipe, OF_MAPS)]
     return [recipe for recipe in RECIPES if name != "tokens" or recipe is None or not recipe.looped]
 
 

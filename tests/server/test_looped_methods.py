@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nets import MODELS, counted, sample
+from nets import MODELS, counted, looks_of, other_base, sample
 from running import running_server
 
 from onnxplain import Client, Explainer
@@ -18,12 +18,15 @@ from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
 from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
-LOOPED = [name for name in of_family("looped") if not METHODS[name].maps]
+LOOPED = [n for n in of_family("looped") if not METHODS[n].maps and not METHODS[n].of_tables]
 OF_THEIR_OWN = ("d_rise",)  # models: detectors
 FORWARD_ONLY = [
-    name for name in of_family("forward-only")
-    if not METHODS[name].of_trees and name not in OF_THEIR_OWN
-]  # fmt: skip
+    name
+    for name, method in METHODS.items()
+    if method.family == "forward-only"
+    and not (method.of_trees or method.of_tables or method.maps)
+    and name not in OF_THEIR_OWN
+]
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
 ROWS = sample("digits_cnn")[:1] * np.float32([0, 0.5, 1]).reshape(3, 1, 1, 1)
@@ -61,14 +64,25 @@ def test_the_background_is_the_models_own(client, name):
         client.explain("smooth", X, method=name, baseline="background")
 
 
-@pytest.mark.parametrize("base", [None, "lrp-epsilon"])
+@pytest.mark.parametrize("own", [True, False], ids=["own base", "other base"])
 @pytest.mark.parametrize("name", LOOPED)
-def test_the_service_answers_as_offline_and_says_the_whole_recipe(client, name, base):
+def test_the_service_answers_as_offline_and_says_the_whole_recipe(client, name, own):
+    base = None if own else other_base(name)
     found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, base=base, **FEW[name])
     expected = offline(Recipe.asked(name, base, **FEW[name]))
     assert found.recipe == expected.recipe and found.recipe_digest == expected.recipe.digest
     np.testing.assert_array_equal(found.relevance, expected.relevance)
     assert found.provenance["recipe"] == expected.provenance["recipe"] and not found.conservation
+
+
+@pytest.mark.parametrize("name", [name for name in of_family("looped", "forward-only") if METHODS[name].maps])
+def test_methods_about_a_feature_map_answer_as_offline(client, name):
+    found, expected = client.explain("digits_cnn", X, ["predicted", "3"], method=name), offline(Recipe.asked(name))
+    assert list(found.relevances) == list(expected.relevances) == ["/ap/AveragePool_output_0"]
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    np.testing.assert_array_equal(found.map, expected.map)
+    assert found.provenance["maps"] == expected.provenance["maps"]
+    assert found.boxes() == expected.boxes()
 
 
 @pytest.mark.parametrize("name", FORWARD_ONLY)
@@ -127,7 +141,7 @@ def test_what_a_loop_notes_of_its_result_comes_with_the_answer(client):
     assert set(notes) <= set(found.notes)
 
 
-@pytest.mark.parametrize("name", LOOPED)
+@pytest.mark.parametrize("name", [name for name in LOOPED if looks_of(name)])
 def test_a_call_that_is_over_ends_its_loop(client, name):
     begun = time.monotonic()
     with pytest.raises(OnnxplainError):
@@ -148,7 +162,7 @@ def test_what_progress_raises_ends_the_call(client):
 
 @pytest.mark.parametrize("name", LOOPED)
 def test_what_serves_a_graph_refuses_a_loop_by_name(client, name):
-    says = f"method {name} has no graph of its own: it runs that of gradient many times"
+    says = f"method {name} has no graph of its own: it runs that of {METHODS[name].base} many times"
     with pytest.raises(UsageError, match=says):
         client.compile("digits_cnn", method=name)
     with pytest.raises((InputError, NotFound, UsageError), match=says):

@@ -60,7 +60,7 @@ class LoadedModel:
         self.admission = AdmissionControl(
             serving.queue_rows or options.queue_rows, options.queue_bytes, self.name, context.metrics, context.memory
         )
-        pictures = Preprocessing.of(self.settings)
+        self.pictures = pictures = Preprocessing.of(self.settings)
         self.labels = tuple(pictures.labels())
         self._lock = threading.RLock()
         self.variants = VariantCache(options.session_bytes // 2, self._free)
@@ -191,10 +191,9 @@ class LoadedModel:
         begun, subject = time.perf_counter(), self._subject(request)
         subject = subject if subject.request == request else replace(subject, request=request)
         restored = None if recipe.looped else self._prepared.graph(subject, recipe, self.bounds)
-        graph = None if restored is None else restored.graph
         explainer = Explainer(
             subject, recipe, bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
-            columns=Preprocessing.of(self.settings).columns(subject.inputs), graph=graph,
+            graph=None if restored is None else restored.graph, columns=self.pictures.columns(subject.inputs),
             background=self.background if recipe.background != "none" else None,
         )  # fmt: skip
         queue, forward_queue = (subject if recipe.looped else explainer).session, subject.session

@@ -61,15 +61,9 @@ class Variant:
         graph = None if self.forward_only else e.graph
         background = self.background if recipe.background != "none" else None
         return Explainer(
-            e.subject,
-            recipe,
-            bounds=e.bounds,
-            labels=e.labels,
-            kind=e.kind,
-            columns=e.columns,
-            graph=graph,
+            e.subject, recipe, bounds=e.bounds, labels=e.labels, kind=e.kind, columns=e.columns, graph=graph,
             background=background,
-        )
+        )  # fmt: skip
 
     @property
     def forward_only(self) -> bool:
