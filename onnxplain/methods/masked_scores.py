@@ -41,13 +41,15 @@ def masked_means(
             for name, total in sums.items():
                 total.add(drawn[name][own], scores[own])
             if until is not None and piece.stop % CHECK == 0 and max(map(_Sums.worst, sums.values())) < until:
-                return _estimate(x, sums)
-    return _estimate(x, sums)
+                return _estimate(x, start, sums)
+    return _estimate(x, start, sums)
 
 
-def _estimate(x: Tensors, sums: dict[str, _Sums]) -> Estimate:
+def _estimate(x: Tensors, start: Tensors, sums: dict[str, _Sums]) -> Estimate:
+    """A token that no mask changes has no relevance; what chance gives it would look like some."""
     found = {name: total.answer() for name, total in sums.items()}
-    relevance, errors = (Tensors({name: pair[n] for name, pair in found.items()}) for n in range(2))
+    changes = {name: (array != start[name]).any(0) if is_whole(array) else 1.0 for name, array in x.items()}
+    relevance, errors = (Tensors({name: pair[n] * changes[name] for name, pair in found.items()}) for n in range(2))
     return Estimate.of(relevance, errors, x)
 
 

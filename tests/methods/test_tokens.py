@@ -57,6 +57,13 @@ def test_fixed_tokens_stay_and_get_nothing(name, path):
     np.testing.assert_allclose(found, (TABLE[IDS, 1] - TABLE[4, 1]) * moves, rtol=1e-4, atol=1e-5)
 
 
+def test_fixed_tokens_get_nothing_of_chance_either(path):
+    found = Explainer(path, "rise", baseline=4, fixed=[7, 8], **FEW["rise"]).explain(feeds(), 1)
+    still = np.isin(IDS, [7, 8])
+    assert not found.relevance[still].any() and found.relevance[~still].all()
+    assert not found.standard_errors["input_ids"][still].any()
+
+
 def test_no_look_is_spent_on_groups_that_are_the_same_when_absent(path):
     """Five tokens, two of them fixed: 2^3 coalitions, and the input itself."""
     explainer, looks = Explainer(path, "exact_shapley", fixed=[7, 8], baseline=4), []

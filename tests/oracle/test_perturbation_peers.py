@@ -15,6 +15,7 @@ from lime.lime_base import LimeBase
 from lime.lime_image import LimeImageExplainer
 from lime.wrappers.scikit_image import SegmentationAlgorithm
 from nets import repository, sample
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import pairwise_distances
 
@@ -191,7 +192,7 @@ def test_permutation_importance_equals_scikit_learns_but_for_the_orders_drawn():
     x = sklearn.datasets.load_breast_cancer().data.astype(np.float32)
     (name,) = subject.resolved.explained
 
-    class Model:
+    class Model(ClassifierMixin, BaseEstimator):
         classes_ = np.array([0, 1])
 
         def fit(self, x, y): ...

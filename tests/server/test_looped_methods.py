@@ -25,7 +25,7 @@ FORWARD_ONLY = [
     name
     for name, method in METHODS.items()
     if method.family == "forward-only"
-    and not (method.of_trees or method.of_tables or method.maps or method.background == "required")
+    and not (method.of_trees or method.of_tables or method.maps)
     and name not in OF_THEIR_OWN
 ]
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
@@ -93,7 +93,7 @@ def test_methods_that_run_the_model_alone_answer_as_offline(client, name):
         for option in ("samples", "masks", "permutations")
         if option in METHODS[name].options
     }
-    patch = {"patch": 14} if name == "exact_shapley" else {}
+    patch = {"patch": 14} if name in ("exact_shapley", "prediction_difference") else {}
     seen: list[tuple[int, int]] = []
     tell = lambda stage, done, total: seen.append((done, total))  # noqa: E731
     found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, progress=tell, **few, **patch)
