@@ -79,7 +79,7 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
             entry = METHODS[recipe.method]
             if isinstance(entry, Looped) and not entry.base:
                 about = list(request.attribute_to) or list(types)
-                about = list(map_layers(normalised, resolved, request).channels) if entry.maps else about
+                about = list(map_layers(normalised, resolved, request).maps) if entry.maps else about
                 moves(entry, recipe.options, about, types, by_user, tokens)
                 found.without_graph[recipe.method] = _without_graph(normalised, resolved, entry)
                 continue
