@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from onnxplain.methods.registry import method
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
+
+Ahead = Callable[[Array, Array], Array]
+"""`(maps, the same centred if they are to be) -> a number a position`, which says which way is ahead."""
 
 
 @method(
@@ -20,13 +25,13 @@ def eigen_cam(run: Run, x: Tensors, seed: Array, *, centred: bool = False) -> Te
     """A feature map's channels projected on their first principal component; the same for every class.
 
     With the map as a matrix A of positions × channels, A = U S V^T: ReLU(A v), v the first column of V, which is the
-    direction along which most of A lies. An eigenvector has no sign of its own: v has the one with which A v agrees
-    with the sum over channels, sum_p (A v)_p (sum_c A_pc) >= 0. Above a Relu A v has one sign (Perron and Frobenius),
-    so nothing is cut off. No class is asked for, and no derivative: the model runs up to the layer, once.
+    direction along which most of A lies. An eigenvector has no sign of its own: v has the one of the mean activation,
+    v · sum_p A_p >= 0, so that A v sums to no less than 0. Above a Relu A v has one sign (Perron and Frobenius), so
+    nothing is cut off. No class is asked for, and no derivative: the model runs up to the layer, once.
 
     centred: each channel less its mean over the positions, as pytorch-grad-cam has it; the paper does not say so.
     """
-    return _components(run.layer(x), run, centred)
+    return _components(run.layer(x), run, centred, lambda raw, matrix: matrix @ raw.sum(0))
 
 
 @method(
@@ -39,27 +44,26 @@ def eigen_cam(run: Run, x: Tensors, seed: Array, *, centred: bool = False) -> Te
 def eigen_grad_cam(run: Run, x: Tensors, seed: Array, *, centred: bool = False) -> Tensors:
     """Eigen-CAM of gradient times activation, which tells classes apart.
 
-    The same with A = g a, channel by channel and position by position: ReLU(A v). The sum over channels, which v has
-    its sign by, is HiResCAM: what is positive speaks for the class.
+    The same with A = g a, channel by channel and position by position: ReLU(A v). v has the sign with which A v agrees
+    with the sum over channels, which is HiResCAM: sum_p (A v)_p (sum_c A_pc) >= 0, so that what is positive speaks for
+    the class.
 
     centred: each channel less its mean over the positions, as pytorch-grad-cam has it.
     """
-    return _components(run.relevance(x, seed) * run.layer(x), run, centred)
+    return _components(run.relevance(x, seed) * run.layer(x), run, centred, lambda raw, matrix: raw.sum(1))
 
 
-def _components(maps: Tensors, run: Run, centred: bool) -> Tensors:
-    return Tensors({name: _first(array, run.channels[name], centred) for name, array in maps.items()})
+def _components(maps: Tensors, run: Run, centred: bool, ahead: Ahead) -> Tensors:
+    return Tensors({name: _first(array, run.channels[name], centred, ahead) for name, array in maps.items()})
 
 
-def _first(maps: Array, channels: int, centred: bool) -> Array:
-    """ReLU(A v) in place of the channels. maps (1, …)."""
+def _first(maps: Array, channels: int, centred: bool, ahead: Ahead) -> Array:
+    """ReLU(A v) in place of the channels. maps (1, …). ahead: what A v has no negative product with."""
     moved = np.moveaxis(maps.astype(np.float64), channels, -1)
-    matrix = moved.reshape(-1, moved.shape[-1])
-    whole = matrix.sum(1)
-    if centred:
-        matrix = matrix - matrix.mean(0)
+    raw = moved.reshape(-1, moved.shape[-1])
+    matrix = raw - raw.mean(0) if centred else raw
     projected = _projected(matrix)
-    if projected @ whole < 0:
+    if projected @ ahead(raw, matrix) < 0:
         projected = -projected
     return np.expand_dims(projected.clip(0).reshape(moved.shape[:-1]), channels).astype(maps.dtype)
 

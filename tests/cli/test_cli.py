@@ -478,4 +478,5 @@ def test_boxes_of_several_pictures_and_targets_are_printed_and_written(onnxplain
     assert (tmp_path / "o" / "report.html").read_text().count("localisation box") == 4
     assert "box: (" in onnxplain(*asked).out
     peak = onnxplain(*asked, "--box-threshold", "1", "--json").json["explanations"]
-    assert all(next(iter(e["boxes"].values())) != box for e, box in zip(peak, printed, strict=True) if box)
+    squares = [next(iter(e["boxes"].values())) for e in peak]  # of a 3 × 3 map the one highest position
+    assert all(box["right"] - box["left"] <= 10 and box["bottom"] - box["top"] <= 10 for box in squares)

@@ -79,7 +79,7 @@ def test_the_numbers_in_the_denominators_of_pytorch_grad_cam_matter_for_small_gr
 @pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="grad-cam is not installed")
 @pytest.mark.parametrize("method", ["eigen_cam", "eigen_grad_cam"])
 def test_principal_components_equal_pytorch_grad_cam_but_for_the_sign(case, method):
-    """It centres channels, and takes whatever sign LAPACK gives an eigenvector; ours agrees with the channels' sum."""
+    """It centres channels, and takes whatever sign LAPACK gives an eigenvector; ours has one by rule."""
     model, path, layer, x = case
     theirs = peers.torch_activation_map(model, layer, x, TARGETS, method)
     found = np.concatenate([row_map(path, method, x[n : n + 1], k, centred=True) for n, k in enumerate(TARGETS)])
