@@ -19,7 +19,9 @@ from onnxplain.subject import Subject
 X = normal(3, 2, 6, 6)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, the same sums in other batches
 MOVING = [
-    name for name in of_family("looped", "forward-only") if not METHODS[name].layer and not METHODS[name].of_trees
+    name
+    for name in of_family("looped", "forward-only")
+    if not METHODS[name].layer and not METHODS[name].of_trees and not METHODS[name].of_tables
 ]
 FEW = {name: counted(name, 60 if name in ("lime", "kernel_shap") else 3) for name in MOVING}
 
