@@ -28,6 +28,7 @@ OneHot = Annotated[
     Doc("a number for each column: those of one number are a one-hot code, of 0 none."),
 ]
 Bound = Annotated[float | list[float] | None, Doc("of the values, one number or one for each column.")]
+STRETCH = 1.1  # of all changes at first, so that one which another can make up for is taken back
 PARTS = 32  # of a change, the smallest of which is taken at which the decision stays the other one
 DIGITS = (2, 3, 4, 5, 6, 9)  # significant ones, of which a value gets as few as leave the decision the other one
 
@@ -87,6 +88,8 @@ class Neighbourhood:
         left is made as small as it can be, column by column, and told in as few digits as can be.
         """
         x = self.table.row
+        farther = self.valid((x + STRETCH * (row - x))[None])
+        row = farther[0] if decision.reached(self.seen(farther))[0] else row
         for unit in sorted(self.units, key=lambda unit: float((np.abs(row - x) / self.scale)[unit].sum())):
             trial = row.copy()
             trial[unit] = x[unit]
