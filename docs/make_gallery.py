@@ -58,6 +58,7 @@ class Section:
         return f"## {self.title}\n\n{self.says}\n\n```sh\n{shown}\n```\n\n{picture}\n"
 
 
+DIGIT = "models/digits_vit/samples/digit_3.png"
 SECTIONS = (
     Section(
         "gradients",
@@ -72,13 +73,15 @@ SECTIONS = (
         "relevance",
         "Relevance propagation",
         CAT,
-        ("lrp", "lrp-epsilon_gamma_box", "lrp-epsilon", "clrp1", "clrp2"),
-        "One backward pass with a rule for each layer.",
+        ("lrp", "lrp-epsilon_gamma_box", "lrp-epsilon", "clrp1", "clrp2", "deep_lift", "deep_lift_reveal_cancel"),
+        "One backward pass with a rule for each layer: eyes, nose and whiskers. Epsilon alone is gradient times input "
+        "in disguise, and as noisy; so is DeepLIFT, which compares with a grey picture. Contrastive LRP keeps what "
+        "speaks for this class more than for the others.",
     ),
     Section(
         "paths",
         "Paths and noise",
-        f"{CAT} --option steps=50 --option samples=50",
+        CAT,
         (
             "integrated_gradients",
             "blurred_integrated_gradients",
@@ -87,58 +90,88 @@ SECTIONS = (
             "smooth_grad",
             "smooth_grad-lrp",
         ),
-        "The gradient at many points between a baseline and the picture, or around it.",
+        "The gradient, or another base, at many points between a baseline and the picture, or around it.",
     ),
     Section(
         "maps",
         "Class activation maps",
         COFFEE,
-        (
-            "cam",
-            "grad_cam",
-            "grad_cam_plus_plus",
-            "hires_cam",
-            "x_grad_cam",
-            "layer_cam",
-            "layer_gradient",
-            "guided_grad_cam",
-        ),
-        "The last feature map, 7 x 7, weighted by what it does for the target.",
+        ("cam", "grad_cam", "grad_cam_plus_plus", "hires_cam", "x_grad_cam", "layer_cam"),
+        "The last feature map, 7 x 7, weighted by what it does for the target: all of them in one graph.",
+    ),
+    Section(
+        "more_maps",
+        "More class activation maps",
+        f"{COFFEE} --box",
+        ("eigen_cam", "eigen_grad_cam", "score_cam", "ablation_cam", "full_grad", "guided_grad_cam", "guided_cam"),
+        "Eigen-CAM knows no class. Score- and Ablation-CAM look at the model for each of the 1280 channels; Ablation-CAM "
+        "only at the layers above the map. --box draws the localisation box.",
+    ),
+    Section(
+        "layers",
+        "Layers inside",
+        "onnxplain run digits_cnn models/digits_cnn/samples/digit_3.png --layer /Relu_1_output_0",
+        ("layer_gradient", "integrated_gradients", "conductance", "internal_influence", "feature_ablation"),
+        "What is attributed may be any tensor; here a feature map of the third layer, summed over its channels.",
     ),
     Section(
         "perturbation",
         "Perturbation",
-        f"{COFFEE} --option samples=1500",
+        COFFEE,
         ("occlusion", "feature_ablation", "rise", "lime", "kernel_shap", "shapley_sampling"),
         "Parts of the picture are taken away; only the model's answers count.",
     ),
     Section(
+        "masks",
+        "Learned masks",
+        COFFEE,
+        ("meaningful_perturbation", "extremal_perturbation"),
+        "A mask is found by gradient descent: the smallest that takes the score away, and the areas that keep most.",
+    ),
+    Section(
+        "background",
+        "Against a data set",
+        "onnxplain run digits_cnn models/digits_cnn/samples/digit_3.png --option baseline=background "
+        "--background models/digits_cnn/samples/ten_digits.npz",
+        ("integrated_gradients", "expected_gradients", "deep_lift_shap", "shapley_sampling", "prediction_difference"),
+        "What makes this digit differ from ten others.",
+    ),
+    Section(
         "vit",
         "A vision transformer",
-        "onnxplain run digits_vit models/digits_vit/samples/digit_3.png --target 'predicted' --target '3 vs 8'",
+        f"onnxplain run digits_vit {DIGIT} --target predicted --target '3 vs 8'",
         ("lrp", "integrated_gradients", "grad_cam", "feature_ablation", "shapley_sampling"),
-        "",
+        "Maps of its last block are drawn on the grid of patches that the model cuts the picture into. The second row "
+        "asks why a three and no eight.",
     ),
     Section(
         "gru",
         "A recurrent network",
         "onnxplain run digits_gru models/digits_gru/samples/digit_7.png",
         ("gradient_x_input", "integrated_gradients", "smooth_grad", "occlusion", "shapley_sampling"),
-        "",
+        "It reads the digit row by row; what is perturbed is a row, a step in time.",
     ),
     Section(
         "flowers",
         "A table",
-        "onnxplain run iris_mlp models/iris_mlp/samples/flowers.csv --option baseline=0",
-        ("gradient_x_input", "integrated_gradients", "exact_shapley", "kernel_shap", "lime"),
-        "",
+        "onnxplain run iris_mlp models/iris_mlp/samples/flowers.csv",
+        ("gradient_x_input", "exact_shapley", "kernel_shap", "lime", "counterfactual"),
+        "Six flowers, four measurements.",
     ),
     Section(
         "trees",
         "Trees",
         "onnxplain run diabetes_gbr models/diabetes_gbr/samples/patients.csv --option baseline=background",
         ("tree_shap", "exact_shapley", "kernel_shap", "feature_ablation"),
-        "",
+        "TreeSHAP reads the trees; the others know the model's answers only. Exact Shapley values are the same, and with "
+        "ten columns Kernel SHAP sees all coalitions, so its are too.",
+    ),
+    Section(
+        "rules",
+        "Rules",
+        "onnxplain run bc_randomforest models/bc_randomforest/samples/cells.csv",
+        ("anchors", "growing_spheres"),
+        "A rule that holds the decision, and the nearest row that is decided otherwise.",
     ),
 )
 

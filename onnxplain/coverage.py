@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from onnxplain.compile import Compiled, Request, Resolved, compile_graph, require_reached
+from onnxplain.compile import Compiled, Request, Resolved, compile_graph, looked_up, require_reached
 from onnxplain.compile.assemble import survey
 from onnxplain.compile.layer_choice import map_layers
 from onnxplain.errors import OnnxplainError
 from onnxplain.frontend.normalise import Normalised
 from onnxplain.frontend.tree_path import find_trees
-from onnxplain.graph.node import is_float
 from onnxplain.methods import METHODS, Looped
 from onnxplain.methods.moved import moves
 from onnxplain.recipes import Recipe
@@ -69,16 +69,18 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
     """Try every method (or one recipe) on a model without running it."""
     found = Coverage(resolved.explained, ())
     tried: dict[Recipe, Compiled] = {}
+    graph = normalised.model.graph
+    tokens = cache(lambda: looked_up(graph))
+    inputs = [v for v in graph.inputs if v.name not in graph.initializers]
+    types = {str(v.name): v.dtype.numpy().name if v.dtype else "float32" for v in inputs}
     for recipe in [chosen] if chosen is not None else [Recipe(name) for name in METHODS]:
-        names = [str(v.name) for v in normalised.model.graph.inputs]
-        floats = [str(v.name) for v in normalised.model.graph.inputs if is_float(v)]
         by_user = bool(request.attribute_to)
         try:
             entry = METHODS[recipe.method]
             if isinstance(entry, Looped) and not entry.base:
-                about = list(request.attribute_to) or names
-                about = list(map_layers(normalised, resolved, request).channels) if entry.maps else about
-                moves(entry, about, names, floats, by_user)
+                about = list(request.attribute_to) or list(types)
+                about = list(map_layers(normalised, resolved, request).maps) if entry.maps else about
+                moves(entry, recipe.options, about, types, by_user, tokens)
                 found.without_graph[recipe.method] = _without_graph(normalised, resolved, entry)
                 continue
             base = recipe.one_pass  # looped methods share it
@@ -93,7 +95,7 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
             compiled = tried[base]
             attributed, notes = list(compiled.relevances.values()), list(compiled.notes)
             if isinstance(entry, Looped):
-                notes += moves(entry, attributed, names, floats, by_user).notes
+                notes += moves(entry, recipe.options, attributed, types, by_user, tokens).notes
         except OnnxplainError as error:
             found.blocked[recipe.method] = str(error)
             continue

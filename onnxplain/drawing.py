@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from onnxplain import render
+from onnxplain.errors import UsageError
 from onnxplain.inputs.targets import Target
+from onnxplain.localisation import LocalisationBox, localisation_box
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Tokens that are patches of a picture, row by row, the first of them at `first`; see `compile.patch_grids`."""
+
+    first: int
+    rows: int
+    columns: int
+
+    def picture(self, tokens: Array) -> Array:
+        """(T, 1) or (T, D) -> (rows, columns) float32, features summed; other tokens are left out."""
+        shares = self._shares(tokens)[self.first : self.first + self.rows * self.columns]
+        return np.asarray(shares.reshape(self.rows, self.columns), np.float32)
+
+    def note(self, tokens: Array) -> list[str]:
+        """What the picture leaves out, in a sentence."""
+        shares, count = self._shares(tokens), self.rows * self.columns
+        others = np.delete(shares, slice(self.first, self.first + count))
+        if not len(others):
+            return []
+        many = f"the {len(others)} other tokens have" if len(others) > 1 else "the other token has"
+        return [f"{count} tokens are patches of the picture; {many} {others.sum():.4g} of {shares.sum():.4g}."]
+
+    def _shares(self, tokens: Array) -> Array:
+        return np.asarray(np.asarray(tokens, np.float64).reshape(len(tokens), -1).sum(1))
 
 
 class Explained(Protocol):
@@ -38,6 +67,10 @@ class Explained(Protocol):
         """The same, reduced over channels."""
         ...
 
+    def patches(self, name: str | None = None) -> Patches | None:
+        """Which tokens are patches of a picture."""
+        ...
+
     def probabilities(self) -> Array | None:
         """(N, classes) where the scores have any."""
         ...
@@ -51,11 +84,19 @@ class Explained(Protocol):
         ...
 
 
-def panels(e: Explained, sample_names: Sequence[str], features: Sequence[str], label: str) -> list[render.Panel]:
-    """One panel per target, sample and attributed tensor. features: names of the columns of a table."""
+def panels(
+    e: Explained, sample_names: Sequence[str], features: Sequence[str], label: str, box: float | None = None
+) -> list[render.Panel]:
+    """One panel per target, sample and attributed tensor.
+
+    features: names of the columns of a table. label: a panel's title. box: threshold of the localisation boxes that are
+    drawn; None: none are. Raises UsageError.
+    """
+    if box is not None:
+        require_picture(e)
     probabilities = e.probabilities()
     return [
-        _panel(e, name, target, sample, row, probabilities, sample_names, features, label)
+        _panel(e, name, target, sample, row, probabilities, sample_names, features, label, box)
         for name in e.relevances
         for target, sample, row in e.rows()
     ]
@@ -63,14 +104,17 @@ def panels(e: Explained, sample_names: Sequence[str], features: Sequence[str], l
 
 def _panel(
     e: Explained, name: str, target: Target, sample: int, row: int, probabilities: Array | None,
-    sample_names: Sequence[str], features: Sequence[str], label: str,
+    sample_names: Sequence[str], features: Sequence[str], label: str, box: float | None,
 ) -> render.Panel:  # fmt: skip
     index = None if target.index is None else tuple(int(i) for i in target.index[min(sample, len(target.index) - 1)])
     single = index is not None and len(index) == 1
     asked = target.names[sample] if len(target.names) > sample else target.name
     array, values = e.row_map(row, name), _values(e, name, sample)
-    kind, shown = panel_kind(array, e.layout or render.sample_layout(e.row(row, name).shape))
+    kind, shown = panel_kind(array, _layout(e, name))
+    patches = e.patches(name)
     numbered = f"sample {sample}" if e.samples > 1 else ""
+    photo = e.photos[sample] if sample < len(e.photos) else _photo(e, name, sample, kind)
+    localised = box is not None and kind == "image"
     return render.Panel(
         method=label if len(e.relevances) == 1 else f"{label}: {name}",
         target=index[0] if single and index is not None else asked,
@@ -85,11 +129,39 @@ def _panel(
         kind=kind,
         names=tuple(features) if len(features) == shown.size else (),
         values=tuple(values.reshape(-1).tolist()) if kind == "features" and values is not None else (),
-        photo=e.photos[sample] if sample < len(e.photos) else _photo(e, name, sample, kind),
+        notes=[] if patches is None else patches.note(e.row(row, name)),
+        photo=photo,
         sample=sample_names[sample] if sample < len(sample_names) else numbered,
         predicted=e.predicted(sample),
         where=e.where(row),
+        box=_box(shown, photo, box) if localised and box is not None else None,
+        localised=localised,
     )
+
+
+def _box(shown: Array, photo: Any, threshold: float) -> LocalisationBox | None:
+    """Of a map; of one with fewer positions than the picture below it, over that and stretched as it is drawn."""
+    picture = None if photo is None else render.as_photo(photo)
+    if picture is None or shown.shape[1] >= picture.width or shown.shape[0] >= picture.height:
+        return localisation_box(shown, threshold)
+    return localisation_box(shown, threshold, picture.size, smooth=render.smoothing(shown, picture) is not False)
+
+
+def require_picture(e: Explained) -> None:
+    """Raise UsageError where no relevance is drawn as a picture."""
+    kinds = {name: panel_kind(e.row_map(0, name), _layout(e, name))[0] for name in e.relevances}
+    if "image" not in kinds.values():
+        shapes = ", ".join(f"{name} {list(e.row(0, name).shape)}" for name in kinds)
+        raise UsageError(
+            f"a localisation box is drawn on a map (H, W), and none is made here: what is explained is {shapes}."
+        )
+
+
+def _layout(e: Explained, name: str) -> str | None:
+    """Of a picture; None: it is none."""
+    if e.patches(name) is not None:
+        return "HW"
+    return e.layout or render.sample_layout(e.row(0, name).shape)
 
 
 def _values(e: Explained, name: str, sample: int) -> Array | None:

@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from onnxplain import render
-from onnxplain.drawing import panels
+from onnxplain.drawing import Patches, panels
 from onnxplain.errors import InputError
 from onnxplain.inputs.loading import Loaded
 from onnxplain.inputs.targets import Target
+from onnxplain.localisation import THRESHOLD, LocalisationBox
 from onnxplain.methods.estimate import relative_error
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
@@ -107,9 +108,17 @@ class Explanation:
         """Relevance reduced over channels: float32 (rows, H, W) for pictures, else the relevance as it is."""
         return np.stack([self.row_map(row) for _, _, row in self.rows()])
 
+    def patches(self, name: str | None = None) -> Patches | None:
+        """Which tokens of an attributed tensor are patches of a picture, None where that is not proven."""
+        maps = self.provenance.get("maps") or {}
+        found = maps.get(name or next(iter(self.relevances)), {}).get("patches")
+        return None if found is None else Patches(**found)
+
     def row_map(self, row: int, name: str | None = None) -> Array:
-        """One row's map: (H, W) for a picture, the array itself for anything else."""
+        """One row's map: (H, W) for a picture or tokens that are its patches, the array itself for anything else."""
         array = self.row(row, name)
+        if (grid := self.patches(name)) is not None:
+            return grid.picture(array)
         layout = self.layout or render.sample_layout(array.shape)
         if layout is None:
             return np.asarray(array, dtype=np.float32)
@@ -140,10 +149,23 @@ class Explanation:
         return buffer.getvalue()
 
     def panels(
-        self, sample_names: Sequence[str] = (), features: Sequence[str] = (), label: str = ""
+        self, sample_names: Sequence[str] = (), features: Sequence[str] = (), label: str = "", box: float | None = None
     ) -> list[render.Panel]:
-        """One drawable panel per target, sample and attributed tensor. label: its title; "": the recipe's."""
-        return panels(self, sample_names, features, label or self.recipe.label)
+        """One drawable panel per target, sample and attributed tensor.
+
+        label: their title; "": the recipe's. box: threshold of boxes that are drawn.
+        """
+        return panels(self, sample_names, features, label or self.recipe.label, box)
+
+    def boxes(self, threshold: float = THRESHOLD) -> dict[str, list[LocalisationBox | None]]:
+        """The localisation box of every row's map, by attributed tensor; see `localisation.localisation_box`.
+
+        In pixels of the picture that the map lies over, where it is one of a layer inside. Raises UsageError where no
+        relevance is a picture's.
+        """
+        drawn, rows = self.panels(box=threshold), len(self.rows())
+        parts = {name: drawn[n * rows : (n + 1) * rows] for n, name in enumerate(self.relevances)}
+        return {name: [p.box for p in part] for name, part in parts.items() if any(p.localised for p in part)}
 
     @property
     def classes(self) -> Array | None:

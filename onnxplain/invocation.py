@@ -20,7 +20,7 @@ class Invocation:
     """One invocation: which model was asked, here or on a server, and what came out.
 
     where: the model's path, or its address. file: its name there. inputs: what it takes, in words. graph: what ran, in
-    words. provider: of onnxruntime, "" where the server does not tell.
+    words. provider: of onnxruntime, "" where the server does not tell. box: threshold of the localisation boxes.
     """
 
     where: str
@@ -39,6 +39,7 @@ class Invocation:
     seconds: dict[str, float] = field(default_factory=dict)
     coverage: Coverage | None = None
     random_seed: int | None = None
+    box: float | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -56,7 +57,15 @@ def panels_of(done: Invocation) -> list[render.Panel]:
     )
     features = next(iter(done.loaded.features.values()), ())
     pairs = zip(done.explanations, done.labels, strict=True)
-    return [panel for e, label in pairs for panel in e.panels(samples, features, label)]
+    return [panel for e, label in pairs for panel in e.panels(samples, features, label, done.box)]
+
+
+def boxes_of(done: Invocation, e: Explanation) -> dict[str, list[dict[str, int] | None]]:
+    """Localisation boxes by attributed tensor, one a row or None; {} where none were asked for."""
+    if done.box is None:
+        return {}
+    found = e.boxes(done.box)
+    return {name: [None if box is None else box.content() for box in boxes] for name, boxes in found.items()}
 
 
 def manifest_of(done: Invocation) -> dict[str, Any]:
@@ -73,6 +82,7 @@ def manifest_of(done: Invocation) -> dict[str, Any]:
             {
                 **e.recipe.content(), "digest": e.recipe.digest, "provenance": e.provenance,
                 **({} if e.standard_error is None else {"largest_relative_standard_error": e.standard_error}),
+                **({} if done.box is None else {"boxes": {"threshold": done.box, "tensors": boxes_of(done, e)}}),
             }
             for e in done.explanations
         ],

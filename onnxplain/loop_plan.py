@@ -15,6 +15,7 @@ from onnxplain.layer_tail import LayerTail
 from onnxplain.loop_answers import LoopAnswers
 from onnxplain.loops import InnerTensors, Loop, Progress
 from onnxplain.methods.moved import moves
+from onnxplain.methods.named_groups import with_numbers
 from onnxplain.methods.registry import Looped, one_pass
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
@@ -42,30 +43,36 @@ class LoopPlan:
         self._base = None if recipe.base is None else one_pass(recipe.base.method, "a looped method's base")
         self._inputs = [spec.name for spec in subject.inputs]
         self._floats = [spec.name for spec in subject.inputs if "float" in spec.dtype]
-        self._channels: Mapping[str, int] = {}
+        self._about: Mapping[str, Mapping[str, Any]] = {}
         self._proven = True
         self.notes: list[str] = []
+        types = {spec.name: spec.dtype for spec in subject.inputs}
         named = subject.request.attribute_to
         attributed = list(named or self._inputs)
         if method.maps:
-            self._channels = self._maps()
-            attributed = list(self._channels)
+            self._about = self._maps()
+            attributed = list(self._about)
         elif graph is not None:
             attributed = list(graph.compiled.relevances.values())
-        found = moves(method, attributed, self._inputs, self._floats, bool(named))
+        found = moves(method, recipe.options, attributed, types, bool(named), subject.looked_up)
         self._moved, self._answered = found.moved, found.answered
         self.notes += found.notes
         self._tail = LayerTail.of(subject, graph, found.moved) if found.inner else None
+        self._options = with_numbers(recipe.options, self._moved, columns)
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Of the feature maps that the method answers for, and of the background."""
         found: dict[str, Any] = {}
-        if self._channels:
-            found["maps"] = {name: {"channels": n} for name, n in self._channels.items()}
+        if self._about:
+            found["maps"] = dict(self._about)
         if (rows := self._background) is not None:
             found["background"] = {"rows": rows.rows, "sha256": rows.sha256}
         return found
+
+    @property
+    def _channels(self) -> dict[str, int]:
+        return {name: about["channels"] for name, about in self._about.items()}
 
     def answer(
         self, feeds: Mapping[str, Array], targets: Sequence[Target], values: Array, samples: bool,
@@ -90,19 +97,19 @@ class LoopPlan:
             subject, graph, explained, self._moved, self._base, self._bounds, samples, proven and self._proven,
             progress, self._background, self._answered, self._channels, inner, self._columns, self._labels,
         )  # fmt: skip
-        return loop.relevances(self._method, self._recipe.options, fed, targets, values)
+        return loop.relevances(self._method, self._options, fed, targets, values)
 
     # Inside
 
-    def _maps(self) -> Mapping[str, int]:
+    def _maps(self) -> Mapping[str, Mapping[str, Any]]:
         """Of the graph, whose base has found them, or by themselves."""
         if self._graph is not None:
             maps = self._graph.compiled.provenance["maps"]
-            return {name: maps[name]["channels"] for name in self._graph.compiled.relevances.values()}
+            return {name: maps[name] for name in self._graph.compiled.relevances.values()}
         found = self._subject.map_layers()
         self._proven = found.proven
         self.notes += found.notes
-        return found.channels
+        return found.maps
 
     def _read(self) -> InnerTensors | None:
         """What a method reads that moves the inputs."""

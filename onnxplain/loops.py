@@ -87,7 +87,8 @@ class Loop:
         self.samples, self._bounds, self._inner = samples, bounds, inner
         self.bounds = None if inner is not None and inner.inputs else bounds
         self.channels, self.columns, self.labels = dict(channels or {}), dict(columns or {}), labels
-        self._subject, self._graph, self._explained = subject, graph, explained
+        self.explained, self.head = explained, subject.resolved.heads.get(explained, "")
+        self._subject, self._graph = subject, graph
         self._attributed, self._proven, self._progress = list(attributed), proven, progress
         self._answered, self._background = list(answered) or self._attributed, background
         self._feeds: Mapping[str, Array] = {}
@@ -156,7 +157,7 @@ class Loop:
     @cached_property
     def trees(self) -> TreeScore:
         """See `TreeRun`. Raises UnsupportedModel where the explained tensor is no sum of trees."""
-        return self._subject.trees(self._explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
+        return self._subject.trees(self.explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
 
     @property
     def background(self) -> Tensors | None:
@@ -186,13 +187,24 @@ class Loop:
         """See `Run`."""
         parts = []
         for feeds, rows in self._fed(points):
-            values = self._subject.forward(feeds, [self._explained])[self._explained]
+            values = self._subject.forward(feeds, [self.explained])[self.explained]
             if (holes := Holes.of(values)) is not None:
                 raise NotFinite(
-                    f"the score {self._explained} at a point that the method looks at is no answer: {holes}."
+                    f"the score {self.explained} at a point that the method looks at is no answer: {holes}."
                 )
             parts.append(self._runs.own(values, rows, moved=False))
         return np.concatenate(parts)
+
+    def outputs(self, points: Tensors) -> Iterator[Mapping[str, Array]]:
+        """See `Run`."""
+        axes, names, runs = self._subject.row_axes() or {}, self._subject.session.outputs, self._runs
+        together = runs.stacked and all(axes.get(name) == 0 for name in names)
+        for feeds, rows in runs.feeds(points, self._size(ROWS) if together else 1):
+            found = self._subject.forward(feeds)
+            for row in range(rows):
+                at = row if runs.stacked else runs.row
+                alone = runs.whole or (runs.stacked and not together)
+                yield found if alone else {name: array[at : at + 1] for name, array in found.items()}
 
     def score(self, points: Tensors, seed: Array) -> Array:
         """See `Run`."""
@@ -248,7 +260,7 @@ class Loop:
     # Inside
 
     def _joined(self, answers: Sequence[Tensors]) -> dict[str, Array]:
-        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._answered}
+        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in answers[0]}
 
     @cached_property
     def _held(self) -> int:

@@ -48,7 +48,7 @@ class PointRuns:
         self.fixed = next((length for length in lengths if isinstance(length, int)), None)
 
     def point(self) -> Tensors:
-        """The sample's own values of what moves, float32 or float64."""
+        """The sample's own values of what moves, float32, float64 or int64."""
         point = {}
         for name in self._moving:
             array = self._feeds[name]
@@ -115,6 +115,8 @@ class PointRuns:
     def _placed(self, name: str, points: Array) -> Array:
         """Points as one run is fed them, in the input's type. Raises NotFinite where it cannot hold them."""
         before = self._feeds[name]
+        if before.dtype.kind in "iu" and points.dtype.kind == "f":
+            points = np.rint(points)  # of a picture in bytes; tokens are switched whole
         if self.stacked:
             if self.fixed and len(points) < self.fixed:
                 points = np.concatenate([points, np.repeat(points[-1:], self.fixed - len(points), 0)])
@@ -133,7 +135,9 @@ class PointRuns:
 
 
 def real(array: Array) -> Array:
-    """In float64 if it is, else in float32."""
+    """In float64 if it is, whole numbers in int64, else in float32."""
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64)
     return array if array.dtype == np.float64 else array.astype(np.float32)
 
 

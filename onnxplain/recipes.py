@@ -58,10 +58,12 @@ class Recipe:
             base = _compared(entry, base, why)
             if entry.maps and base.method != entry.base:
                 raise UsageError(f"method {self.method} is about a feature map, and runs {entry.base} on it, no other.")
-            if base.method in METHODS and one_pass(base.method, why).maps and not entry.maps:
+            if base.method in METHODS and not one_pass(base.method, why).attributes and not entry.maps:
+                maps = one_pass(base.method, why).maps
+                what = "attributes to a feature map" if maps else "makes one map of all layers"
                 raise UsageError(
                     f"method {self.method} moves the inputs and needs a base that attributes to them; "
-                    f"{base.method} attributes to a feature map."
+                    f"{base.method} {what}."
                 )
             object.__setattr__(self, "base", base)
 
@@ -218,10 +220,7 @@ class Recipe:
         base, base_options = parse_composite(self.composite)
         composite: Composite = parse_assignments(found.options.get("rules", ())) | base.make(bounds, **base_options)
         if composite.differences and not entry.reference:
-            takers = [m.name for m in METHODS.values() if isinstance(m, OnePass) and m.reference]
-            raise UsageError(
-                f"composite {self.composite} follows the difference from a baseline: use {' or '.join(takers)}."
-            )
+            raise UsageError(f"composite {self.composite} follows the difference from a baseline: use {_comparing()}.")
         return Propagation(
             found.method,
             composite,
@@ -243,13 +242,9 @@ def recipe_names() -> tuple[str, ...]:
     relevant = [name for name, entry in COMPOSITES.items() if entry.make(None).relevance]
     pairs = [f"{m.name}-{c}" for m in one_pass_methods if m.relevance for c in relevant if c != m.composite]
     loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base and not m.maps]
-    bases = [base for base in one_pass_methods if not base.maps]
-    over = [
-        f"{m.name}-{base.name}"
-        for m in loops
-        for base in bases
-        if base.name != m.base and (base.reference or not m.references)
-    ]
+    bases = [base for base in one_pass_methods if base.attributes]
+    pairs_over = ((m, b) for m in loops for b in bases if b.name != m.base and (b.reference or not m.references))
+    over = [f"{m.name}-{base.name}" for m, base in pairs_over]
     return (*METHODS, *pairs, *over)
 
 
@@ -277,12 +272,15 @@ def _compared(method: Looped, base: Recipe, why: str) -> Recipe:
             raise UsageError(f"method {method.name} feeds no references: say the baseline of its base {base.method}.")
         return base
     if not one_pass(base.method, why).reference:
-        takers = [m.name for m in METHODS.values() if isinstance(m, OnePass) and m.reference]
         raise UsageError(
             f"method {method.name} tells its base what to compare with, and {base.method} compares with nothing: "
-            f"give {' or '.join(takers)}."
+            f"give {_comparing()}."
         )
     return Recipe(base.method, {**base.options, "baseline": FED})
+
+
+def _comparing() -> str:
+    return " or ".join(m.name for m in METHODS.values() if isinstance(m, OnePass) and m.reference)
 
 
 def composite_text(text: str) -> str:

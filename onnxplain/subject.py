@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxplain.compile import Request, Resolved, batch_axes, resolve
+from onnxplain.compile import Request, Resolved, batch_axes, looked_up, resolve
 from onnxplain.compile.layer_choice import MapLayers, map_layers
 from onnxplain.errors import ConversionChanged, InputError, UnsupportedModel, UsageError
 from onnxplain.frontend.compare import mismatch
@@ -152,6 +152,10 @@ class Subject:
         if not self._axes:
             self._axes.append(batch_axes(self.with_protected().graph))
         return self._axes[0]
+
+    def looked_up(self) -> list[str]:
+        """Names of the integer inputs that are tokens or categories."""
+        return looked_up(self.normalised.model.graph)
 
     def forward(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The model's outputs, the explained tensors and the kept ones."""

@@ -17,7 +17,7 @@ LAYERS = [
     {"errors", "interrupt", "__version__", "v1"},  # v1: generated from protos/
     {"machine", "bfloat16"},
     {"environment"},  # what all sessions of a process share
-    {"registry", "options", "cpu_session", "wire", "trees"},
+    {"registry", "options", "cpu_session", "wire", "trees", "localisation"},
     {"graph"},
     {"frontend"},
     {"vjp"},
@@ -40,7 +40,7 @@ LAYERS = [
     {"layer_tail"},
     {"loop_plan"},
     {"explainer"},
-    {"evaluate"},
+    {"evaluate", "fit"},  # what is made of explainers
     {"sources", "client", "bulk"},
     {"mlflow"},
     {"exports"},

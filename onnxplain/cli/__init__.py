@@ -18,6 +18,7 @@ COMMANDS = {  # name -> the attribute of its module; imported when it is asked f
     "compile": "compile:compile_command",
     "cut": "cut:cut_command",
     "chain": "chain:chain_command",
+    "fit": "fit:fit",
     "inspect": "inspect:inspect",
     "methods": "methods:methods",
     "serve": "serve:serve",

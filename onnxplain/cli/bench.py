@@ -12,15 +12,8 @@ import click
 import numpy as np
 
 from onnxplain.cli.command import Command
-from onnxplain.cli.options import (
-    RecipeWords,
-    explainer_of,
-    machine_options,
-    recipe_options,
-    recipes,
-    request_options,
-    subject_of,
-)
+from onnxplain.cli.options import explainer_of, machine_options, request_options, subject_of
+from onnxplain.cli.recipe_words import RecipeWords, recipe_options, recipes
 from onnxplain.compile import Request
 from onnxplain.errors import OnnxplainError, UnsupportedModel
 from onnxplain.explainer import Explainer

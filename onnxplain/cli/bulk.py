@@ -17,7 +17,8 @@ from onnxplain.bulk.partition import FORMATS, require
 from onnxplain.bulk.ray_data import require_ray
 from onnxplain.bulk.run import rows_per_partition
 from onnxplain.cli.command import refuse_idle
-from onnxplain.cli.options import RecipeWords, recipes, refuse_idle_background, subject_of, verification_input
+from onnxplain.cli.options import subject_of, verification_input
+from onnxplain.cli.recipe_words import RecipeWords, recipes, refuse_idle_background
 from onnxplain.cli.report import progress_line
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, UsageError
@@ -27,7 +28,7 @@ from onnxplain.inputs.pictures import SUFFIXES as PICTURES
 Command = TypeVar("Command", bound=Callable[..., Any])
 BATCH = 8  # rows of one run
 PREPARATION = ("preprocess", "layout", "mean", "std", "scale")
-OF_PICTURES = ("palette", "keep", "ledger", "random_seed")  # what partitions have no place for
+OF_PICTURES = ("palette", "box", "box_threshold", "keep", "ledger", "random_seed")  # what partitions have no place for
 
 
 @dataclass(frozen=True)

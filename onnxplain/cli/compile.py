@@ -9,15 +9,8 @@ from typing import Any
 import click
 
 from onnxplain.cli.command import Command
-from onnxplain.cli.options import (
-    RecipeWords,
-    explainer_of,
-    recipe_options,
-    recipes,
-    request_options,
-    sample_options,
-    subject_of,
-)
+from onnxplain.cli.options import explainer_of, request_options, sample_options, subject_of
+from onnxplain.cli.recipe_words import RecipeWords, recipe_options, recipes
 from onnxplain.compile import Request, cuda
 from onnxplain.inputs import Preprocessing
 

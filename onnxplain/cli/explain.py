@@ -15,8 +15,9 @@ from rich.progress import Progress, TaskID
 
 from onnxplain import render
 from onnxplain.cli.command import Command, refuse_idle
-from onnxplain.cli.options import RecipeWords, recipe_options
+from onnxplain.cli.options import box_options
 from onnxplain.cli.output import write_run
+from onnxplain.cli.recipe_words import RecipeWords, recipe_options
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.errors import UsageError
 from onnxplain.inputs.paths import read_text
@@ -60,6 +61,7 @@ from onnxplain.invocation import Invocation
     "--out", type=click.Path(path_type=Path), default=None, help="Folder to write to; default explanations/<model>."
 )
 @click.option("--palette", metavar="NAME", help="bwr, rdbu, seismic; inferno, viridis, grey.")
+@box_options
 @click.option(
     "--token", envvar="ONNXPLAIN_TOKEN", metavar="TOKEN", help="Better in $ONNXPLAIN_TOKEN: other users see arguments."
 )
@@ -78,8 +80,8 @@ def explain(
     model: str, files: tuple[str, ...], targets: tuple[str, ...], methods: tuple[str, ...], words: RecipeWords,
     tensor: str, head: str | None,
     attribute_to: tuple[str, ...], keep: tuple[str, ...], ledger: bool, version: str, out: Path | None,
-    palette: str | None, token: str | None, token_file: Path | None, tls_ca: str | None, tls_cert: Path | None,
-    tls_key: Path | None, insecure: bool, timeout: float, as_json: bool,
+    palette: str | None, box: float | None, token: str | None, token_file: Path | None, tls_ca: str | None,
+    tls_cert: Path | None, tls_key: Path | None, insecure: bool, timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Explain FILES by a model of a running server (`onnxplain serve`); write what `onnxplain run` writes."""
     begun = time.perf_counter()
@@ -108,6 +110,7 @@ def explain(
             explained=(),
             inputs=[str(spec) for spec in info.specs],
             loaded=client.prepare(name, list(files), version=version),
+            box=box,
         )
         for recipe in _recipes(methods, words, info.method, json_format.MessageToDict(info.reply.default_options)):
             label = recipe["recipe"].method if "recipe" in recipe else recipe["method"]

@@ -12,14 +12,8 @@ from click.core import ParameterSource
 
 from onnxplain.cli import bundle  # noqa: F401 - registers its target
 from onnxplain.cli.command import Command
-from onnxplain.cli.options import (
-    RecipeWords,
-    explainer_of,
-    recipe_options,
-    recipes,
-    request_options,
-    subject_of,
-)
+from onnxplain.cli.options import explainer_of, request_options, subject_of
+from onnxplain.cli.recipe_words import RecipeWords, recipe_options, recipes
 from onnxplain.compile import Request
 from onnxplain.errors import UsageError
 from onnxplain.exports import EXPORTS, Exported, ExportJob, ExportOption, ExportTarget

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from onnxplain.cli.command import Command
-from onnxplain.cli.options import RecipeWords, recipe_options, recipes, request_options, sample_options, subject_of
+from onnxplain.cli.options import request_options, sample_options, subject_of
+from onnxplain.cli.recipe_words import RecipeWords, recipe_options, recipes
 from onnxplain.compile import Request, compile_graph, cuda
 from onnxplain.coverage import coverage
 from onnxplain.errors import OnnxplainError, UsageError

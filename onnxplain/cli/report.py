@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from onnxplain.invocation import Invocation
+from onnxplain.invocation import Invocation, boxes_of
 
 
 def progress_line(quiet: bool) -> Progress:
@@ -54,8 +54,10 @@ def _summary(done: Invocation, folder: Path | None, answer: Mapping[str, str]) -
                 "score": float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)]),
                 "where": e.where(row),
                 "seconds": e.seconds,
+                **({"boxes": {name: found[row] for name, found in boxes.items()}} if boxes else {}),
             }
             for e in done.explanations
+            for boxes in [boxes_of(done, e)]
             for target, sample, row in e.rows()
         ],
         "failed": done.failed,
@@ -104,6 +106,7 @@ def _print_explanations(done: Invocation) -> None:
     width = max(18, *map(len, done.labels))
     for e, label in zip(done.explanations, done.labels, strict=True):
         doubt = "" if not e.standard_error else f"; standard error at most {e.standard_error:.2g} of the largest"
+        boxes = {} if done.box is None else e.boxes(done.box)
         for target, sample, row in e.rows():
             where = e.where(row)
             score = float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)])
@@ -112,3 +115,6 @@ def _print_explanations(done: Invocation) -> None:
             of = f" of sample {sample}" if e.samples > 1 else ""
             asked = target.names[sample] if len(target.names) > sample else target.name
             click.echo(f"{label:<{width}} {asked}{of}: score {score:.4g}{parts}{doubt}")
+            for name, found in boxes.items():
+                what = "box" if len(boxes) == 1 else f"box in {name}"
+                click.echo(f"{'':<{width}} {what}: {found[row] or 'none, nothing in the map is positive'}")

@@ -15,19 +15,17 @@ from onnxplain import render
 from onnxplain.cli.bulk import BulkWords, bulk_options, run_bulk
 from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.options import (
-    RecipeWords,
     background_option,
+    box_options,
     explainer_of,
     machine_options,
     picture_options,
-    recipe_options,
-    recipes,
-    refuse_idle_background,
     request_options,
     sample_options,
     subject_of,
 )
 from onnxplain.cli.output import write_run
+from onnxplain.cli.recipe_words import RecipeWords, recipe_options, recipes, refuse_idle_background
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.compile import Request
 from onnxplain.coverage import coverage
@@ -75,6 +73,7 @@ PICTURE = ("preprocess", "layout", "mean", "std", "scale")
     "--out", type=click.Path(path_type=Path), default=None, help="Folder to write to; default explanations/<model>."
 )
 @click.option("--palette", metavar="NAME", help="bwr, rdbu, seismic; inferno, viridis, grey.")
+@box_options
 @click.option("--random-seed", type=int, default=0, help="For the random input when no file is given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @bulk_options
@@ -85,7 +84,7 @@ def run(
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
     labels: str | None, background: tuple[str, ...], provider: str,
     threads: int, sample: Path | None, shapes: tuple[str, ...],
-    out: Path | None, palette: str | None, random_seed: int, as_json: bool, bulk: BulkWords,
+    out: Path | None, palette: str | None, box: float | None, random_seed: int, as_json: bool, bulk: BulkWords,
 ) -> None:  # fmt: skip
     """Explain FILES by MODEL: a .onnx file, a folder, or a name in the model repository.
 
@@ -110,7 +109,7 @@ def run(
     else:
         refuse_idle(PICTURE, "it says how a picture becomes an input, and no file is given.")
         if out is None:
-            refuse_idle(["palette"], "without an input file nothing is drawn; give --out too.")
+            refuse_idle(["palette", "box"], "without an input file nothing is drawn; give --out too.")
     with progress_line(as_json) as progress:
         step = progress.add_task("loading the model")
         resolved, subject = subject_of(
@@ -134,6 +133,7 @@ def run(
             graph=f"{len(list(subject.normalised.model.graph))} after normalisation",
             provider=subject.provider,
             seconds=dict(subject.seconds),
+            box=box,
         )
         if not done.loaded.pictures:
             refuse_idle(PICTURE, "it says how a picture becomes an input, and the files are arrays, taken as they are.")
@@ -196,7 +196,7 @@ def _explain(
     try:
         explainer = explainer_of(
             subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind,
-            columns=pictures.columns(subject.inputs),
+            columns=done.loaded.features,
             background=pictures.background(subject.inputs) if recipe.background != "none" else None,
         )  # fmt: skip
         explanation = explainer.explain(done.loaded.feeds, targets, progress)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 
 from onnxplain.compile import tokens
+from onnxplain.compile.bias_gradients import pictures
 from onnxplain.compile.contract import Request, Resolved, no_attribution, require_computed, tensors
 from onnxplain.compile.feature_maps import (
     attributing_said,
@@ -16,6 +18,7 @@ from onnxplain.compile.feature_maps import (
     named_layer,
     require_pooled_head,
 )
+from onnxplain.compile.patch_grids import PatchGrid, patch_grids
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
@@ -35,8 +38,8 @@ class Analysis:
     each node of the path stands, seen from the inputs of the model whatever is attributed. sources: inputs that
     relevance may go to. op: the builder, which knows batch axes, signs and constants. notes: for the user. finish:
     one that makes maps attributes to the last feature map by default. layer: that whose map weighs what it gives.
-    strict: raise for nodes without a derivative;
-    else leave them out of `places`.
+    grids: of attributed tokens that are patches of a picture. strict: raise for nodes without a derivative; else leave
+    them out of `places`.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Analysis:
         self.nodes = recognise(single, protected) if by_rules else single
         maps = finish is not None and finish.maps
         self.layer: ir.Value | None = None
+        self.grids: dict[ir.Value, PatchGrid] = {}
+        self.layout = layout_of(self.nodes) if finish is not None and finish.biases is not None else None
         self.wanted = {} if maps and not request.attribute_to else self._wanted()
         axes = streams.track(single, self.inputs, axis_rules())
         constants = set(self.values.values()) | set(self.graph.initializers.values())
@@ -72,6 +77,9 @@ class Analysis:
         self.sources = [value for value in self.inputs if value not in left_out]
         if finish is not None and (maps or finish.weight is not None):
             facts.channels = self._layers(maps)
+        if self.layout is not None:
+            facts.channels = pictures(self.layout, self.wanted, bool(request.attribute_to))
+            self.wanted = {value: name for value, name in self.wanted.items() if value in facts.channels}
         if finish is not None and finish.pooled_head:
             for value, channels in facts.channels.items():
                 above = active_values(self.nodes, [value], self.passes, tokens.moves)
@@ -115,6 +123,11 @@ class Analysis:
                 blocked[node] = str(error)
         return found, blocked
 
+    def maps(self) -> dict[str, dict[str, Any]]:
+        """For provenance, of each tensor that a map is made of: the axis of its channels, which tokens are patches."""
+        patches = {value: {"patches": grid.content()} for value, grid in self.grids.items()}
+        return {str(v.name): {"channels": n, **patches.get(v, {})} for v, n in self.op.facts.channels.items()}
+
     def _wanted(self) -> dict[ir.Value, str]:
         """Attributed tensors → name of the relevance."""
         if self.request.attribute_to:
@@ -132,17 +145,22 @@ class Analysis:
         """
         layout = layout_of(self.nodes)
         if maps and self.wanted:
-            return {value: named_layer(self.op, layout, value) for value in self.wanted}
+            named = {value: named_layer(self.op, layout, value) for value in self.wanted}
+            self.grids = patch_grids(self.op, self.nodes, layout, named)
+            return named
         active = active_values(self.nodes, self.sources, self.passes, tokens.moves)
         path = needed_nodes(self.nodes, self.explained, active, self.passes)
         if not path:  # no input reaches what is explained, which is said of the inputs
             self.wanted = self._wanted()
+            if maps and (ends := [value for value in self.explained if value in self.wanted]):
+                raise UsageError(f"{ends[0].name} is an input of the model, and no feature map lies below it.")
             return {}
         value, channels = default_layer(
             self.op, layout, path, self.explained, lambda node, i, x: x in active and self.passes(node, i)
         )
         if maps:
             self.wanted[value] = str(value.name)
+            self.grids = patch_grids(self.op, self.nodes, layout, [value])
             self.notes.append(attributing_said(value, layout))
         else:
             self.layer = value

@@ -12,9 +12,9 @@ from onnxplain import __version__
 from onnxplain.compile import provenance
 from onnxplain.compile.analysis import Analysis
 from onnxplain.compile.contract import Request, Resolved
-from onnxplain.compile.feature_maps import weigh
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, LEDGER, Ledger
+from onnxplain.compile.over_pictures import lay_over_pictures
 from onnxplain.compile.reference_forward import FED, Baseline, add_reference, drop_unread, require_followed
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
@@ -113,8 +113,8 @@ class _Job:
         propagation.composite.check_assignments(self.found.places.values())
         self._say_missed_boxes()
         self.seeds = Seeds(self.op, request.seed, list(self.found.values))
-        self.relevances: dict[str, str] = {}
-        self.references: dict[str, str] = {}
+        self.relevances, self.references = dict[str, str](), dict[str, str]()
+        self.sent: dict[Node, list[Relevance | None]] = {}
         self.ledger_rows: list[str] = []
 
     def _say_missed_boxes(self) -> None:
@@ -157,7 +157,7 @@ class _Job:
             self._check_spread()
         ledger = Ledger(op, first_seed, 0 if op.facts.free else None) if self.request.ledger else None
         arrived = [self._walk(start, how, ledger) for start, how in zip(starts, self.propagation.passes, strict=True)]
-        weigh(op, self.found.layer, self.propagation.finish, arrived, self.found.wanted)
+        lay_over_pictures(self.found, self.propagation.finish, arrived, self.sent)
         outputs = list(self.graph.outputs)
         names = [str(value.name) for value in self.normalised.model.graph.outputs]
         del self.graph.outputs[:]
@@ -191,10 +191,10 @@ class _Job:
             if ledger is not None:
                 ledger.begin()
             token = token_rule(self.op, node, self.found.active, self.propagation.finish)
-            applied[node] = token or rule
-            return applied[node]
+            return applied.setdefault(node, token or rule)
 
         def done(node: Node, outputs: list[Relevance | None], inputs: list[Relevance | None]) -> None:
+            self.sent[node] = inputs
             if ledger is not None:
                 ledger.add(node, applied[node], outputs, inputs)
 
@@ -266,7 +266,7 @@ class _Job:
         if self.references:
             content["references"] = self.references
         if self.op.facts.channels:
-            content["maps"] = {str(value.name): {"channels": n} for value, n in self.op.facts.channels.items()}
+            content["maps"] = self.found.maps()
         if self.request.ledger:
             content["ledger"] = {"rows": self.ledger_rows, "columns": list(COLUMNS)}
         provenance.write(self.model, content)

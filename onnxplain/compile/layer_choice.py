@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from onnxplain.compile.analysis import Analysis
 from onnxplain.compile.contract import Request, Resolved
@@ -15,9 +16,9 @@ from onnxplain.rules.finishes import FINISHES
 
 @dataclass(frozen=True)
 class MapLayers:
-    """channels: name of each feature map -> the axis of its channels. proven: whether axis 0 of all counts samples."""
+    """maps: each feature map, with what `Analysis.maps` says of it. proven: whether axis 0 of all counts samples."""
 
-    channels: Mapping[str, int]
+    maps: Mapping[str, Mapping[str, Any]]
     proven: bool = True
     notes: Sequence[str] = ()
 
@@ -33,4 +34,4 @@ def map_layers(normalised: Normalised, resolved: Resolved, request: Request) -> 
     channels = found.op.facts.channels
     notes = () if request.attribute_to else [attributing_said(value, layout_of(found.nodes)) for value in channels]
     proven = all(found.op.facts.axes.get(value) == 0 for value in channels)
-    return MapLayers({str(value.name): axis for value, axis in channels.items()}, proven, notes)
+    return MapLayers(found.maps(), proven, notes)

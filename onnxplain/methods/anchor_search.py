@@ -10,10 +10,10 @@ import numpy as np
 from onnxplain.methods.predicates import Predicates
 from onnxplain.methods.tensors import Array
 
-BATCH = 100  # rows that are drawn of a rule at once
+BATCH, FIRST_BATCH = 100, 50  # rows that are drawn of a rule at once, and of each at first
 HALVINGS = 25  # of an interval in which a confidence bound lies
 MARGIN = 0.05  # by which an anchor's precision may be below the one wanted; the authors' code has it too
-FIRST, POWER = 405.5, 1.1  # of the exploration rate of KL-LUCB, as in its paper
+FACTOR, POWER = 405.5, 1.1  # of the exploration rate of KL-LUCB, as in its paper
 
 
 @dataclass
@@ -43,8 +43,8 @@ class Candidate:
 class AnchorSearch:
     """Ribeiro et al. 2018, algorithms 1 and 2; KL-LUCB: Kaufmann and Kalyanakrishnan 2013.
 
-    same: how many of some rows have the decision of x. samples: drawn to find the best rules of a length, at most, and
-    so many again to confirm each of these.
+    same: how many of some rows have the decision of x. samples: drawn to find the best rules of a length, at most,
+    after a few of each, and so many again to confirm each of the best.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class AnchorSearch:
         self._precision, self._tolerance, self._confidence, self._beam = precision, tolerance, confidence, beam
 
     def best(self, longest: int) -> Candidate:
-        """The shortest rule that is precise, of several the one of the largest coverage; else the most precise one."""
+        """The shortest rule that is precise, of several the one of the largest coverage; else the surest one."""
         empty = Candidate(())
         self._confirm(empty, 1)
         beam, seen = [empty], [empty]
@@ -68,7 +68,8 @@ class AnchorSearch:
             seen += beam
         if anchors:
             return max(anchors, key=lambda c: (self._rules.coverage(c.order), c.precision))
-        return max(seen, key=lambda c: (c.precision, -len(c.order)))
+        low, _ = bounds(seen, np.log(1 / self._confidence))
+        return seen[int(low.argmax())]
 
     def precise(self, candidate: Candidate) -> bool:
         """Whether it is an anchor: precise enough, and with the confidence not by chance."""
@@ -83,23 +84,21 @@ class AnchorSearch:
                 key = frozenset((*parent.order, predicate))
                 if len(key) > len(parent.order) and key not in grown:
                     order = (*parent.order, predicate)
-                    narrows = self._rules.coverage(order) < self._rules.coverage(parent.order) or not parent.order
-                    if narrows and self._rules.possible(order):
+                    if 0 < self._rules.coverage(order) < self._rules.coverage(parent.order):
                         grown[key] = Candidate(order, parent.precisions)
         return list(grown.values())
 
     def _top(self, arms: list[Candidate]) -> list[Candidate]:
         """The `beam` most precise, each but for the tolerance, with the confidence."""
-        self._left = self._samples
         for arm in arms:
-            self._draw(arm)
-        step = 1
+            self._draw(arm, FIRST_BATCH)
+        self._left, step = self._samples, 1
         while True:
             order = np.argsort([-arm.precision for arm in arms], kind="stable")
             inside, outside = order[: self._beam], order[self._beam :]
             if not outside.size or self._left < 2 * BATCH:
                 return [arms[n] for n in inside]
-            level = np.log(FIRST * len(arms) * step**POWER / self._confidence)
+            level = np.log(FACTOR * len(arms) * step**POWER / self._confidence)
             low, high = bounds(arms, level + np.log(level))
             weakest, strongest = inside[low[inside].argmin()], outside[high[outside].argmax()]
             if high[strongest] - low[weakest] < self._tolerance:
@@ -119,10 +118,10 @@ class AnchorSearch:
                 return
             self._draw(candidate)
 
-    def _draw(self, candidate: Candidate) -> None:
-        self._left -= BATCH
-        candidate.hits += self._same(self._rules.draw(candidate.order, BATCH))
-        candidate.count += BATCH
+    def _draw(self, candidate: Candidate, count: int = BATCH) -> None:
+        self._left -= count
+        candidate.hits += self._same(self._rules.draw(candidate.order, count))
+        candidate.count += count
 
 
 def bounds(candidates: Sequence[Candidate], level: float) -> tuple[Array, Array]:

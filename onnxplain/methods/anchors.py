@@ -41,10 +41,10 @@ def anchors(
     """By how much each column of a rule lifts the share of rows that are decided as x is.
 
     A rule is predicates that x fulfils, such as 0.8 < petal width <= 1.8, of the quantiles of the background. Its
-    precision is the share of rows with the decision of x among rows of the background whose ruled columns are drawn
-    anew from rows that fulfil the rule; its coverage the share of the background that fulfils it. Rules grow by beam
-    search; which are the best is found by KL-LUCB, and the first length at which one is precise ends it. Of several
-    the one of the largest coverage is taken. The decision is whether the class is the target's.
+    precision is the share of rows with the decision of x among rows of the background whose ruled columns are taken,
+    together, from a row that fulfils the rule; its coverage the share of the background that fulfils it. Rules grow by
+    beam search; which are the best is found by KL-LUCB, and the first length at which one is precise ends it. Of
+    several the one of the largest coverage is taken. The decision is whether the class is the target's.
 
     x (1, columns) in model units; result the same shape: of each ruled column the precision that it added when it
     joined the rule; the sum is the rule's precision less that of no rule. A note says the rule in words.
@@ -54,7 +54,8 @@ def anchors(
     bins: quantiles of the background whose edges make predicates.
     beam: rules that are kept of each length.
     longest: predicates in a rule, at most.
-    samples: rows drawn to find the best rules of a length, at most, and so many again to confirm each of these.
+    samples: rows drawn to find the best rules of a length, at most, after 50 of each, and so many again to confirm
+        each of the best.
     random_seed: of the rows, drawn alike for every row and target.
     """
     table = table_of(run, x, "anchors")
@@ -64,7 +65,7 @@ def anchors(
     rules = Predicates.of(table, table.flat(background), bins, np.random.default_rng(random_seed))
 
     def same(rows: Array) -> int:
-        return sum(int(decision.same(rows[part]).sum()) for part in run.batches(len(rows)))
+        return sum(int(decision.same(rows).sum()) for _ in run.batches(1))  # these rows are one step of progress
 
     search = AnchorSearch(rules, same, precision, tolerance, confidence, beam, samples)
     found = search.best(longest)

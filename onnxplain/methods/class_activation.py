@@ -51,6 +51,18 @@ _add(
     **{"": Form("seed", "feature_map")},
 )
 METHODS.add(
+    "full_grad",
+    OnePass(
+        "full_grad",
+        "FullGrad: gradient times input and the gradient times bias of every layer, their sizes in one map.",
+        "Srinivas and Fleuret 2019, Full-Gradient Representation for Neural Network Visualization, eq. 5",
+        channels="mean",
+        signed=False,
+        forms={"paper": Form("seed", "full_grad"), "code": Form("seed", "full_grad_code")},
+        biases=True,
+    ),
+)
+METHODS.add(
     "guided_grad_cam",
     OnePass(
         "guided_grad_cam",
@@ -58,6 +70,17 @@ METHODS.add(
         "Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks, section 3.2",
         composite="guided_backprop",
         forms={"": Form("seed_twice", "weighed_by_grad_cam", ("derivative", ""))},
+        weighed=True,
+    ),
+)
+METHODS.add(
+    "guided_cam",
+    OnePass(
+        "guided_cam",
+        "Guided backprop times the CAM of the last feature map, bilinear between its positions; for CAM's heads.",
+        "Zhou et al. 2016, eq. 2; Selvaraju et al. 2017, section 3.2, for the product",
+        composite="guided_backprop",
+        forms={"": Form("seed_twice", "weighed_by_cam", ("derivative", ""))},
         weighed=True,
     ),
 )

@@ -19,12 +19,8 @@ class Estimate:
 
     @classmethod
     def of(cls, relevance: Tensors, standard_error: Tensors, x: Tensors) -> Estimate:
-        """In the shapes and types of the inputs x."""
-        return cls(x.with_(relevance, _like), x.with_(standard_error, _like))
-
-
-def _like(x: Array, values: Array) -> Array:
-    return np.broadcast_to(values, x.shape).astype(x.dtype)
+        """In the shapes of the inputs x."""
+        return cls(relevance.relevance_of(x), standard_error.relevance_of(x))
 
 
 def relative_error(values: Array, errors: Array) -> float:

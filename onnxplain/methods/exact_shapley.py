@@ -9,7 +9,7 @@ import numpy as np
 from onnxplain.errors import UsageError
 from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.registry import method
-from onnxplain.methods.replacements import Replacement, replacement_of
+from onnxplain.methods.replacements import Fixed, Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -17,7 +17,7 @@ CELLS = 3  # patches along the longest side of a picture: 9 of a square one
 MOST = 12  # groups: 4096 looks
 
 
-@method("exact_shapley", base="", cite="Shapley 1953, A Value for n-Person Games")
+@method("exact_shapley", base="", switches=True, cite="Shapley 1953, A Value for n-Person Games")
 def exact_shapley(
     run: Run,
     x: Tensors,
@@ -26,6 +26,7 @@ def exact_shapley(
     groups: Groups = "auto",
     patch: Lengths = None,
     baseline: Replacement = 0.0,
+    fixed: Fixed = None,
 ) -> Tensors:
     """Shapley values from the scores of all coalitions of up to 12 feature groups.
 
@@ -35,7 +36,8 @@ def exact_shapley(
     x (1, …) in model units; result the same shape, in the unit of the score. Takes 2^n looks.
     patch: None: 3 patches along the longer side of a picture, 9 windows of a sequence, single columns.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
+    absent = replacement_of(run, x, baseline, fixed)
+    features = partition(x, groups, patch, CELLS, absent)
     count = features.count
     if count > MOST:
         raise UsageError(
@@ -52,4 +54,4 @@ def exact_shapley(
     for group in range(count):
         without = coalitions[~present[:, group]]
         values[group] = weights[present[without].sum(1)] @ (scores[without | 1 << group] - scores[without])
-    return features.shared(values).with_(x, lambda array, like: array.astype(like.dtype))
+    return features.shared(values).relevance_of(features.like)

@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.registry import method
-from onnxplain.methods.replacements import Replacement, replacement_of
+from onnxplain.methods.replacements import Fixed, Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -16,6 +16,7 @@ CELLS = 14  # patches along the longer side of a picture, by default
 @method(
     "feature_ablation",
     base="",
+    switches=True,
     channels="mean",
     cite="Kokhlikyan et al. 2020, Captum; Robnik-Sikonja and Kononenko 2008, Explaining Classifications For Individual "
     "Instances, eq. 6",
@@ -28,6 +29,7 @@ def feature_ablation(
     groups: Groups = "auto",
     patch: Lengths = None,
     baseline: Replacement = 0.0,
+    fixed: Fixed = None,
 ) -> Tensors:
     """How far the score falls without a feature group, the others as they are.
 
@@ -37,10 +39,11 @@ def feature_ablation(
     x (1, …) in model units; result the same shape, in the unit of the score.
     patch: None: 14 patches along the longer side of a picture, 196 windows of a sequence, single columns.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
+    absent = replacement_of(run, x, baseline, fixed)
+    features = partition(x, groups, patch, CELLS, absent)
     falls = np.zeros(features.count)
     whole = run.score(x, seed)[0]
     for part in run.batches(features.count):
         present = np.arange(features.count) != np.arange(part.start, part.stop)[:, None]
         falls[part] = whole - features.scores(run, x, absent, seed, present)
-    return features.spread(falls).with_(x, lambda array, like: array.astype(like.dtype))
+    return features.spread(falls).relevance_of(features.like)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from math import ceil
+from math import ceil, prod
 from typing import Annotated, Literal
 
 import numpy as np
 
 from onnxplain.errors import UsageError
+from onnxplain.methods.frequency_bands import SPECTRUM, spectrum_shape, with_bands
 from onnxplain.methods.options import Doc, Range
 from onnxplain.methods.run import Run
-from onnxplain.methods.tensors import Array, Tensors
+from onnxplain.methods.superpixels import Segmentation, superpixels
+from onnxplain.methods.tensors import Array, Tensors, is_whole
 
 Groups = Annotated[
-    Literal["auto", "elements", "inputs"] | list[float],
+    Literal["auto", "elements", "inputs", "superpixels", "quickshift", "bands"] | list[float] | list[str],
     Doc(
-        "auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, or a number for "
-        "each column or step: those of one number go together, such as the columns of a one-hot code."
+        "auto (patches of a picture, windows of a sequence, columns of a table), elements, inputs, superpixels or "
+        "quickshift (regions of alike pixels, by scikit-image), bands (of frequencies of a signal), or a number for "
+        "each column, step or token: those of one number go together, such as the columns of a one-hot code or the "
+        "pieces of a word; or names of columns, with * for anything: ['color_*', 'size_*']."
     ),
 ]
 Lengths = Annotated[
@@ -35,29 +39,39 @@ CHANNELS = (1, 2, 3, 4)  # so long is an axis of channels of a picture, where an
 class FeatureGroups:
     """A partition of the elements of the inputs. Each group is present or absent as one.
 
-    numbers: the group of each element, int64, broadcasting to the input's (1, …). like: the inputs, for their shapes.
+    numbers: the group of each element, int64, broadcasting to the input's (1, …); `count`: of none, it is what it is in
+    any case. like: what is switched and gets relevance: the inputs, or spectra of them. time: of inputs whose frequency
+    bands are switched, the axis of time.
     """
 
     numbers: Tensors
     count: int
     like: Tensors
+    time: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def sizes(self) -> Array:
         """Elements of each group, float64 (count,)."""
-        sizes = np.zeros(self.count)
+        sizes = np.zeros(self.count + 1)
         for name, numbers in self.numbers.items():
-            sizes += np.bincount(numbers.ravel(), minlength=self.count) * (self.like[name].size / max(1, numbers.size))
-        return sizes
+            sizes += np.bincount(numbers.ravel(), minlength=self.count + 1) * (
+                self.like[name].size / max(1, numbers.size)
+            )
+        return sizes[: self.count]
 
     def points(self, x: Tensors, baseline: Tensors, present: Array) -> Tensors:
         """S points: x where a group is present, else the baseline. present bool (S, count)."""
-        return Tensors(
-            {name: np.where(present[:, self.numbers[name][0]], array, baseline[name]) for name, array in x.items()}
-        )
+        present = np.pad(present, ((0, 0), (0, 1)), constant_values=True)
+        return Tensors({name: self._switched(name, array, baseline[name], present) for name, array in x.items()})
+
+    def _switched(self, name: str, x: Array, baseline: Array, present: Array) -> Array:
+        if name in self.time:
+            return with_bands(x, baseline, present[:, self.numbers[name + SPECTRUM][0]], self.time[name])
+        return np.where(present[:, self.numbers[name][0]], x, baseline)
 
     def spread(self, values: Array) -> Tensors:
-        """Each element gets the value of its group. values (count,); result float64, shaped as the inputs."""
+        """Each element gets the value of its group, or 0. values (count,); result float64, shaped as the inputs."""
+        values = np.append(values, 0.0)
         return self.like.with_(self.numbers, lambda array, numbers: np.broadcast_to(values[numbers], array.shape))
 
     def shared(self, values: Array) -> Tensors:
@@ -73,28 +87,56 @@ class FeatureGroups:
         return np.mean(scores, 0) if len(scores) > 1 else scores[0]
 
 
-def partition(x: Tensors, groups: Groups, patch: int | Sequence[float] | None, cells: int) -> FeatureGroups:
+def partition(
+    x: Tensors, groups: Groups, patch: int | Sequence[float] | None, cells: int, absent: Tensors | None = None
+) -> FeatureGroups:
     """The feature groups that the options of a method name.
 
     groups: `auto`: patches of a picture, windows of a sequence, columns of a table; `elements`: each by itself;
-    `inputs`: each input whole; or a number for each column or step, those of one number together. patch: lengths of
-    patches and windows, see `lengths_of`. cells: in how many a side is cut where patch is None. Raises UsageError.
+    `inputs`: each input whole; `superpixels`, `quickshift`: regions of alike pixels; `bands`: of frequencies; or a
+    number for each column or step, or for each of several inputs of one number, those of one number together. patch:
+    lengths of patches, windows and bands, see `lengths_of`; superpixels are as many as there would be patches. cells:
+    in how many a side is cut where patch is None. absent: x with everything taken away; a group that is the same there
+    is none, and no look is spent on it. Raises UsageError.
     """
-    if groups != "auto" and patch is not None:
+    if groups not in ("auto", "superpixels", "bands") and patch is not None:
         raise UsageError("patch: how large the groups are is said by groups already; give one of the two.")
+    if groups == "bands":
+        return _bands(x, patch, cells)
+    if not isinstance(groups, str) and 1 < len(x) == len(groups) and all(array[0].size == 1 for array in x.values()):
+        own = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
+        each = {name: own[n].reshape((1,) * array.ndim) for n, (name, array) in enumerate(x.items())}
+        features = FeatureGroups(Tensors(each), int(own.max()) + 1, x)
+        return features if absent is None else _that_change(features, x, absent)
     numbers, count = {}, 0
     for name, array in x.items():
         if groups == "elements":
             found = np.arange(array[0].size).reshape(1, *array.shape[1:])
         elif groups == "inputs":
             found = np.zeros((1,) * array.ndim, np.int64)
+        elif groups == "superpixels" or groups == "quickshift":
+            found = _regions(name, array, groups, patch, cells)
         elif isinstance(groups, str):
             found = _cut(array.shape, lengths_of(array.shape, patch, cells))
         else:
             found = _named(name, array.shape, groups)
         numbers[name] = found + count
         count += int(found.max()) + 1 if array.size else 0
-    return FeatureGroups(Tensors(numbers), count, x)
+    features = FeatureGroups(Tensors(numbers), count, x)
+    return features if absent is None else _that_change(features, x, absent)
+
+
+def _that_change(features: FeatureGroups, x: Tensors, absent: Tensors) -> FeatureGroups:
+    """Without the groups whose elements are all the same when absent; one stays in any case."""
+    changes = np.zeros(features.count, bool)
+    for name, array in x.items():
+        numbers = np.broadcast_to(features.numbers[name], array.shape)
+        differs = (array != absent[name]) & ~(np.isnan(array) & np.isnan(absent[name]))
+        changes[numbers[differs.any(0, keepdims=True)]] = True
+    changes[0] |= not changes.any()
+    count = int(changes.sum())
+    renumbered = np.where(changes, np.cumsum(changes) - 1, count)
+    return FeatureGroups(features.numbers.map(lambda numbers: renumbered[numbers]), count, x)
 
 
 def group_axes(shape: Sequence[int]) -> tuple[int, ...]:
@@ -159,7 +201,36 @@ def _cut(shape: Sequence[int], lengths: Sequence[int]) -> Array:
     return numbers
 
 
-def _named(name: str, shape: Sequence[int], groups: Sequence[float]) -> Array:
+def _regions(name: str, x: Array, segmentation: Segmentation, patch: int | Sequence[float] | None, cells: int) -> Array:
+    """Numbers of the superpixels of a picture; where patch is None at most `cells` squared."""
+    axes = group_axes(x.shape)
+    if x.ndim != 4 or len(axes) != 2:
+        raise UsageError(f"groups={segmentation} are regions of a picture, and {name} {list(x.shape)} is none.")
+    lengths = lengths_of(x.shape, patch, cells)
+    count = round(prod(x.shape[axis] / lengths[axis - 1] for axis in axes))
+    return superpixels(x, (axes[0], axes[1]), segmentation, max(1, count))
+
+
+def _bands(x: Tensors, patch: int | Sequence[float] | None, cells: int) -> FeatureGroups:
+    """Neighbouring frequencies of a signal, the same of all its channels."""
+    numbers, time, spectra, count = {}, {}, {}, 0
+    for name, array in x.items():
+        axes = group_axes(array.shape)
+        if array.ndim > 3 or len(axes) != 1 or is_whole(array):
+            raise UsageError(f"groups=bands are of a signal over time, and {name} {list(array.shape)} is none.")
+        time[name], key = axes[0], name + SPECTRUM
+        shape = spectrum_shape(array.shape, axes[0])
+        length = patch if isinstance(patch, int) and patch else ceil(shape[axes[0]] / cells**2)
+        lengths = [length if axis == axes[0] else shape[axis] for axis in range(1, array.ndim)]
+        if patch is not None and not isinstance(patch, int):
+            lengths = list(lengths_of(shape, patch, cells))
+        numbers[key] = _cut(shape, lengths) + count
+        count = int(numbers[key].max()) + 1
+        spectra[key] = np.zeros(shape, array.dtype)
+    return FeatureGroups(Tensors(numbers), count, Tensors(spectra), time)
+
+
+def _named(name: str, shape: Sequence[int], groups: Sequence[float] | Sequence[str]) -> Array:
     """Positions by the number of their group, renumbered from 0 in order of these numbers."""
     axes = group_axes(shape)
     if len(axes) != 1 or shape[axes[0]] != len(groups):

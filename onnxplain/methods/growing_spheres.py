@@ -84,7 +84,8 @@ def growing_spheres(
 def _ring(generator: np.random.Generator, count: int, columns: int, radii: Array) -> Array:
     """Steps (count, columns) with lengths between two radii, each along a random choice of the columns."""
     steps = generator.standard_normal((count, columns))
-    chosen = generator.random((count, columns)).argsort(1) < generator.integers(1, columns + 1, (count, 1))
+    moved = np.floor((columns + 1) ** generator.random((count, 1)))  # few as often as many: evenly in their logarithm
+    chosen = generator.random((count, columns)).argsort(1) < moved
     steps = np.where(chosen, steps, 0.0)
     lengths = generator.uniform(radii[0], radii[1], (count, 1))
     return np.asarray(steps / np.linalg.norm(steps, axis=1, keepdims=True) * lengths)

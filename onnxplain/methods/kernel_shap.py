@@ -14,7 +14,7 @@ from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.options import Range
 from onnxplain.methods.presence_regression import PresenceRegression, require_samples, solved
 from onnxplain.methods.registry import method
-from onnxplain.methods.replacements import Replacement, replacement_of
+from onnxplain.methods.replacements import Fixed, Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -25,6 +25,7 @@ BEYOND = 2048  # samples beside two for each group, where none are said; as the 
 @method(
     "kernel_shap",
     base="",
+    switches=True,
     cite="Lundberg and Lee 2017, A Unified Approach to Interpreting Model Predictions, theorem 2; paired samples: "
     "Covert and Lee 2021, Improving KernelSHAP",
 )
@@ -37,6 +38,7 @@ def kernel_shap(
     groups: Groups = "auto",
     patch: Lengths = None,
     baseline: Replacement = 0.0,
+    fixed: Fixed = None,
     until: Annotated[float | None, Range(0)] = None,
     random_seed: Annotated[int, Range(0)] = 0,
 ) -> Estimate:
@@ -53,7 +55,8 @@ def kernel_shap(
     until: end as soon as the largest standard error is below this share of the largest value of a group.
     random_seed: of the coalitions, which are the same for every row and target.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
+    absent = replacement_of(run, x, baseline, fixed)
+    features = partition(x, groups, patch, CELLS, absent)
     count = features.count
     nothing = float(run.score(absent, seed).mean())
     change = run.score(x, seed)[0] - nothing
@@ -74,7 +77,7 @@ def kernel_shap(
     sums.fill(run, wanted, draw, None if everything else until)
     values = sums.values() if count > 1 else np.array([change])
     errors = np.zeros(count) if everything else sums.standard_errors()
-    return Estimate.of(features.shared(values), features.shared(errors), x)
+    return Estimate.of(features.shared(values), features.shared(errors), features.like)
 
 
 def _all(count: int) -> Iterator[tuple[Array, float]]:

@@ -11,7 +11,7 @@ from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.options import Range
 from onnxplain.methods.presence_regression import PresenceRegression, require_samples, solved
 from onnxplain.methods.registry import method
-from onnxplain.methods.replacements import Replacement, replacement_of
+from onnxplain.methods.replacements import Fixed, Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -21,6 +21,7 @@ CELLS = 7  # patches along the longer side of a picture, by default
 @method(
     "lime",
     base="",
+    switches=True,
     cite='Ribeiro, Singh and Guestrin 2016, "Why Should I Trust You?", sect. 3; weights and ridge as the lime package',
 )
 def lime(
@@ -34,6 +35,7 @@ def lime(
     groups: Groups = "auto",
     patch: Lengths = None,
     baseline: Replacement = 0.0,
+    fixed: Fixed = None,
     until: Annotated[float | None, Range(0)] = None,
     random_seed: Annotated[int, Range(0)] = 0,
 ) -> Estimate:
@@ -51,7 +53,8 @@ def lime(
     until: end as soon as the largest standard error is below this share of the largest coefficient.
     random_seed: of the coins, which fall the same for every row and target.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
+    absent = replacement_of(run, x, baseline, fixed)
+    features = partition(x, groups, patch, CELLS, absent)
     count = features.count
     require_samples("lime", count, samples)
     whole = run.score(x, seed)[0]
@@ -69,4 +72,4 @@ def lime(
         return z, np.exp(-0.5 * np.square(distances / kernel_width)), scores
 
     sums.fill(run, samples, draw, until)
-    return Estimate.of(features.shared(sums.values()), features.shared(sums.standard_errors()), x)
+    return Estimate.of(features.shared(sums.values()), features.shared(sums.standard_errors()), features.like)

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from onnxplain.methods.feature_groups import group_axes
-from onnxplain.methods.masks import enlarging
+from onnxplain.methods.masks import enlargement
 from onnxplain.methods.options import Doc, Range
 from onnxplain.methods.replacements import Replacement, replacement_of
 from onnxplain.methods.run import Run
@@ -126,7 +126,7 @@ class CoarseMask:
         coarse = {axis: shape[axis] if len(shape) <= 2 else min(shape[axis], cells) for axis in group_axes(shape)}
         self.neighbours = tuple(coarse) if len(shape) > 2 else ()  # axes along which cells lie beside each other
         self.shape = tuple(coarse.get(axis, 1) for axis in range(1, len(shape)))
-        self._matrices = {a: enlarging(side, shape[a]) for a, side in coarse.items() if side < shape[a]}
+        self._matrices = {a: enlargement(side, shape[a]) for a, side in coarse.items() if side < shape[a]}
 
     def mask(self, grid: Array) -> Array:
         """(S, *shape) enlarged to the input's positions."""

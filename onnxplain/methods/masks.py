@@ -18,13 +18,15 @@ class GridMasks:
     """An endless row of masks of one input: a cell of a coarse grid is kept with `probability`, cells are enlarged.
 
     shape: of the input, (1, …). cells: of the grid along each axis along which positions lie; an axis that is no longer
-    than that, and the columns of a table, have a cell for each position and are neither enlarged nor shifted.
+    than that, and the columns of a table, have a cell for each position and are neither enlarged nor shifted. whole:
+    nor is any other, so that every position is kept or not.
     """
 
     shape: Sequence[int]
     cells: int
     probability: float
     random_seed: Sequence[int]
+    whole: bool = False
 
     @cached_property
     def generator(self) -> np.random.Generator:
@@ -53,15 +55,15 @@ class GridMasks:
             if cells < side:
                 cell = ceil(side / cells)
                 shift = int(self.generator.integers(0, cell))
-                enlarged = enlarging(cells, (cells + 1) * cell)[shift : shift + side]
+                enlarged = enlargement(cells, (cells + 1) * cell)[shift : shift + side]
                 mask = np.moveaxis(np.tensordot(enlarged, mask, (1, axis)), 0, axis)
         return mask
 
     def _coarse(self, side: int) -> int:
-        return side if len(self.shape) <= 2 else min(side, self.cells)
+        return side if len(self.shape) <= 2 or self.whole else min(side, self.cells)
 
 
-def enlarging(before: int, after: int) -> Array:
+def enlargement(before: int, after: int) -> Array:
     """The matrix (after, before) of linear interpolation between the middles of cells; rows sum to 1."""
     at = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
     low = np.minimum(at.astype(np.int64), max(before - 2, 0))

@@ -79,7 +79,7 @@ class Option:
     def takes(self) -> str:
         """What it takes, in words."""
         words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a name"}
-        words |= {"list": NUMBERS, "texts": "a list such as ['type:Conv=flat']"}
+        words |= {"list": NUMBERS, "texts": "a list of texts"}
         kinds = [words[kind] for kind in self.types]
         limit = f" {self.range}" if self.range is not None else ""
         return " or ".join([*self.choices, *kinds]) + limit
@@ -202,8 +202,8 @@ def _annotation(hint: Any, who: str) -> tuple[tuple[str, ...], tuple[str, ...], 
         return (), (), None, True
     if hint in (int, float, bool, str):
         return (hint.__name__,), (), None, False
-    if origin in (list, tuple) and typing.get_args(hint)[0] in (int, float):
-        return ("list",), (), None, False
+    if origin in (list, tuple) and typing.get_args(hint)[0] in (int, float, str):
+        return ("texts",) if typing.get_args(hint)[0] is str else ("list",), (), None, False
     raise TypeError(f"{who}: options are numbers, words, lists of numbers, not {hint}")
 
 

@@ -48,29 +48,17 @@ class Predicates:
         """The share of the background that fulfils all of a rule."""
         return float(self.fulfilled[list(rule)].all(0).mean()) if rule else 1.0
 
-    def possible(self, rule: Sequence[int]) -> bool:
-        """Whether every ruled column has a row of the background that fulfils what is asked of it."""
-        return all(self._fulfilling(rule, column).size for column in {int(self.column[p]) for p in rule})
-
     def draw(self, rule: Sequence[int], count: int) -> Array:
-        """Rows of the background, (count, columns), the ruled columns taken from rows that fulfil the rule there.
+        """Rows of the background, (count, columns), their ruled columns taken together from rows that fulfil the rule.
 
-        Where rows fulfil all of the rule, ruled columns come together from one of them; else each from its own.
+        rule: one that is fulfilled by a row of the background.
         """
         drawn = self.rows[self.generator.integers(0, len(self.rows), count)].copy()
-        columns = sorted({int(self.column[p]) for p in rule})
-        (whole,) = np.nonzero(self.fulfilled[list(rule)].all(0)) if rule else (np.zeros(0),)
-        if whole.size:
-            drawn[:, columns] = self.rows[self.generator.choice(whole, count)][:, columns]
-        else:
-            for column in columns:
-                drawn[:, column] = self.rows[self.generator.choice(self._fulfilling(rule, column), count), column]
+        if rule:
+            columns = sorted({int(self.column[p]) for p in rule})
+            (fulfilling,) = np.nonzero(self.fulfilled[list(rule)].all(0))
+            drawn[:, columns] = self.rows[self.generator.choice(fulfilling, count)][:, columns]
         return drawn
-
-    def _fulfilling(self, rule: Sequence[int], column: int) -> Array:
-        """Rows of the background that fulfil what a rule asks of one column."""
-        asked = [p for p in rule if self.column[p] == column]
-        return np.flatnonzero(self.fulfilled[asked].all(0))
 
     def words(self, rule: Sequence[int]) -> str:
         """A rule, column by column, with one lower and one upper edge of each."""

@@ -67,7 +67,7 @@ class OnePass(Method):
     composite: the one it takes unless told otherwise. forms: the first is the default. reference: it compares the input
     with a baseline. maps: it attributes to a feature
     map, the last one unless told otherwise, and answers with one number for each position of it. weighed: its answer is
-    multiplied by a map of the last feature map.
+    multiplied by a map of the last feature map. biases: its answer is a map with one channel, of all biases too.
     """
 
     composite: str = "none"
@@ -75,6 +75,7 @@ class OnePass(Method):
     reference: bool = False
     maps: bool = False
     weighed: bool = False
+    biases: bool = False
     family: ClassVar[Family] = "one-pass"
 
     @property
@@ -83,9 +84,14 @@ class OnePass(Method):
         return self.form().start not in ("seed", "seed_twice")
 
     @property
+    def attributes(self) -> bool:
+        """Whether it gives each element of an input something: only then a looped method can run it."""
+        return not self.maps and not self.biases
+
+    @property
     def per_unit(self) -> bool:
         """Whether it answers per unit of the input, as a gradient does; else its answer is a share of the score."""
-        return not self.relevance and not self.maps and not self.form().finish.startswith("times_")
+        return not self.relevance and self.attributes and not self.form().finish.startswith("times_")
 
     @property
     def derivative(self) -> bool:
@@ -127,7 +133,8 @@ class Looped(Method):
     is attributed, inputs or inner tensors. "followed": it moves the inputs and answers for what is attributed. "read"
     and "moved": it answers with one number for each position of a feature map, the last one unless told otherwise, and
     moves the inputs, or the map itself. of_tables: it is for tables, (samples, columns), and refuses other inputs.
-    references: its base compares, and with what is told at each look.
+    references: its base compares, and with what is told at each look. switches: its points hold nothing but elements
+    of the input and of what stands in their place, so that whole numbers can be among them: tokens.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
@@ -137,6 +144,7 @@ class Looped(Method):
     layer: Layer = ""
     of_tables: bool = False
     references: bool = False
+    switches: bool = False
 
     @property
     def maps(self) -> bool:
@@ -165,24 +173,23 @@ def of_family(*families: Family) -> list[str]:
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
     of_trees: bool = False, background: Need = "none", layer: Layer = "", of_tables: bool = False,
-    references: bool = False,
+    references: bool = False, switches: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
     One that draws samples returns an `Estimate`: the relevance with its standard error.
 
-    base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
-    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads
-    `run.background` without an option that says so. layer: see `Looped`; such a method has no base, or
-    `layer_gradient`. of_tables: it is for tables. references: it gives `run.relevance` references, for a base that
-    compares. Its first docstring line says what it is, a line `option: …` what an option means.
+    base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it gets many
+    rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads `run.background`
+    without an option that says so. layer, of_tables, references, switches: see `Looped`; a method of a map has no base,
+    or `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
         looped = Looped(
             name, doc, cite, channels, signed, function=function, base=base, of_trees=of_trees, background=background,
-            layer=layer, of_tables=of_tables, references=references,
+            layer=layer, of_tables=of_tables, references=references, switches=switches,
         )  # fmt: skip
         METHODS.add(name, looped)
         return function

@@ -39,6 +39,12 @@ class Run(Protocol):
     labels: Sequence[str]
     """Names of the classes where they are known; of another number where they name another tensor."""
 
+    explained: str
+    """Name of the explained tensor."""
+
+    head: str
+    """The op that makes probabilities of the explained tensor in the model, Softmax or Sigmoid; "" where none does."""
+
     @property
     def background(self) -> Tensors | None:
         """Rows of data, (B, …) for each attributed input, B at least 1; None where none were given.
@@ -54,6 +60,13 @@ class Run(Protocol):
 
     def forward(self, points: Tensors) -> Array:
         """The explained tensor at each point, (S, …)."""
+        ...
+
+    def outputs(self, points: Tensors) -> Iterator[Mapping[str, Array]]:
+        """All that the model answers, by name, one point after the other.
+
+        Arrays are as the model gives them for a single point: of a batch of one, where it has a batch.
+        """
         ...
 
     def score(self, points: Tensors, seed: Array) -> Array:

@@ -12,7 +12,7 @@ from onnxplain.methods.estimate import Estimate, relative_error
 from onnxplain.methods.feature_groups import FeatureGroups, Groups, Lengths, partition
 from onnxplain.methods.options import Range
 from onnxplain.methods.registry import method
-from onnxplain.methods.replacements import Replacement, replacement_of
+from onnxplain.methods.replacements import Fixed, Replacement, replacement_of
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
@@ -23,6 +23,7 @@ CHECK = 10  # permutations between two looks at the standard error
 @method(
     "shapley_sampling",
     base="",
+    switches=True,
     cite="Castro, Gomez and Tejada 2009, Polynomial calculation of the Shapley value based on sampling; Strumbelj and "
     "Kononenko 2010, An Efficient Explanation of Individual Classifications using Game Theory",
 )
@@ -35,6 +36,7 @@ def shapley_sampling(
     groups: Groups = "auto",
     patch: Lengths = None,
     baseline: Replacement = 0.0,
+    fixed: Fixed = None,
     until: Annotated[float | None, Range(0)] = None,
     random_seed: Annotated[int, Range(0)] = 0,
 ) -> Estimate:
@@ -50,7 +52,8 @@ def shapley_sampling(
     until: end as soon as the largest standard error is below this share of the largest value of a group.
     random_seed: of the orders, which are the same for every row and target.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
+    absent = replacement_of(run, x, baseline, fixed)
+    features = partition(x, groups, patch, CELLS, absent)
     count = features.count
     nothing, whole = float(run.score(absent, seed).mean()), run.score(x, seed)[0]
     sums = _Marginals(count, nothing, whole)
@@ -63,13 +66,13 @@ def shapley_sampling(
         for (order, step), score in zip(chosen, features.scores(run, x, absent, seed, present), strict=True):
             sums.add(order, step, score)
             if until is not None and sums.at_a_look(step) and relative_error(*sums.answer()) < until:
-                return _estimate(features, sums, x)
-    return _estimate(features, sums, x)
+                return _estimate(features, sums)
+    return _estimate(features, sums)
 
 
-def _estimate(features: FeatureGroups, sums: _Marginals, x: Tensors) -> Estimate:
+def _estimate(features: FeatureGroups, sums: _Marginals) -> Estimate:
     values, errors = sums.answer()
-    return Estimate.of(features.shared(values), features.shared(errors), x)
+    return Estimate.of(features.shared(values), features.shared(errors), features.like)
 
 
 class _Marginals:

@@ -11,6 +11,16 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+def is_whole(x: Array) -> bool:
+    """Whether an input has whole numbers: tokens, categories, a picture in bytes."""
+    return bool(x.dtype.kind in "iu")
+
+
+def relevance_type(x: Array) -> Any:
+    """Type of the relevance of an input."""
+    return np.float64 if x.dtype == np.float64 else np.float32
+
+
 class Tensors(Mapping[str, Array]):
     """One array for each attributed input, all with the same axis 0; `+ - * / **`, `mean` and `sum` act on each.
 
@@ -68,6 +78,10 @@ class Tensors(Mapping[str, Array]):
     def wide(self) -> Tensors:
         """In float64, for sums."""
         return self.map(lambda array: array.astype(np.float64))
+
+    def relevance_of(self, x: Tensors) -> Tensors:
+        """In the shapes of the inputs x and the types of relevance: float64 of float64, float32 of all others."""
+        return x.with_(self, lambda like, array: np.broadcast_to(array, like.shape).astype(relevance_type(like)))
 
     def typed(self, like: Tensors) -> Tensors:
         """In the types of another."""

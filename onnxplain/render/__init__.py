@@ -7,7 +7,7 @@ from onnxplain.render.files import OutputFolder, safe_name
 from onnxplain.render.grid import grid
 from onnxplain.render.heatmap import heatmap
 from onnxplain.render.layout import png
-from onnxplain.render.overlay import overlay
+from onnxplain.render.overlay import overlay, smoothing
 from onnxplain.render.panel import Panel, over_photo, picture
 from onnxplain.render.photo import as_photo
 from onnxplain.render.report import ClassScore, Report, html
@@ -35,5 +35,6 @@ __all__ = [
     "reduce_channels",
     "safe_name",
     "sample_layout",
+    "smoothing",
     "strip",
 ]

@@ -11,6 +11,7 @@ from onnxplain.errors import InputError
 from onnxplain.render.colour import limits, plane
 from onnxplain.render.heatmap import colour_bar, tile, warning
 from onnxplain.render.layout import MARGIN, column, fit, framed, table
+from onnxplain.render.outline import outlined
 from onnxplain.render.overlay import overlay, smoothing
 from onnxplain.render.panel import Panel, bar_palette
 from onnxplain.render.photo import as_photo, resized
@@ -103,7 +104,7 @@ def _image(panel: Panel, overlaid: bool, palette: str | None, side: int) -> list
     else:
         picture = tile(array, fit((array.shape[0], array.shape[1]), side), bounds, palette)
         ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=RULE)
-    return [picture, colour_bar(max(NARROW, picture.width), bounds, palette)]
+    return [outlined(picture, panel.box), colour_bar(max(NARROW, picture.width), bounds, palette)]
 
 
 def _input(panels: Sequence[Panel], side: int) -> Image.Image:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from onnxplain.localisation import LocalisationBox
 from onnxplain.render.colour import Limits, colours, default_palette, limits, normalised, plane
 from onnxplain.render.layout import TINY, column, fit, framed
+from onnxplain.render.outline import outlined
 from onnxplain.render.text import GREY, RULE, SMALL, WARNING, Text, font, line_height, lines, number, wrap
 
 SIDE = 448  # pixels, of a heat map on its own
@@ -82,12 +84,13 @@ def heatmap(
     bounds: Limits | None = None,
     side: int = SIDE,
     smooth: bool | None = None,
+    box: LocalisationBox | None = None,
 ) -> Image.Image:
     """A map (H, W) with colour bar and caption, about `side` pixels square; the limits are the map's own by default."""
     array = plane(values)
     bounds = bounds or limits(array, signed)
     size = fit((array.shape[0], array.shape[1]), side)
     width = max(size[0], 160)
-    parts = [tile(array, size, bounds, palette, smooth), colour_bar(width, bounds, palette)]
+    parts = [outlined(tile(array, size, bounds, palette, smooth), box), colour_bar(width, bounds, palette)]
     text: Text = [*(wrap(caption, width, 3) if caption else []), *warning(array)]
     return framed(column([*parts, lines(text, width)] if text else parts))

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from onnxplain.localisation import LocalisationBox
 from onnxplain.render.colour import limits, plane
 from onnxplain.render.heatmap import SIDE, heatmap
 from onnxplain.render.layout import fit
+from onnxplain.render.outline import outlined
 from onnxplain.render.overlay import overlay, smoothing
 from onnxplain.render.photo import as_photo
 from onnxplain.render.sequence import strip
@@ -42,6 +44,8 @@ class Panel:
         sample: the name of the input, with the target the row of a grid.
         predicted: the name and probability of the predicted class, as a text.
         where: relevance by where it went ("input" and the columns of the ledger), in the unit of relevance_sum.
+        box: drawn on the map and on the photo.
+        localised: whether a box was asked for; without a box nothing in the map is positive.
     """
 
     method: str
@@ -60,6 +64,8 @@ class Panel:
     sample: str = ""
     predicted: str = ""
     where: Mapping[str, float] = field(default_factory=dict)
+    box: LocalisationBox | None = None
+    localised: bool = False
 
     @property
     def target_text(self) -> str:
@@ -75,7 +81,7 @@ def picture(panel: Panel, palette: str | None = None, side: int = SIDE) -> Image
         case "tokens":
             return strip(panel.map, panel.names, signed=panel.signed, palette=palette)
         case _:
-            return heatmap(panel.map, signed=panel.signed, palette=palette, side=side)
+            return heatmap(panel.map, signed=panel.signed, palette=palette, side=side, box=panel.box)
 
 
 def over_photo(panel: Panel, palette: str | None = None, side: int = SIDE) -> Image.Image | None:
@@ -86,7 +92,8 @@ def over_photo(panel: Panel, palette: str | None = None, side: int = SIDE) -> Im
     array = plane(panel.map)
     size = fit((photo.height, photo.width), side)
     bounds = limits(array, panel.signed)
-    return overlay(array, photo, bounds=bounds, palette=palette, size=size, smooth=smoothing(array, photo))
+    drawn = overlay(array, photo, bounds=bounds, palette=palette, size=size, smooth=smoothing(array, photo))
+    return outlined(drawn, panel.box)
 
 
 def bar_palette(palette: str | None) -> str:

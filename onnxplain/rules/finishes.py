@@ -14,8 +14,9 @@ import onnx_ir as ir
 from onnxplain.errors import UnsupportedModel
 from onnxplain.graph.backward_builder import Backward
 from onnxplain.graph.node import rank
-from onnxplain.rules import class_activation
+from onnxplain.rules import class_activation, full_gradient
 from onnxplain.rules.class_activation import ActivationMap, MapAxes
+from onnxplain.rules.full_gradient import BiasMap
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Finish:
     pooled_head: it means something only where what is explained is linear in the means of x over its positions.
     weight: a map of the last feature map, made of what the first pass brings to it, that the output is multiplied by.
     features: what `token` is given of an embedding.
+    biases: makes a map with one channel of gradient times input and of the bias gradients of every layer, for combine.
     """
 
     name: str
@@ -37,11 +39,12 @@ class Finish:
     pooled_head: bool = False
     weight: ActivationMap | None = None
     features: Callable[[Backward, ir.Value], ir.Value] = lambda op, x: op.real(x)
+    biases: BiasMap | None = None
 
     def shape(self, op: Backward, x: ir.Value) -> list[int | str | None]:
         """Of the output for a float tensor x."""
         shape = op.stream_shape(x)
-        if self.maps and not self.whole:
+        if (self.maps and not self.whole) or self.biases is not None:
             shape[op.facts.channels[x]] = 1
         return shape
 
@@ -119,6 +122,11 @@ FINISHES: dict[str, Finish] = {
         _finish("weighed by Grad-CAM", lambda op, rs, x: rs[1]), weight=class_activation.grad_cam
     ),
     "feature_map": Finish("as it is", lambda op, rs, x: rs[0], _no_tokens, maps=True, whole=True),
+    "weighed_by_cam": replace(
+        _finish("weighed by CAM", lambda op, rs, x: rs[1]), weight=class_activation.cam, pooled_head=True
+    ),
+    "full_grad": replace(AS_IT_IS, name="FullGrad", token=_no_tokens, biases=full_gradient.full_grad),
+    "full_grad_code": replace(AS_IT_IS, name="FullGrad, code", token=_no_tokens, biases=full_gradient.full_grad_code),
     "cam": replace(_map("CAM", class_activation.cam), pooled_head=True),
     "grad_cam": _map("Grad-CAM", class_activation.grad_cam),
     "hires_cam": _map("HiResCAM", class_activation.hires_cam),

@@ -460,3 +460,22 @@ def test_what_a_recipes_name_says_is_not_said_again(onnxplain, words, why):
     digit = samples("digits_cnn") / "digit_3.png"
     found = onnxplain("run", MODELS / "digits_cnn", digit, "--method", *words)
     assert found.code and why in found.err.lower()
+
+
+# -- localisation boxes ------------------------------------------------------------------------------------------------
+
+
+def test_boxes_of_several_pictures_and_targets_are_printed_and_written(onnxplain, tmp_path):
+    files = [samples("digits_cnn") / f"digit_{n}.png" for n in (3, 8)]
+    asked = ("run", MODELS / "digits_cnn", *files, "--method", "grad_cam", "--target", "top2", "--out", "o", "--box")
+    found = onnxplain(*asked, "--json")
+    assert found.code == 0, found.err
+    printed = [next(iter(e["boxes"].values())) for e in found.json["explanations"]]
+    boxes = json.loads((tmp_path / "o" / "manifest.json").read_text())["recipes"][0]["boxes"]
+    assert boxes["threshold"] == 0.2
+    assert list(boxes["tensors"].values()) == [printed]
+    assert len(printed) == 4 and all(box is None or (box["width"], box["height"]) == (28, 28) for box in printed)
+    assert (tmp_path / "o" / "report.html").read_text().count("localisation box") == 4
+    assert "box: (" in onnxplain(*asked).out
+    peak = onnxplain(*asked, "--box-threshold", "1", "--json").json["explanations"]
+    assert all(next(iter(e["boxes"].values())) != box for e, box in zip(peak, printed, strict=True) if box)

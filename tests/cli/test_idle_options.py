@@ -45,10 +45,11 @@ ALWAYS = {  # options that can act whatever else is given
         "sample",
         "shape",
     },
-    "explain": {"target", "method", "attribute-to", "keep", "ledger", "out", "palette", "timeout", "json"},
+    "explain": {"target", "method", "attribute-to", "keep", "ledger", "out", "palette", "box", "timeout", "json"},
     "compile": {"method", "output", "seed", "fold", "attribute-to", "keep", "ledger", "sample", "shape"},
     "cut": {"output", "sample", "shape"},
     "chain": {"output", "sample", "shape"},
+    "fit": {"output", "held-out", "random-seed", "provider", "threads", "sample", "shape", "json"},
     "inspect": {"method", "nodes", "json", "attribute-to", "keep", "ledger", "sample", "shape"},
     "bench": {"method", "rounds", "batch", "targets", "json", "attribute-to", "keep", "ledger", "provider", "threads"},
     "export": {target.option.flag.removeprefix("--") for target in EXPORTS.values()},
@@ -114,6 +115,7 @@ BULK = [
 ]
 NOT_BULK = [
     ("--palette", ["--palette", "bwr"]),
+    ("--box", ["--box"]),
     ("--keep", ["--keep", "logits"]),
     ("--ledger", ["--ledger"]),
     ("--random-seed", ["--random-seed", "3"]),
@@ -144,6 +146,9 @@ IDLE: dict[
         ("--labels", [CNN, DIGIT, "--labels", "five.txt", "--explain", "logits"], "5 labels for 10 classes"),
         ("--random-seed", [CNN, DIGIT, "--random-seed", "3"], "nothing is random"),
         ("--palette", [CNN, "--palette", "bwr"], "nothing is drawn"),
+        ("--box", [CNN, "--box"], "nothing is drawn"),
+        ("--box", [MODELS / "iris_mlp", MODELS / "iris_mlp/samples/flowers.csv", "--box"], "drawn on a map"),
+        ("--box-threshold", [CNN, DIGIT, "--box-threshold", "0.5"], "give --box too"),
         ("--background", [CNN, DIGIT, "--background", ARRAY], "no method here reads it (lrp)"),
         ("--background", [CNN, ARRAY, "--background", ARRAY, "--engine", "local"], "no method here reads it"),
         ("--rule", [CNN, "--rule", "name:fc9*=epsilon"], "fits no node"),
@@ -169,6 +174,13 @@ IDLE: dict[
         ("--connect", [CNN, CNN, "--connect", "logits"], "OUT=IN"),
         ("--connect", [CNN, CNN, "--connect", "logits=x"], "no input of the second model named 'x'"),
         ("--keep", [CNN, "net.onnx", "--connect", "logits=x", "--keep", "logits", "--keep", "logits"], "named twice"),
+    ],
+    "fit": [
+        *((option, ["cam", CNN, ARRAY, *given], "the data are arrays") for option, given in PICTURES),
+        ("--labels", ["cam", CNN, ARRAY, "--labels", "five.txt"], "the data are arrays"),
+        ("--labels", ["cam", CNN, "digits", "--labels", "five.txt"], "no class named"),
+        ("--layer", ["cam", CNN, "digits", "--layer", "logits"], "channels and positions"),
+        ("--explain", ["cam", CNN, "digits", "--explain", "logit"], "no tensor named"),
     ],
     "inspect": [(option, [CNN, *given], says) for option, given, says in (*RECIPE, *REQUEST)],
     "bench": [
@@ -237,6 +249,7 @@ def files(tmp_path):
     (tmp_path / "five.txt").write_text("a\nb\nc\nd\ne\n")
     (tmp_path / "r.toml").write_text('method = "lrp"\n')
     (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "digits" / "f").mkdir(parents=True)
     onnx.save(net("g (float[N, 10] x) => (float[N, 10] y) { y = Relu (x) }"), tmp_path / "net.onnx")
 
 
@@ -246,7 +259,19 @@ def test_an_option_that_cannot_act_is_one_line(command, option, given, says, onn
 
 
 SHARED = {  # commands that take the same options say the same of them: tried for one of these
-    "explain": {"base", "option", "composite", "rule", "form", "recipe", "head", "explain", "tls-ca", "token-file"},
+    "explain": {
+        "base",
+        "option",
+        "composite",
+        "rule",
+        "form",
+        "recipe",
+        "head",
+        "explain",
+        "tls-ca",
+        "token-file",
+        "box-threshold",
+    },
     "bench": {"composite", "rule", "form", "head", "explain"},
 }
 

@@ -342,6 +342,17 @@ def test_guided_grad_cam_is_guided_backprop_times_the_enlarged_grad_cam(size, tm
     assert any(note.startswith("weighed by the map of m [N, 5, ") for note in found.notes)
 
 
+def test_guided_cam_is_guided_backprop_times_the_enlarged_cam(tmp_path):
+    nodes = "m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r) p = GlobalAveragePool (m) f = Flatten (p)"
+    path = saved(pooled(nodes), tmp_path)
+    guided, small, found = (
+        Explainer(path, method).explain(X, [0, 2]) for method in ("guided_backprop", "cam", "guided_cam")
+    )
+    np.testing.assert_allclose(found.relevance, guided.relevance * bilinear(small.relevance, 6, 6), **CLOSE)
+    with pytest.raises(UnsupportedModel, match="CAM is for a head that is linear after a global pool"):
+        Explainer(saved(relu_net(), tmp_path), "guided_cam")
+
+
 def test_guided_grad_cam_without_a_layer_below_what_is_attributed_is_refused(tmp_path):
     path = saved(pooled(), tmp_path)
     with pytest.raises(UsageError, match=r"r, whose map weighs the relevance, does not lie between f and what"):

@@ -18,8 +18,8 @@ from onnxplain.errors import InputError, UnsupportedOp, UsageError
 from onnxplain.methods import METHODS, of_family
 from onnxplain.subject import Subject
 
-ONE_PASS = [  # test_class_activation.py has those that need a feature map
-    name for name in of_family("one-pass") if not METHODS[name].maps and not METHODS[name].weighed
+ONE_PASS = [  # test_class_activation.py and test_full_grad.py have those that need a feature map
+    name for name in of_family("one-pass") if METHODS[name].attributes and not METHODS[name].weighed
 ]
 RELEVANCE = [name for name in ONE_PASS if METHODS[name].relevance]
 DIFFERENCE = [name for name in ONE_PASS if METHODS[name].reference]

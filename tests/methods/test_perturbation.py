@@ -12,15 +12,18 @@ import pytest
 from nets import NAMES, net, normal, relu_net, repository, sample
 
 from onnxplain import Explainer, loops
-from onnxplain.errors import UnsupportedModel, UsageError
-from onnxplain.methods import METHODS, of_family
+from onnxplain.errors import UsageError
+from onnxplain.methods import METHODS
 from onnxplain.runtime import chunking
 from onnxplain.subject import Subject
 
+OF_THEIR_OWN = ("d_rise",)  # models: detectors
 FORWARD_ONLY = [
     name
-    for name in of_family("forward-only")
-    if not (METHODS[name].of_trees or METHODS[name].of_tables or METHODS[name].maps)
+    for name, method in METHODS.items()
+    if method.family == "forward-only"
+    and not (method.of_trees or method.of_tables or method.maps or method.background == "required")
+    and name not in OF_THEIR_OWN
 ]
 FEW = {
     "rise": {"masks": 40}, "shapley_sampling": {"permutations": 4}, "kernel_shap": {"samples": 200},
@@ -91,6 +94,9 @@ def test_occlusion_averages_over_the_windows_that_cover_an_element(tmp_path):
     expected = [falls[0], *(np.mean(falls[n : n + 2]) for n in range(3)), falls[3]]
     found = explained(path, x, method="occlusion", patch=2, stride=1).relevance
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
+    left = explained(path, x, method="occlusion", patch=2, stride=1, answer="score").relevance
+    whole = Subject.of(path).forward({"x": x})["y"][0, 1]
+    np.testing.assert_allclose(left + found, np.full((1, 5), whole), rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match="a stride of 3 steps over elements"):
         explained(path, x, method="occlusion", patch=2, stride=3)
 
@@ -161,14 +167,6 @@ def test_progress_rises_to_all_there_is(name, tmp_path):
     explainer = Explainer(saved(relu_net(), tmp_path), name, **FEW.get(name, {}))
     explainer.explain(X, [0, 1], progress=lambda *now: told.append(now))
     assert told == sorted(told) and told[-1][0] == told[-1][1]
-
-
-@pytest.mark.parametrize("name", FORWARD_ONLY)
-def test_whole_numbers_are_refused(name, tmp_path):
-    text = "g (int64[N, 3] ids) => (float[N, 4] y) { e = Gather (t, ids) y = ReduceSum <keepdims = 0> (e, axis) }"
-    path = saved(net(text, t=normal(6, 4), axis=np.array([1])), tmp_path)
-    with pytest.raises(UnsupportedModel, match="ids is no float input"):
-        Explainer(path, name)
 
 
 # -- sampling --------------------------------------------------------------------------------------------------------

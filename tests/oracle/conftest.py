@@ -11,7 +11,7 @@ import pytest
 
 NEEDED = (
     "torch", "zennit", "captum", "onnx_ad", "tqdm", "saliency", "scipy", "shap", "pytorch_grad_cam", "sklearn",
-    "skl2onnx", "onnxmltools", "xgboost", "lightgbm",
+    "skl2onnx", "onnxmltools", "xgboost", "lightgbm", "lime", "dianna", "skimage", "xarray",
 )  # fmt: skip
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if missing else []

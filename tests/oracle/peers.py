@@ -266,6 +266,7 @@ ACTIVATION_MAPS = {
     "layer_cam": "LayerCAM",
     "hires_cam": "HiResCAM",
 }
+FORWARD_MAPS = {"eigen_cam": "EigenCAM", "eigen_grad_cam": "EigenGradCAM", "score_cam": "ScoreCAM"}
 
 
 def torch_activation_map(
@@ -279,14 +280,26 @@ def torch_activation_map(
         import pytorch_grad_cam
 
     model.double()
-    with getattr(pytorch_grad_cam, ACTIVATION_MAPS[method])(model, [layer]) as cam:
+    with getattr(pytorch_grad_cam, {**ACTIVATION_MAPS, **FORWARD_MAPS}[method])(model, [layer]) as cam:
         asked = [lambda scores, k=k: times * scores[k] for k in targets]
         cam(x.detach().double(), asked)
         hooked = cam.activations_and_grads
-        a, g = (held[0].detach().numpy() for held in (hooked.activations, hooked.gradients))
-        found = cam.get_cam_image(x, layer, asked, a, g, False)
+        a, *g = (held[0].detach().numpy() for held in (hooked.activations, hooked.gradients) if held)
+        found = cam.get_cam_image(x.detach().double(), layer, asked, a, g[0] if g else None, False)
     model.float()
     return np.asarray(found)[:, None]
+
+
+def torch_full_grad(model: Network, x: Tensor, targets: list[int], times: float) -> np.ndarray:
+    """pytorch-grad-cam's FullGrad of a multiple of the score, float64 (N, H, W), 0..1 in each row as it returns it."""
+    with torchvision_if_missing():
+        from pytorch_grad_cam import FullGrad
+
+    model.double()
+    with FullGrad(model, []) as cam:
+        found = cam(x.detach().double(), [lambda scores, k=k: times * scores[k] for k in targets])
+    model.float()
+    return np.asarray(found, np.float64)
 
 
 # --- onnx-ad ----------------------------------------------------------------------------------------------------------

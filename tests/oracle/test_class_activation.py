@@ -6,7 +6,10 @@ import importlib.util
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
+
+from onnxplain import Explainer
 
 from . import ours, peers
 from .laws import difference
@@ -71,3 +74,47 @@ def test_the_numbers_in_the_denominators_of_pytorch_grad_cam_matter_for_small_gr
     theirs = np.maximum(peers.torch_activation_map(model, layer, x, TARGETS, "grad_cam_plus_plus"), 0)
     found = ours.ours(path, "grad_cam_plus_plus", x.numpy(), seeds(path))
     assert np.all(theirs <= found * (1 + FLOAT32) + FLOAT32 * found.max())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="grad-cam is not installed")
+@pytest.mark.parametrize("method", ["eigen_cam", "eigen_grad_cam"])
+def test_principal_components_equal_pytorch_grad_cam_but_for_the_sign(case, method):
+    """It centres channels, and takes whatever sign LAPACK gives an eigenvector; ours agrees with the channels' sum."""
+    model, path, layer, x = case
+    theirs = peers.torch_activation_map(model, layer, x, TARGETS, method)
+    found = np.concatenate([row_map(path, method, x[n : n + 1], k, centred=True) for n, k in enumerate(TARGETS)])
+    either = [min(difference(a, np.maximum(s * b, 0)) for s in (1, -1)) for a, b in zip(found, theirs, strict=True)]
+    assert max(either) < 10 * FLOAT32  # an eigenvector is off by the rounding over the gap between the singular values
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="grad-cam is not installed")
+def test_score_cam_equals_pytorch_grad_cam_with_the_masks_of_the_authors_code(network, monkeypatch):
+    """It enlarges masks with corners aligned; the authors and we do not. Its dead channels share in the softmax, which
+    makes its whole map smaller: maps are compared by their shares."""
+    monkeypatch.setattr(nn, "UpsamplingBilinear2d", lambda size: nn.Upsample(size, mode="bilinear"))
+    monkeypatch.setattr(torch.nn, "UpsamplingBilinear2d", nn.UpsamplingBilinear2d)
+    model, path = network("small_cnn")
+    layer = [module for module in model.modules() if isinstance(module, nn.ReLU)][2]
+    x = model.example(3, random_seed=1)["input"]
+    theirs = np.maximum(peers.torch_activation_map(model, layer, x, TARGETS, "score_cam"), 0)
+    found = np.concatenate([row_map(path, "score_cam", x[n : n + 1], k) for n, k in enumerate(TARGETS)])
+    for a, b in zip(found, theirs, strict=True):
+        assert difference(a / a.sum(), b / b.sum()) < 10 * FLOAT32  # a softmax of scores in float32
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pytorch_grad_cam") is None, reason="grad-cam is not installed")
+def test_full_grad_equals_pytorch_grad_cam(network):
+    """Of a net whose biases are all those of convolutions: beside these it takes BatchNorm's, and no implicit ones.
+
+    Of 10^4 times the score, which changes no map that is brought to 0..1: it adds 1e-7 to each maximum.
+    """
+    model, path = network("small_cnn")
+    x = model.example(3, random_seed=1)["input"]
+    theirs = peers.torch_full_grad(model, x, TARGETS, 1e4)
+    found = ours.ours(path, "full_grad", x.numpy(), seeds(path))[:, 0]
+    low, high = found.min((1, 2), keepdims=True), found.max((1, 2), keepdims=True)
+    assert difference((found - low) / (high - low), theirs) < 10 * FLOAT32  # a difference of float32 maps
+
+
+def row_map(path, method: str, x, target: int, **options) -> np.ndarray:
+    return Explainer(path, method, provider="cpu", **options).explain(x.numpy(), target).relevance

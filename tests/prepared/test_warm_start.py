@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import onnx
 import pytest
-from nets import NAMES, counted, relu_net, sample
+from nets import NAMES, counted, other_base, relu_net, sample
 from opened import answers, opened, resolved, same, tokens, weighty, whole
 from running import running_server
 
@@ -22,13 +22,16 @@ from onnxplain.server.models import warm_start
 
 # A method that always blurs must be told axes where there is no picture.
 LOOPED = [
-    name for name in of_family("looped") if name != "blurred_integrated_gradients" and not METHODS[name].of_tables
+    name
+    for name in of_family("looped")
+    if name != "blurred_integrated_gradients" and not METHODS[name].of_tables and not METHODS[name].maps
 ]
+OF_MAPS = [name for name in of_family("looped") if METHODS[name].maps]
 MADE_UP = {"tokens": tokens, "whole": whole, "relu": relu_net}
 RECIPES = [
     *(None, named("gradient"), named("gradient_x_input"), Recipe("lrp", {"composite": "epsilon"})),
     *(Recipe(name, counted(name, 5)) for name in LOOPED),
-    *(Recipe(name, counted(name, 3), named("lrp-epsilon")) for name in LOOPED),
+    *(Recipe(name, counted(name, 3), named(other_base(name))) for name in LOOPED),
 ]
 GRADIENT = ("digits_gru", "bc_logreg")  # no relevance rules for what they are made of
 
@@ -52,9 +55,12 @@ def nothing_is_made(monkeypatch):
 
 def recipes_of(name: str) -> list[Recipe | None]:
     if name in GRADIENT:
-        return [None, named("gradient"), *(Recipe(m, counted(m, 3)) for m in LOOPED)]
+        derivatives = [m for m in LOOPED if not METHODS[m].references]
+        return [None, named("gradient"), *(Recipe(m, counted(m, 3)) for m in derivatives)]
     if name == "mobilenet_v2":
         return RECIPES[:2]
+    if name == "digits_cnn":
+        return [*RECIPES, *map(Recipe, OF_MAPS)]
     return [recipe for recipe in RECIPES if name != "tokens" or recipe is None or not recipe.looped]
 
 

@@ -15,11 +15,19 @@ from running import running_server
 from onnxplain import Client, Explainer
 from onnxplain.cli import main
 from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
+from onnxplain.inputs import load_settings
 from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
 
 LOOPED = [n for n in of_family("looped") if not METHODS[n].maps and not METHODS[n].of_tables]
-FORWARD_ONLY = [n for n in of_family("forward-only") if not METHODS[n].of_trees and not METHODS[n].of_tables]
+OF_THEIR_OWN = ("d_rise",)  # models: detectors
+FORWARD_ONLY = [
+    name
+    for name, method in METHODS.items()
+    if method.family == "forward-only"
+    and not (method.of_trees or method.of_tables or method.maps)
+    and name not in OF_THEIR_OWN
+]
 FEW, MANY = ({name: counted(name, count) for name in LOOPED} for count in (7, 20000))
 X = sample("digits_cnn")
 ROWS = sample("digits_cnn")[:1] * np.float32([0, 0.5, 1]).reshape(3, 1, 1, 1)
@@ -68,6 +76,16 @@ def test_the_service_answers_as_offline_and_says_the_whole_recipe(client, name, 
     assert found.provenance["recipe"] == expected.provenance["recipe"] and not found.conservation
 
 
+@pytest.mark.parametrize("name", [name for name in of_family("looped", "forward-only") if METHODS[name].maps])
+def test_methods_about_a_feature_map_answer_as_offline(client, name):
+    found, expected = client.explain("digits_cnn", X, ["predicted", "3"], method=name), offline(Recipe.asked(name))
+    assert list(found.relevances) == list(expected.relevances) == ["/ap/AveragePool_output_0"]
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    np.testing.assert_array_equal(found.map, expected.map)
+    assert found.provenance["maps"] == expected.provenance["maps"]
+    assert found.boxes() == expected.boxes()
+
+
 @pytest.mark.parametrize("name", FORWARD_ONLY)
 def test_methods_that_run_the_model_alone_answer_as_offline(client, name):
     few = {
@@ -75,7 +93,7 @@ def test_methods_that_run_the_model_alone_answer_as_offline(client, name):
         for option in ("samples", "masks", "permutations")
         if option in METHODS[name].options
     }
-    patch = {"patch": 14} if name == "exact_shapley" else {}
+    patch = {"patch": 14} if name in ("exact_shapley", "prediction_difference") else {}
     seen: list[tuple[int, int]] = []
     tell = lambda stage, done, total: seen.append((done, total))  # noqa: E731
     found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, progress=tell, **few, **patch)
@@ -190,3 +208,29 @@ def test_what_cannot_be_is_one_line(client, options, says):
 def test_a_ledger_is_of_one_run(client):
     with pytest.raises(InputError, match=r"a ledger is of one run; take it of gradient"):
         client.explain("digits_cnn", X, method="smooth_grad", ledger=True)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """The flowers with a background of their own."""
+    folder = tmp_path_factory.mktemp("tables")
+    shutil.copytree(MODELS / "iris_mlp", folder / "iris_mlp")
+    settings = folder / "iris_mlp" / "model.toml"
+    settings.write_text('background = "samples/flowers.csv"\n' + settings.read_text())
+    with running_server(folder) as server, Client(server.address) as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if getattr(entry, "of_tables", False)])
+def test_methods_for_tables_answer_as_offline_and_say_it_in_the_names_of_columns_and_classes(tables, name):
+    archive = np.load(MODELS / "iris_mlp" / "samples" / "flowers.npz")
+    rows = np.asarray(archive[archive.files[0]], np.float32)
+    settings = load_settings(MODELS / "iris_mlp" / "model.toml")
+    found = tables.explain("iris_mlp", rows[:2], method=name)
+    expected = Explainer(
+        MODELS / "iris_mlp" / "1" / "model.onnx", name, background=rows, columns=settings.features[""],
+        labels=["setosa", "versicolor", "virginica"], kind="classification",
+    ).explain(rows[:2])  # fmt: skip
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    assert set(expected.notes) <= set(found.notes)
+    assert any("petal" in note and "virginica" in note for note in found.notes)

@@ -188,8 +188,7 @@ class LoadedModel:
             self.variant(named(name).opened, keep=True)
 
     def _compile(self, recipe: Recipe, request: Request) -> Variant:
-        begun = time.perf_counter()
-        subject = self._subject(request)
+        begun, subject = time.perf_counter(), self._subject(request)
         subject = subject if subject.request == request else replace(subject, request=request)
         restored = None if recipe.looped else self._prepared.graph(subject, recipe, self.bounds)
         explainer = Explainer(
