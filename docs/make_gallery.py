@@ -104,8 +104,8 @@ SECTIONS = (
         "More class activation maps",
         f"{COFFEE} --box",
         ("eigen_cam", "eigen_grad_cam", "score_cam", "ablation_cam", "full_grad", "guided_grad_cam", "guided_cam"),
-        "Eigen-CAM knows no class. Score- and Ablation-CAM look at the model for each of the 1280 channels; Ablation-CAM "
-        "only at the layers above the map. --box draws the localisation box.",
+        "Eigen-CAM knows no class. Score- and Ablation-CAM look at the model for each of the 1280 channels; "
+        "Ablation-CAM only at the layers above the map. --box draws the localisation box.",
     ),
     Section(
         "layers",
@@ -163,8 +163,8 @@ SECTIONS = (
         "Trees",
         "onnxplain run diabetes_gbr models/diabetes_gbr/samples/patients.csv --option baseline=background",
         ("tree_shap", "exact_shapley", "kernel_shap", "feature_ablation"),
-        "TreeSHAP reads the trees; the others know the model's answers only. Exact Shapley values are the same, and with "
-        "ten columns Kernel SHAP sees all coalitions, so its are too.",
+        "TreeSHAP reads the trees; the others know the model's answers only. Exact Shapley values are the same, and "
+        "with ten columns Kernel SHAP sees all coalitions, so its are too.",
     ),
     Section(
         "rules",

@@ -27,7 +27,7 @@ WITH = [
     name
     for name, method in METHODS.items()
     if isinstance(method, Looped)
-    and not method.of_trees
+    and not (method.of_trees or method.maps)
     and not method.maps  # test_forward_cams.py
     and name != "d_rise"  # which is of detectors
     and any(set(BACKGROUND_WORDS) <= set(option.choices) for option in method.options.values())
