@@ -75,7 +75,7 @@ RECIPE = [
     (
         "--option",
         ["--method", "gradient", "--option", "quadrature=left"],
-        "takes no quadrature; that is for conductance, guided_integrated_gradients",
+        "takes no quadrature; that is for conductance, internal_influence, guided_integrated_gradients",
     ),
     ("--option", ["--method", "lrp", "--option", "composite=epsilon", "--composite", "epsilon"], "give one"),
     ("--recipe", ["--recipe", "r.toml", "--method", "lrp"], "stands alone"),
