@@ -98,8 +98,15 @@ class Explanation:
     def row(self, row: int, name: str | None = None) -> Array:
         """Relevance of one row, without its batch axis."""
         array = self.relevance if name is None else self.relevances[name]
-        key = next(k for k, v in self.relevances.items() if v is array)
-        axis = (self.provenance.get("stream_axis") or {}).get(f"{key}.relevance") or 0
+        return self._of_row(array, row, next(k for k, v in self.relevances.items() if v is array))
+
+    def standard_error_row(self, row: int, name: str) -> Array | None:
+        """Standard errors of one row, shaped as `row`; None where the method draws no samples."""
+        array = self.standard_errors.get(name)
+        return None if array is None else self._of_row(array, row, name)
+
+    def _of_row(self, array: Array, row: int, name: str) -> Array:
+        axis = (self.provenance.get("stream_axis") or {}).get(f"{name}.relevance") or 0
         return np.take(array, row, axis) if array.ndim and array.shape[axis] > row else array
 
     @property
