@@ -224,14 +224,13 @@ class Explainer:
             ledger = outputs.get(LEDGER)
         if isinstance(self.method, Looped):
             answers = self._looped(self.method, feeds, targets, values, separate, progress)
-            relevances = answers.relevances
         kept = {n: forward[n] if n in forward else feeds[n] for n in self.subject.request.keep}
         return Explanation(
             method=self.method,
             recipe=self.recipe,
             targets=targets,
             samples=scores.shape[0] if separate and scores.ndim else 1,
-            relevances=relevances,
+            relevances=answers.relevances or relevances,
             standard_errors=answers.standard_errors,
             inputs=feeds,
             scores=scores,
@@ -243,6 +242,7 @@ class Explainer:
             labels=self.labels,
             kind=self.kind,
             notes=[*notes, *answers.notes],
+            row_notes=answers.row_notes,
             seconds=time.perf_counter() - begun,
         )
 

@@ -17,6 +17,7 @@ from onnxplain.errors import InputError
 from onnxplain.inputs.loading import Loaded
 from onnxplain.inputs.targets import Target
 from onnxplain.methods.estimate import relative_error
+from onnxplain.methods.notes import Note
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
@@ -28,7 +29,8 @@ class Explanation:
 
     relevances: by attributed tensor; the batch axis holds K * N rows, target-major. Where the model has no batch axis
     (a time axis in front, say), N is 1 and the K rows lie along an axis put before the tensor's own. standard_errors:
-    of the relevances, in their shapes, where the method draws samples. scores: (N, …) of the explained tensor. kept:
+    of the relevances, in their shapes, where the method draws samples. row_notes: those of the notes that a looped
+    method made, by row; none are sent over the wire. scores: (N, …) of the explained tensor. kept:
     forward tensors asked for by `keep`. ledger: float64 (rows, nodes, 5) or None. layout: of a picture input, e.g.
     "NCHW"; None: guessed from the shape.
     """
@@ -48,6 +50,7 @@ class Explanation:
     labels: Sequence[str] = ()
     kind: str | None = None
     notes: Sequence[str] = ()
+    row_notes: Mapping[int, Sequence[Note]] = field(default_factory=dict)
     seconds: float = 0.0
     layout: str | None = None
     photos: Sequence[Any] = field(default_factory=tuple)

@@ -61,7 +61,7 @@ class Loop:
         self._row, self._rows = 0, 1
         self._stacked = self._whole = False
         self._fixed: int | None = None
-        self._jobs, self._job, self._planned = 1, 0, 0
+        self._jobs, self._job, self._together, self._planned = 1, 0, 1, 0  # together: jobs that are done as one
         self.answers: Array = np.zeros(0)  # of the rows that a method over trees has
         self._notes = LoopNotes()
 
@@ -107,7 +107,8 @@ class Loop:
                     f"the relevance of {name} by {method.name} is no answer: {holes}. Every look at the model was "
                     "finite: what the method makes of them is beyond the range of their type."
                 )
-        return LoopAnswers(found, self._joined(errors) if errors else {}, self._notes.texts(method.name, self._jobs))
+        said, of_rows = self._notes.texts(method.name, self._jobs), self._notes.of_rows(method.name)
+        return LoopAnswers(found, self._joined(errors) if errors else {}, said, of_rows)
 
     def _of_trees(
         self, method: Looped, options: Mapping[str, Any], targets: Sequence[Target], values: Array
@@ -122,8 +123,9 @@ class Loop:
                 else:
                     x = Tensors({name: _real(self._feeds[name][part]) for name in self._attributed})
                     seed, self.answers = seeds if len(seeds) == 1 else seeds[part], values[part]
+                self._together = part.stop - part.start
                 answers.append(method.function(self, x, seed, **options))
-                self._job += part.stop - part.start
+                self._job += self._together
                 if self._progress is not None:
                     self._progress(self._job, self._jobs)
         return answers
@@ -177,7 +179,7 @@ class Loop:
 
     def note(self, text: str, figure: float | None = None) -> None:
         """See `Run`."""
-        self._notes.add(text, figure, self._job)
+        self._notes.add(text, figure, range(self._job, self._job + self._together))
 
     # Inside
 

@@ -120,7 +120,7 @@ def run_bulk(
         tell(0, total)
         explainer = job.explainer(subject)
         summary = explain_all(job, explainer, found, folder, bulk.engine, bulk.workers, bulk.resume, tell)
-    _tell(summary, folder, as_json, [*found.notes, *explainer.notes])
+    _tell(summary, folder, as_json, [*found.notes, *summary.notes])
 
 
 def _tell(summary: Summary, folder: Path, as_json: bool, notes: Sequence[str]) -> None:
