@@ -13,13 +13,13 @@ from onnxplain import __version__
 from onnxplain.compile import Compiled, Request, require_reached
 from onnxplain.compile.ledger import LEDGER
 from onnxplain.composites import Bounds
-from onnxplain.errors import ConversionChanged, UnknownName, UsageError
+from onnxplain.errors import UnknownName, UsageError
 from onnxplain.explanation import Explanation
 from onnxplain.explanation_graph import ExplanationGraph
-from onnxplain.frontend.compare import mismatch
 from onnxplain.inputs import resolve_targets
+from onnxplain.inputs.background import IDLE_BACKGROUND, NO_BACKGROUND, Background
 from onnxplain.inputs.naming import match
-from onnxplain.inputs.samples import answer_alone, may_be_rows, one_thing_said
+from onnxplain.inputs.samples import one_thing_said
 from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, columns_by_input, feeds_of
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
@@ -33,7 +33,6 @@ from onnxplain.runtime.nonfinite import score_error
 from onnxplain.runtime.session import Array, Runs
 from onnxplain.subject import Subject
 
-ROUNDING = 1e-2  # of the largest value: two forms of a model on any provider agree to that, a wrong kernel does not
 Ask = str | int | Callable[[Array, Sequence[str], str | None], list[Target]]
 
 
@@ -48,6 +47,7 @@ class Explainer:
     channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
     sample, shapes: as in `Subject.of`.
     columns: names of a table's columns in the model's order, for the one input or by input: a DataFrame goes by them.
+    background: rows of the inputs, (B, …), in model units, for methods with baseline=background.
     graph: a compiled graph of the recipe's one-pass part, where there is one already.
     Raises InputError, UnsupportedModel, UnsupportedOp, UsageError.
     """
@@ -69,6 +69,7 @@ class Explainer:
         labels: Sequence[str] = (),
         kind: str | None = None,
         columns: Sequence[str] | Columns = (),
+        background: Background | Array | Mapping[str, Array] | None = None,
         provider: str | None = None,
         threads: int | None = None,
         sample: Array | Mapping[str, Array] | None = None,
@@ -103,6 +104,11 @@ class Explainer:
             self._graph = ExplanationGraph(model, self.recipe.one_pass, bounds)
         self.bounds, self.columns = bounds, columns_by_input(columns, model.inputs)
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
+        if background is not None and not isinstance(background, Background):
+            background = Background.of(background, model.inputs, self.columns)
+        if (background is not None) != self.recipe.reads_background:
+            raise UsageError(f"method {self.method.name}: {NO_BACKGROUND if background is None else IDLE_BACKGROUND}")
+        self.background = background
         self._moved, self._notes = list[str](), list[str]()
         if self.recipe.looped:
             floats = [spec.name for spec in model.inputs if "float" in spec.dtype]
@@ -205,7 +211,8 @@ class Explainer:
         search = (lambda: True) if self._graph is None else self._graph.search
         if (error := score_error(lambda: self.subject.normalised.model, feeds, name, values, search)) is not None:
             raise error
-        separate = self._rows_are_samples(feeds, values)
+        streams = self._graph is not None and self._graph.compiled.streams
+        separate = streams or self.subject.rows_are_samples(feeds, name, values)
         scores = values if separate else one_thing(values)
         notes = self.notes if separate else [*self.notes, one_thing_said(name, values, feeds)]
         if unfit := labels_unfit(scores, self.labels, self.kind):
@@ -219,7 +226,7 @@ class Explainer:
         if self._graph is not None:  # of a looped method the first target only, as a trial
             run = self._graph.run_targets if separate else self._graph.run_whole
             outputs = run(feeds, targets[:1] if self.recipe.looped else targets, scores if separate else values)
-            self._compare(forward, outputs)
+            self.subject.require_same(forward, outputs)
             relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
             ledger = outputs.get(LEDGER)
         if isinstance(self.method, Looped):
@@ -255,7 +262,10 @@ class Explainer:
         if not self.recipe.looped:
             return about
         heads = dict(self.subject.resolved.heads)
-        return {**about, "heads": heads, "method": self.method.name, "recipe": self.recipe.content()}
+        about = {**about, "heads": heads, "method": self.method.name, "recipe": self.recipe.content()}
+        if self.background is None:
+            return about
+        return {**about, "background": {"rows": self.background.rows, "sha256": self.background.sha256}}
 
     def _looped(
         self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], values: Array, samples: bool,
@@ -264,32 +274,15 @@ class Explainer:
         base = None if self.recipe.base is None else one_pass(self.recipe.base.method, "a looped method's base")
         name, axes = self.explained[0], self.subject.row_axes()
         proven = self._graph.compiled.streams if self._graph is not None else axes is not None and axes.get(name) == 0
-        loop = Loop(self.subject, self._graph, name, self._moved, base, self.bounds, samples, proven, progress)
+        loop = Loop(
+            self.subject, self._graph, name, self._moved, base, self.bounds, samples, proven, progress, self.background
+        )
         return loop.relevances(method, self.recipe.options, feeds, targets, values)
-
-    def _compare(self, forward: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """The compiled graph's forward answers on the user's own input must be the model's."""
-        alike = [n for n in outputs if n in forward and np.shape(outputs[n]) == np.shape(forward[n])]
-        bounded = self.subject.normalised.reference.bounded
-        problem = mismatch({n: forward[n] for n in alike}, {n: outputs[n] for n in alike}, bounded, ROUNDING)
-        if problem is not None:
-            raise ConversionChanged(f"the compiled graph answers this input differently from the model: {problem}.")
 
     def _resolve(self, ask: Ask, scores: Array) -> list[Target]:
         if callable(ask):
             return ask(scores, self.labels, self.kind)
         return resolve_targets(str(ask), scores, self.labels, self.kind)
-
-    def _rows_are_samples(self, feeds: dict[str, Array], scores: Array) -> bool:
-        """Whether axis 0 of the explained tensor counts the inputs' samples: proven on the graph, else tried."""
-        if self._graph is not None and self._graph.compiled.streams:
-            return True
-        if not may_be_rows(feeds, scores):
-            return False
-        (name,) = self.explained
-        if all(len(x) == 1 for x in feeds.values() if x.ndim) or (self.subject.row_axes() or {}).get(name) == 0:
-            return True
-        return answer_alone(lambda changed: self.subject.forward(changed, [name])[name], feeds, scores)
 
 
 def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from onnxplain.composites import Bounds
 from onnxplain.errors import InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
+from onnxplain.inputs.background import NO_BACKGROUND, Background
 from onnxplain.inputs.targets import Target
 from onnxplain.loop_answers import LoopAnswers, LoopNotes
 from onnxplain.methods.estimate import Estimate
@@ -50,11 +51,13 @@ class Loop:
         samples: bool = True,
         proven: bool = False,
         progress: Progress | None = None,
+        background: Background | None = None,
     ):
         self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
         self.samples, self.bounds = samples, bounds
         self._subject, self._graph, self._explained = subject, graph, explained
         self._attributed, self._proven, self._progress = list(attributed), proven, progress
+        self._background = background
         self._specs = {spec.name: spec for spec in subject.inputs}
         self._feeds: dict[str, Array] = {}
         self._shape: tuple[int, ...] = ()
@@ -136,6 +139,16 @@ class Loop:
     def trees(self) -> TreeScore:
         """See `TreeRun`. Raises UnsupportedModel where the explained tensor is no sum of trees."""
         return self._subject.trees(self._explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
+
+    @property
+    def background(self) -> Tensors:
+        """See `Run`. Raises InputError for rows of another shape than the sample's."""
+        if self._background is None:
+            raise UsageError(NO_BACKGROUND)
+        if not self.samples:
+            raise UsageError("a background has rows, and axis 0 of these inputs does not count samples.")
+        beside = self._background.beside
+        return Tensors({name: _real(beside(name, self._feeds[name])) for name in self._attributed})
 
     def batches(self, count: int) -> Iterator[slice]:
         """See `Run`."""

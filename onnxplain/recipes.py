@@ -13,6 +13,7 @@ from onnxplain.compile.assemble import Propagation
 from onnxplain.compile.provenance import digest
 from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_assignments, parse_composite
 from onnxplain.errors import InputError, UnknownName, UsageError
+from onnxplain.methods.background import BACKGROUND_WORDS
 from onnxplain.methods.options import Options, resolved
 from onnxplain.methods.registry import METHODS, Looped, OnePass, one_pass
 from onnxplain.options import call_text
@@ -151,6 +152,13 @@ class Recipe:
     def looped(self) -> bool:
         """Whether the method runs its graph, or the model, many times: looped or forward-only."""
         return isinstance(METHODS.get(self.method), Looped)
+
+    @property
+    def reads_background(self) -> bool:
+        """Whether it needs rows of data to compare with: by an option, or by its method."""
+        entry = METHODS.get(self.method)
+        own = isinstance(entry, Looped) and entry.background
+        return own or any(value in BACKGROUND_WORDS for value in self.options.values() if isinstance(value, str))
 
     @property
     def title(self) -> str:

@@ -13,18 +13,21 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.compile import Request, Resolved, batch_axes, resolve
-from onnxplain.errors import InputError, UnsupportedModel, UsageError
+from onnxplain.errors import ConversionChanged, InputError, UnsupportedModel, UsageError
+from onnxplain.frontend.compare import mismatch
 from onnxplain.frontend.load import Source, load
 from onnxplain.frontend.normalise import Normalised, normalise
 from onnxplain.frontend.tree_path import find_trees, players_of
 from onnxplain.graph import weight_files
 from onnxplain.graph.stored_graph import DeferredModel
 from onnxplain.inputs import InputSpec
+from onnxplain.inputs.samples import answer_alone, may_be_rows
 from onnxplain.runtime.open import Graph, bytes_per_stream, open_session
 from onnxplain.runtime.session import Array, Runs
 from onnxplain.trees import TreeScore
 
 Opener = Callable[[Graph, str], Runs]
+ROUNDING = 1e-2  # of the largest value: two forms of a model on any provider agree to that, a wrong kernel does not
 
 
 @dataclass
@@ -151,6 +154,22 @@ class Subject:
         names = [n for n in (outputs or session.outputs) if n not in feeds]
         found = session.run(feeds, names)
         return {**found, **{n: feeds[n] for n in outputs or () if n in feeds}}
+
+    def require_same(self, forward: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Raise ConversionChanged where outputs of a compiled graph are not the model's own on the same input."""
+        alike = [n for n in outputs if n in forward and np.shape(outputs[n]) == np.shape(forward[n])]
+        bounded = self.normalised.reference.bounded
+        problem = mismatch({n: forward[n] for n in alike}, {n: outputs[n] for n in alike}, bounded, ROUNDING)
+        if problem is not None:
+            raise ConversionChanged(f"the compiled graph answers this input differently from the model: {problem}.")
+
+    def rows_are_samples(self, feeds: Mapping[str, Array], name: str, values: Array) -> bool:
+        """Whether axis 0 of a tensor, whose values are given, counts samples: proven on the graph, else tried."""
+        if not may_be_rows(feeds, values):
+            return False
+        if all(len(x) == 1 for x in feeds.values() if x.ndim) or (self.row_axes() or {}).get(name) == 0:
+            return True
+        return answer_alone(lambda changed: self.forward(changed, [name])[name], feeds, values)
 
     def trees(self, explained: str, inputs: Mapping[str, tuple[int, ...]]) -> TreeScore:
         """The trees whose sum a tensor is. inputs: the shape of a row of each attributed input, by name.

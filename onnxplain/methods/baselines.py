@@ -8,18 +8,19 @@ from typing import Literal
 import numpy as np
 
 from onnxplain.errors import UsageError
+from onnxplain.methods.background import BackgroundWord, background_rows
 from onnxplain.methods.gaussian_blur import blurred, blurred_axes, longest
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
-Baseline = float | list[float] | Literal["blur", "maximum_distance"]
+Baseline = float | list[float] | Literal["blur", "maximum_distance"] | BackgroundWord
 SHARE = 0.1  # of the longest blurred axis: the standard deviation of a blurred baseline that is not told one
 
 
 def baseline_of(
     run: Run, x: Tensors, baseline: Baseline, sigma: float | None = None, axes: Sequence[float] | None = None
 ) -> Tensors:
-    """The baseline of a point x, (1, …) in its types.
+    """The baseline of a point x, (1, …) in its types; (B, …) of a background, over whose rows the mean is taken.
 
     A number, one for each channel, `blur`: x blurred by `sigma` elements along `axes`, or `maximum_distance`:
     of the ends of the input's range the one that is farther from each element (Sturmfels et al. 2020). Raises
@@ -33,6 +34,8 @@ def baseline_of(
         lengths = longest(x, along)
         widths = {name: SHARE * lengths[name] if sigma is None else sigma for name in x}
         return Tensors({name: blurred(array, [widths[name]], along[name]) for name, array in x.items()})
+    if baseline == "background" or baseline == "background_mean":
+        return background_rows(run, baseline)
     if baseline == "maximum_distance":
         low, high = ends(run, x)
         return Tensors({n: np.where(a - low[n] < high[n] - a, high[n], low[n]) for n, a in x.items()})

@@ -14,12 +14,14 @@ ROUNDING = 1e-5  # of what is added up: two float32 runs differ by that, whateve
 def note_residual(run: Run, start: Tensors, x: Tensors, seed: Array, result: Tensors, remedy: str) -> None:
     """Note how far the sum of the result is from F(x) - F(start), where that is above 5 % of it.
 
-    start, x: (1, …). result: relevance by elements, float64. Costs two forward passes, in one run where rows are
-    samples. Only an integral of the score's derivative promises this sum: nothing is noted of another base.
+    start: (1, …), or (B, …) where the result is the mean over B paths; x: (1, …). result: relevance by elements,
+    float64. Costs a forward pass for each row, in one run where rows are samples. Only an integral of the score's
+    derivative promises this sum: nothing is noted of another base.
     """
     if not run.derivative:
         return
-    before, after = run.score(start.beside(x), seed)
+    scores = run.score(start.beside(x), seed)
+    before, after = scores[:-1].mean(), scores[-1]
     change, total = float(after - before), float(sum(array.sum() for array in result.values()))
     size = max(abs(float(before)), abs(float(after)), float(sum(np.abs(array).sum() for array in result.values())))
     residual = abs(total - change)

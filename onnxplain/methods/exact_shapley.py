@@ -35,7 +35,7 @@ def exact_shapley(
     x (1, …) in model units; result the same shape, in the unit of the score. Takes 2^n looks.
     patch: None: 3 patches along the longer side of a picture, 9 windows of a sequence, single columns.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
     count = features.count
     if count > MOST:
         raise UsageError(

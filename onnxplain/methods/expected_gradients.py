@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from onnxplain.methods.background import BackgroundWord
 from onnxplain.methods.baselines import baseline_of, ends
 from onnxplain.methods.noise import Noise
 from onnxplain.methods.options import Range
@@ -24,7 +25,7 @@ def expected_gradients(
     x: Tensors,
     seed: Array,
     *,
-    baseline: float | list[float] | Literal["blur", "maximum_distance", "uniform"] = 0.0,
+    baseline: float | list[float] | Literal["blur", "maximum_distance", "uniform"] | BackgroundWord = 0.0,
     sigma: Annotated[float | None, Range(0)] = None,
     axes: list[int] | None = None,
     noise: Annotated[float, Range(0)] = 0.15,
@@ -40,7 +41,8 @@ def expected_gradients(
 
     x (1, …) in model units; result the same shape, in the unit of the score.
     baseline: where paths begin, in model units: one number, one for each channel (axis 1), blur, maximum_distance (see
-        integrated_gradients), or uniform: drawn for each sample and element within the input's range.
+        integrated_gradients), uniform (drawn for each sample and element within the input's range), background (a row
+        of it, drawn for each sample) or background_mean.
     sigma: of baseline=blur, in elements; None: a tenth of the longest blurred axis.
     axes: of baseline=blur, counted from that of the samples; None: the two of a picture.
     noise: standard deviation of e as a share of the range of the input; 0 is expected gradients without smoothing.
@@ -51,14 +53,17 @@ def expected_gradients(
     multiply = run.per_unit if multiply_by_inputs is None else multiply_by_inputs
     drawn, places = Noise(x, noise, random_seed), np.random.default_rng([random_seed, len(x)])
     draws = {name: np.random.default_rng([random_seed, len(x) + 1, n]) for n, name in enumerate(x)}
-    start = baseline_of(run, x, 0.0 if baseline == "uniform" else baseline, sigma, axes)
-    low, high = ends(run, x) if baseline == "uniform" else (start, start)
+    starts = baseline_of(run, x, 0.0 if baseline == "uniform" else baseline, sigma, axes)
+    low, high = ends(run, x) if baseline == "uniform" else (starts, starts)
+    rows = np.random.default_rng([random_seed, len(x) + 2])
     total = x.wide() * 0.0
     for part in run.batches(samples):
         count = part.stop - part.start
         if baseline == "uniform":
             shares = {name: draws[name].random((count, *a.shape[1:])).astype(a.dtype) for name, a in x.items()}
             start = low + (high - low) * Tensors(shares)
+        else:
+            start = starts.row(rows.integers(starts.rows, size=count) if starts.rows > 1 else 0)
         difference = (x + drawn.rows(count)) - start
         found = run.relevance(start + difference.scaled(places.random(count)), seed).wide()
         total = total + (found * difference if multiply else found).sum()

@@ -37,7 +37,7 @@ def feature_ablation(
     x (1, …) in model units; result the same shape, in the unit of the score.
     patch: None: 14 patches along the longer side of a picture, 196 windows of a sequence, single columns.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
     falls = np.zeros(features.count)
     whole = run.score(x, seed)[0]
     for part in run.batches(features.count):

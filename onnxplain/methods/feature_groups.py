@@ -65,8 +65,12 @@ class FeatureGroups:
         return self.spread(values / np.maximum(self.sizes, 1))
 
     def scores(self, run: Run, x: Tensors, baseline: Tensors, seed: Array, present: Array) -> Array:
-        """The score with the present groups, float64 (S,). Call it in pieces that `run.batches` gives."""
-        return run.score(self.points(x, baseline, present), seed)
+        """The score with the present groups, float64 (S,); of several baseline rows the mean over them.
+
+        Call it in pieces that `run.batches` gives.
+        """
+        scores = [run.score(self.points(x, baseline.row(n), present), seed) for n in range(baseline.rows)]
+        return np.mean(scores, 0) if len(scores) > 1 else scores[0]
 
 
 def partition(x: Tensors, groups: Groups, patch: int | Sequence[float] | None, cells: int) -> FeatureGroups:

@@ -42,8 +42,8 @@ def guided_integrated_gradients(
     are averaged along it.
 
     x (1, …) in model units; result the same shape, in the unit of the score.
-    baseline: where the path begins: one number, one for each channel (axis 1), blur, or maximum_distance (see
-        integrated_gradients).
+    baseline: where the path begins: one number, one for each channel (axis 1), blur, maximum_distance, background
+        or background_mean (see integrated_gradients).
     sigma: of baseline=blur, in elements; None: a tenth of the longest blurred axis.
     axes: of baseline=blur, counted from that of the samples; None: the two of a picture.
     steps: of the path; each is one backward pass, at the point where the one before has led, so that none can share a
@@ -54,20 +54,22 @@ def guided_integrated_gradients(
         the authors' code, which is chosen for being small and so counts too little.
     """
     start = baseline_of(run, x, baseline, sigma, axes)
-    first, last = _vector(start), _vector(x)
-    point, total, trapezoid = first, np.zeros(len(first)), quadrature == "trapezoid"
+    last, trapezoid = _vector(x), quadrature == "trapezoid"
+    first = point = found = total = np.zeros(len(last))
 
     def answer(point: Array) -> Array:
         return _vector(run.relevance(_tensors(point, x), seed))
 
-    found = answer(point)
-    for part in run.batches(steps):
-        for step in range(part.start, part.stop):
+    for part in run.batches(steps * start.rows):
+        for path, step in (divmod(look, steps) for look in range(part.start, part.stop)):
+            if step == 0:
+                first = point = _vector(start.row(path))
+                found = answer(point)
             before, point = point, _moved(point, first, last, np.abs(found), (step + 1) / steps, fraction, distance)
             after = answer(point) if trapezoid or step + 1 < steps else found
             mean = (found + after) / 2 if trapezoid else found
             total, found = total + (mean * (point - before) if run.per_unit else mean / steps), after
-    result = _tensors(total, x.wide())
+    result = _tensors(total / start.rows, x.wide())
     if run.per_unit:
         note_residual(run, start, x, seed, result, "take more steps, or fewer elements at once (fraction, distance)")
     return result.typed(x)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
+
 from onnxplain.methods.baselines import Baseline, baseline_of
 from onnxplain.methods.completeness import note_residual
 from onnxplain.methods.options import Range
@@ -38,7 +40,8 @@ def integrated_gradients(
 
     x (1, …) in model units; result the same shape, in the unit of the score.
     baseline: where the path begins, in model units: one number, one for each channel (axis 1), blur (the input,
-        blurred), or maximum_distance (for each element the farther end of the input's range).
+        blurred), maximum_distance (for each element the farther end of the input's range), background (the mean over
+        paths from each of its rows) or background_mean (the mean of its rows).
     sigma: of baseline=blur, in elements; None: a tenth of the longest blurred axis.
     axes: of baseline=blur, counted from that of the samples; None: the two of a picture.
     steps: points on the path; each is one backward pass.
@@ -49,12 +52,13 @@ def integrated_gradients(
     """
     start = baseline_of(run, x, baseline, sigma, axes)
     positions, weights = nodes(steps, quadrature)
-    total = x.wide() * 0.0
-    for part in run.batches(steps):
-        points = start + (x - start).scaled(positions[part])
-        total = total + run.relevance(points, seed).wide().scaled(weights[part]).sum()
     multiply = run.per_unit if multiply_by_inputs is None else multiply_by_inputs
-    result = (x - start) * total if multiply else total
+    result = x.wide() * 0.0
+    for part in run.batches(steps * start.rows):
+        rows, places = np.divmod(np.arange(part.start, part.stop), steps)
+        difference = x - start.row(rows)
+        found = run.relevance(start.row(rows) + difference.scaled(positions[places]), seed).wide()
+        result = result + (found * difference if multiply else found).scaled(weights[places] / start.rows).sum()
     if multiply:
         note_residual(run, start, x, seed, result, "take more steps")
     return result.typed(x)

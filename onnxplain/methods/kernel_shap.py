@@ -53,9 +53,9 @@ def kernel_shap(
     until: end as soon as the largest standard error is below this share of the largest value of a group.
     random_seed: of the coalitions, which are the same for every row and target.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
     count = features.count
-    nothing = run.score(absent, seed)[0]
+    nothing = float(run.score(absent, seed).mean())
     change = run.score(x, seed)[0] - nothing
     wanted = 2 * count + BEYOND if samples is None else samples
     everything = count < 30 and 2**count - 2 <= wanted

@@ -51,7 +51,7 @@ def lime(
     until: end as soon as the largest standard error is below this share of the largest coefficient.
     random_seed: of the coins, which fall the same for every row and target.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
     count = features.count
     require_samples("lime", count, samples)
     whole = run.score(x, seed)[0]

@@ -43,17 +43,15 @@ def occlusion(
     patch: None: 7 windows along the longer side of a picture, 49 along time, single columns.
     stride: How far the window moves, said in the same way, not more than its length. None: half of its length.
     """
-    covered = replacement_of(x, baseline)
+    covered = replacement_of(run, x, baseline)
     places = list(_places(x, patch, stride))
     falls, windows_over = x.map(_zeros), x.map(_zeros)
     whole = run.score(x, seed)[0]
     queue: Iterator[Place] = iter(places)
     for part in run.batches(len(places)):
         chosen = list(islice(queue, part.stop - part.start))
-        points = Tensors({name: np.repeat(array, len(chosen), 0) for name, array in x.items()})
-        for row, (name, window) in enumerate(chosen):
-            points[name][row][window] = covered[name][0][window]
-        for (name, window), score in zip(chosen, run.score(points, seed), strict=True):
+        scores = [run.score(_points(x, covered.row(n), chosen), seed) for n in range(covered.rows)]
+        for (name, window), score in zip(chosen, np.mean(scores, 0), strict=True):
             falls[name][0][window] += whole - score
             windows_over[name][0][window] += 1
     return (falls / windows_over).with_(x, lambda array, like: array.astype(like.dtype))
@@ -71,6 +69,14 @@ def _places(x: Tensors, patch: int | Sequence[float] | None, stride: int | Seque
                     raise UsageError(f"a stride of {step} steps over elements that a window of {length} never covers.")
         for window in windows(array.shape, lengths, steps):
             yield name, window
+
+
+def _points(x: Tensors, covered: Tensors, places: Sequence[Place]) -> Tensors:
+    """A point for each window, with that covered."""
+    points = Tensors({name: np.repeat(array, len(places), 0) for name, array in x.items()})
+    for row, (name, window) in enumerate(places):
+        points[name][row][window] = covered[name][0][window]
+    return points
 
 
 def _zeros(array: Array) -> Array:

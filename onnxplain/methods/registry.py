@@ -112,12 +112,13 @@ class Looped(Method):
     """A numpy function over `Run`.
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
-    takes all rows of a call at once.
+    takes all rows of a call at once. background: it reads the background whatever its options say.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
     base: str = ""
     of_trees: bool = False
+    background: bool = False
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -140,20 +141,21 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False,
+    of_trees: bool = False, background: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
     One that draws samples returns an `Estimate`: the relevance with its standard error.
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
-    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). Its first docstring line says what it
+    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: it reads `run.background`
+    without an option that says so. Its first docstring line says what it
     is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees))
+        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, background))
         return function
 
     return register

@@ -52,19 +52,20 @@ def rise(
     random_seed: of the masks, which are the same for every row and target.
     """
     grids = {n: GridMasks(array.shape, cells, probability, [random_seed, k]) for k, (n, array) in enumerate(x.items())}
-    start = replacement_of(x, baseline)
-    difference = x - start
+    start = replacement_of(run, x, baseline)
+    rows = np.random.default_rng([random_seed, len(x)])  # of a background, one for each mask
     reference = run.score(x, seed)[0]  # subtracted from all scores, so that squares keep their digits
     c = None if offset == "mean" else -reference
     sums = {name: _Sums(grid.mask_shape, probability, c) for name, grid in grids.items()}
     for part in run.batches(masks):
         drawn = Tensors({name: grid.draw(part.stop - part.start) for name, grid in grids.items()})
-        points = start + difference * drawn
+        chosen = start.row(rows.integers(start.rows, size=part.stop - part.start) if start.rows > 1 else 0)
+        points = chosen + (x - chosen) * drawn
         scores = run.score(points, seed) - reference
         for piece in looks(part, CHECK):
-            rows = slice(piece.start - part.start, piece.stop - part.start)
+            own = slice(piece.start - part.start, piece.stop - part.start)
             for name, total in sums.items():
-                total.add(drawn[name][rows], scores[rows])
+                total.add(drawn[name][own], scores[own])
             if until is not None and piece.stop % CHECK == 0 and max(map(_Sums.worst, sums.values())) < until:
                 return _estimate(x, sums)
     return _estimate(x, sums)

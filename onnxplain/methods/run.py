@@ -28,6 +28,11 @@ class Run(Protocol):
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
+    @property
+    def background(self) -> Tensors:
+        """Rows of data, (B, …) for each attributed input, B at least 1. Raises UsageError where none were given."""
+        ...
+
     def batches(self, count: int) -> Iterator[slice]:
         """0 … count in pieces that fit in memory at once; what is told as progress is how much of it is done."""
         ...

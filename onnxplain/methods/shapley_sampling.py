@@ -50,9 +50,9 @@ def shapley_sampling(
     until: end as soon as the largest standard error is below this share of the largest value of a group.
     random_seed: of the orders, which are the same for every row and target.
     """
-    features, absent = partition(x, groups, patch, CELLS), replacement_of(x, baseline)
+    features, absent = partition(x, groups, patch, CELLS), replacement_of(run, x, baseline)
     count = features.count
-    nothing, whole = run.score(absent, seed)[0], run.score(x, seed)[0]
+    nothing, whole = float(run.score(absent, seed).mean()), run.score(x, seed)[0]
     sums = _Marginals(count, nothing, whole)
     steps = _steps(np.random.default_rng(random_seed), count)
     for part in run.batches(permutations * max(1, count - 1)):

@@ -31,6 +31,15 @@ class Tensors(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._arrays)
 
+    @property
+    def rows(self) -> int:
+        """The length of axis 0."""
+        return len(next(iter(self._arrays.values())))
+
+    def row(self, index: int | Array) -> Tensors:
+        """One row, which stays an axis of length one, or those of an array of indices."""
+        return self.map(lambda array: array[np.atleast_1d(index)])
+
     def map(self, function: Callable[[Array], Array]) -> Tensors:
         """The function of each array."""
         return Tensors({name: function(array) for name, array in self._arrays.items()})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import numpy as np
 
 from onnxplain.errors import UnsupportedModel, UsageError
+from onnxplain.methods.background import BackgroundWord, background_rows
 from onnxplain.methods.registry import method
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
@@ -37,7 +39,7 @@ def tree_shap(
     x: Tensors,
     seed: Array,
     *,
-    baseline: float | list[float] = 0.0,
+    baseline: float | list[float] | BackgroundWord = 0.0,
     perturbation: Literal["interventional", "path_dependent"] = "interventional",
 ) -> Tensors:
     """Exact Shapley values of the inputs of a tree ensemble, read from its trees.
@@ -48,8 +50,8 @@ def tree_shap(
     the node makes probabilities of its sum (LOGISTIC, SOFTMAX) F is the sum: probabilities are not additive.
 
     x (rows, …) in model units, seed (1 or rows, scores); result like x, in the unit of the score.
-    baseline: in model units, one number, or one for each column; a multiple of that many are several rows one after
-        the other, a background over which the mean is taken. 0 is seldom a typical row: the mean of the data is better.
+    baseline: in model units, one number, one for each column, background (the values are the mean over its rows) or
+        background_mean (the mean of its rows). 0 is seldom a typical row: a background is better.
     perturbation: interventional needs the baseline; path_dependent needs none, and a file that says how many training
         rows reached each node, which most exporters leave out.
     """
@@ -66,7 +68,7 @@ def tree_shap(
     seeds, kind = np.unique(seed.reshape(len(seed), -1), axis=0, return_inverse=True)
     result = np.zeros((len(features), players))
     if perturbation == "interventional":
-        background = score.features(_background(baseline, counts, x))
+        background = score.features(_background(run, baseline, counts, x))
     elif baseline != 0.0:
         raise UsageError("baseline is of perturbation=interventional; path_dependent has none.")
     else:
@@ -104,19 +106,21 @@ def _agree(score: TreeScore, features: Array, answers: Array) -> None:
         )
 
 
-def _background(baseline: float | list[float], counts: dict[str, int], x: Tensors) -> dict[str, Array]:
+def _background(
+    run: Run, baseline: float | list[float] | BackgroundWord, counts: dict[str, int], x: Tensors
+) -> Mapping[str, Array]:
     """The baseline rows by input, (B, …)."""
+    if isinstance(baseline, str):
+        return background_rows(run, baseline)
     width = sum(counts.values())
     flat = np.asarray(baseline, np.float64).reshape(-1)
-    if flat.size == 1:
-        flat = np.full(width, flat[0])
-    if flat.size % width:
+    if flat.size not in (1, width):
         raise UsageError(
-            f"baseline has {flat.size} numbers, and the model's inputs {width}: give one, {width}, or a multiple of "
-            f"{width} for several rows."
+            f"baseline has {flat.size} numbers, and the model's inputs {width}: give one or {width}; several rows "
+            "are a background (baseline=background)."
         )
-    parts = np.split(flat.reshape(-1, width), np.cumsum(list(counts.values()))[:-1], axis=1)
-    return {n: part.reshape(-1, *x[n].shape[1:]).astype(x[n].dtype) for n, part in zip(counts, parts, strict=True)}
+    parts = np.split(np.broadcast_to(flat, (1, width)), np.cumsum(list(counts.values()))[:-1], axis=1)
+    return {n: part.reshape(1, *x[n].shape[1:]).astype(x[n].dtype) for n, part in zip(counts, parts, strict=True)}
 
 
 def _require_covers(score: TreeScore) -> None:

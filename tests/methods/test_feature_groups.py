@@ -60,19 +60,21 @@ def test_windows_cover_every_element(side, length, stride, starts):
 
 def test_baselines_keep_what_they_say():
     x = Tensors({"x": normal(1, 3, 20, 20)})
-    mean = replacement_of(x, "mean")["x"]
+    mean = replacement_of(None, x, "mean")["x"]
     np.testing.assert_allclose(mean[0, :, 5, 5], x["x"][0].mean((1, 2)), rtol=1e-5)
-    per_channel = replacement_of(x, [1.0, 2.0, 3.0])["x"]
+    per_channel = replacement_of(None, x, [1.0, 2.0, 3.0])["x"]
     np.testing.assert_array_equal(per_channel[0, :, 3, 4], [1, 2, 3])
-    blurred = replacement_of(x, "blur")["x"]
+    blurred = replacement_of(None, x, "blur")["x"]
     assert blurred.std() < 0.5 * x["x"].std() and blurred.dtype == np.float32
-    np.testing.assert_allclose(replacement_of(x * 0.0 + 2.0, "blur")["x"], 2, rtol=1e-6)
+    np.testing.assert_allclose(replacement_of(None, x * 0.0 + 2.0, "blur")["x"], 2, rtol=1e-6)
     last = Tensors({"x": np.moveaxis(x["x"], 1, 3)})
-    np.testing.assert_allclose(np.moveaxis(replacement_of(last, "blur")["x"], 3, 1), blurred, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        np.moveaxis(replacement_of(None, last, "blur")["x"], 3, 1), blurred, rtol=1e-5, atol=1e-6
+    )
     with pytest.raises(UsageError, match="is a table"):
-        replacement_of(Tensors({"x": normal(1, 3)}), "blur")
+        replacement_of(None, Tensors({"x": normal(1, 3)}), "blur")
     with pytest.raises(UsageError, match=r"baseline has 2 numbers.* has 3"):
-        replacement_of(x, [1.0, 2.0])
+        replacement_of(None, x, [1.0, 2.0])
 
 
 def test_masks_have_the_mean_of_their_probability_and_do_not_depend_on_pieces():

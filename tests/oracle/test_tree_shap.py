@@ -103,7 +103,7 @@ def test_interventional_values_equal_those_of_shap(name, tmp_path):
     expected = by_class(explainer.shap_values(rows.astype(np.float64), check_additivity=False))
     first = 1 if kind == "two" and len(expected) == 1 else 0
     targets = list(range(first, first + len(expected)))
-    found = Explainer(path, "tree_shap", baseline=background.reshape(-1)).explain(rows, targets).relevance
+    found = Explainer(path, "tree_shap", baseline="background", background=background).explain(rows, targets).relevance
     found = found.reshape(expected.shape)
     assert np.abs(found - expected).max() <= CLOSE * np.abs(expected).max()
 
