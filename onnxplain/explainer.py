@@ -29,6 +29,7 @@ from onnxplain.methods import METHODS, Looped
 from onnxplain.methods.moved import moved
 from onnxplain.methods.registry import one_pass
 from onnxplain.recipes import Recipe
+from onnxplain.runtime.memory_budget import nbytes_of
 from onnxplain.runtime.nonfinite import score_error
 from onnxplain.runtime.session import Array, Runs
 from onnxplain.subject import Subject
@@ -45,7 +46,7 @@ class Explainer:
     explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`; with provider and threads they are a
     Subject's own, and refused beside one that was made otherwise. bounds: (lows, highs) of the input per
     channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
-    sample, shapes: as in `Subject.of`.
+    sample, shapes, memory: as in `Subject.of`.
     columns: names of a table's columns in the model's order, for the one input or by input: a DataFrame goes by them.
     background: rows of the inputs, (B, …), in model units, for methods with baseline=background.
     graph: a compiled graph of the recipe's one-pass part, where there is one already.
@@ -74,6 +75,7 @@ class Explainer:
         threads: int | None = None,
         sample: Array | Mapping[str, Array] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        memory: int | str | None = None,
         graph: ExplanationGraph | None = None,
         **options: Any,
     ):
@@ -84,10 +86,15 @@ class Explainer:
             "keep": _names(keep), "ledger": ledger, "fold": fold,
         }  # fmt: skip
         asked = {name: value for name, value in asked.items() if value is not None}
+        made: dict[str, Any] = {
+            "sample": sample,
+            "shapes": shapes,
+            "memory": None if memory is None else nbytes_of(memory),
+        }
         if isinstance(model, Subject):
-            model.refuse_others(asked | {"provider": provider, "threads": threads, "sample": sample, "shapes": shapes})
+            model.refuse_others({**asked, "provider": provider, "threads": threads, **made})
         else:
-            model = Subject.of(model, Request(**asked), provider or "auto", threads or 0, sample=sample, shapes=shapes)
+            model = Subject.of(model, Request(**asked), provider or "auto", threads or 0, **made)
         if kind is not None and kind not in KINDS:
             raise UnknownName("kind", kind, KINDS)
         model.resolved.require_explained()

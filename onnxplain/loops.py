@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.composites import Bounds
-from onnxplain.errors import InputError, NotFinite, UsageError
+from onnxplain.errors import Cancelled, InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs.background import NO_BACKGROUND, Background
 from onnxplain.inputs.targets import Target
@@ -18,15 +19,19 @@ from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.registry import Looped, OnePass
 from onnxplain.methods.tensors import Tensors
 from onnxplain.runtime import chunking
+from onnxplain.runtime.batch_size import FIXED, BatchSize
 from onnxplain.runtime.finite import Holes
 from onnxplain.runtime.session import Array
 from onnxplain.subject import Subject
 from onnxplain.trees import TreeScore
 
 TREE_ROWS = 1024  # that a method over trees gets at once; progress and cancellation wait for them
-ROWS = 32  # of one run at most: larger ones are no faster, and progress and cancellation wait for a run to end
-Progress = Callable[[int, int], None]
-"""`(done, total)` in looks at the model, after each run; raising in it ends the explanation."""
+OF_POINTS, OF_RELEVANCE = (6, 24), (12, 48)  # copies of a point in float32: for each row of a run, and for all together
+Progress = Callable[[int, int], bool | None]
+"""`(done, total)` in looks at the model, after each run.
+
+Raising in it ends the explanation; True ends it early, with the answer of what was looked at.
+"""
 
 
 class Loop:
@@ -67,6 +72,7 @@ class Loop:
         self._jobs, self._job, self._together, self._planned = 1, 0, 1, 0  # together: jobs that are done as one
         self.answers: Array = np.zeros(0)  # of the rows that a method over trees has
         self._notes = LoopNotes()
+        self._sizes, self._early = BatchSize(FIXED), False
 
     def relevances(
         self, method: Looped, options: Mapping[str, Any], feeds: Mapping[str, Array], targets: Sequence[Target],
@@ -92,6 +98,7 @@ class Loop:
         lengths = {(self._specs[name].shape or (None,))[0] for name in self._attributed} if self._stacked else set()
         self._fixed = next((length for length in lengths if isinstance(length, int)), None)
         self._jobs = self._rows * len(targets)
+        self._sizes = self._subject.batch_size(f"{method.name} {sorted(options.items())!r}")
         errors: list[Tensors] = []
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error below
             answers = self._of_trees(method, options, targets, values) if method.of_trees else []
@@ -150,14 +157,25 @@ class Loop:
         beside = self._background.beside
         return Tensors({name: _real(beside(name, self._feeds[name])) for name in self._attributed})
 
-    def batches(self, count: int) -> Iterator[slice]:
-        """See `Run`."""
-        before, self._planned = self._planned, self._planned + count
-        for part in chunking.chunks(count, self._size(count)):
+    def batches(self, count: int, enough: int | None = None, what: str = "looks") -> Iterator[slice]:
+        """See `Run`. Raises Cancelled where progress ends early what has no answer yet."""
+        before, self._planned, done = self._planned, self._planned + count, 0
+        most = self._most(count)
+        while done < count:
+            begun = time.perf_counter()
+            part = slice(done, done + (self._fixed or self._sizes.rows(count - done, most)))
             yield part
-            if self._progress is not None:
-                done = self._job * self._planned + before + part.stop
-                self._progress(done, self._jobs * self._planned)
+            done = part.stop
+            self._sizes.took(done - part.start, time.perf_counter() - begun, most)
+            if self._progress is None:
+                continue
+            whole = self._job * self._planned + before
+            self._early |= self._progress(whole + done, self._jobs * self._planned) is True
+            if self._early and enough is None and done < count:
+                raise Cancelled(f"ended early, at {done} of {count} {what}: this method has no answer before the last.")
+            if self._early and enough is not None and enough <= done < count:
+                self.note(f"ended early, at {done} of {count} {what}")
+                return
 
     def forward(self, points: Tensors) -> Array:
         """See `Run`."""
@@ -241,12 +259,8 @@ class Loop:
         return seeds
 
     @cached_property
-    def _held(self) -> int:
-        """Bytes of a row in a run: of the forward pass, of the backward pass, and three times the point itself."""
-        if self._graph is not None:
-            return 2 * self._graph.bytes_per_stream
-        points = sum(self._feeds[name].nbytes // self._rows for name in self._attributed)
-        return self._subject.bytes_per_row + 3 * points
+    def _point_bytes(self) -> int:
+        return sum(self._feeds[name].nbytes // self._rows for name in self._attributed)
 
     @property
     def _seed_type(self) -> Any:
@@ -255,17 +269,19 @@ class Loop:
         value = next(v for v in self._graph.compiled.ports.inputs if v.name in self._graph.compiled.seeds)
         return np.float64 if value.dtype is not None and value.dtype.numpy() == np.float64 else np.float32
 
-    def _size(self, count: int) -> int:
+    def _most(self, count: int) -> int:
+        """Rows of a run that fit in memory; one where points are not stacked."""
         if not self._stacked:
-            return 1
-        if self._fixed:
-            return self._fixed
-        return min(ROWS, chunking.rows_per_run(self._held, count))
+            return self._subject.fitting(self._rows, together=True) // self._rows
+        copies, totals = OF_RELEVANCE if self._graph is not None else OF_POINTS
+        held = totals * self._point_bytes + 4 * self._jobs * self._point_bytes
+        own = None if self._graph is None else self._graph.bytes_per_stream
+        return self._fixed or self._subject.fitting(count, own, copies * self._point_bytes, held)
 
     def _runs(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
         """Feeds of each run, and how many of its rows are points: a fixed batch is filled up with the last."""
         count = len(next(iter(points.values())))
-        for part in chunking.chunks(count, self._size(count)):
+        for part in chunking.chunks(count, self._fixed or self._most(count)):
             rows = part.stop - part.start
             feeds = {
                 name: array if name in points else self._companion(name, max(rows, self._fixed or 0))

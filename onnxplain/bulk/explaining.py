@@ -18,6 +18,7 @@ from onnxplain.explanation import Explanation
 from onnxplain.inputs import Preprocessing
 from onnxplain.inputs.settings import ModelSettings
 from onnxplain.methods.notes import Note, Notes
+from onnxplain.runtime.batch_size import FIXED
 
 OF_THE_ROW = (InputError, ConversionChanged)  # a row's own trouble; anything else would befall all others too
 
@@ -57,6 +58,7 @@ class Worker:
     def __init__(self, job: BulkJob, explainer: Explainer | None = None):
         self.job = job
         self.explainer = explainer or job.open()
+        self.explainer.subject.batch_rows = FIXED  # no clock may decide a byte
         inputs = self.explainer.subject.inputs
         pictures = job.pictures or Preprocessing(ModelSettings())
         self._reader = RowReader(inputs, pictures, job.columns)
