@@ -129,7 +129,7 @@ class Subject:
         """What runs a graph made from this model. role: "forward", or the recipe's digest."""
         if self.opener is not None:
             return self.opener(graph, role)
-        return open_session(graph, self.provider, self.threads)
+        return open_session(graph, self.provider, self.threads, sparing=self.memory is not None)
 
     @property
     def inputs(self) -> list[InputSpec]:

@@ -84,6 +84,7 @@ def run_bulk(
 ) -> None:  # fmt: skip
     """Explain every row of the files. picture: the six words of `Preprocessing.of`."""
     assert bulk.engine is not None
+    refuse_idle(["memory"], "a bulk run (--engine) takes --batch-size rows at a time, by each of its --workers.")
     refuse_idle(OF_PICTURES, "a bulk run (--engine) draws nothing and writes relevances and scores alone.")
     if not files:
         raise UsageError("--engine explains files, and none is given: name files, folders or patterns.")

@@ -2,53 +2,59 @@
 
 from __future__ import annotations
 
-import functools
+import re
 
 import numpy as np
+import onnx
 import pytest
-from nets import counted, repository, sample
+from nets import counted, normal, relu_net
 
 from onnxplain import Explainer
 from onnxplain.errors import Cancelled
 from onnxplain.methods import METHODS, of_family
-from onnxplain.runtime import batch_size
 from onnxplain.runtime.batch_size import GAIN, SLOW, TRIED, BatchSize, even
 from onnxplain.subject import Subject
 
 MANY_LOOKS = [name for name in of_family("looped", "forward-only") if not METHODS[name].of_trees]
 LOOKS = ("samples", "masks", "permutations")
 ESTIMATES = [name for name in MANY_LOOKS if "until" in METHODS[name].options]
-X = sample("digits_cnn")[:2]
+X = normal(2, 2, 6, 6)
 
 
-@functools.cache
-def digits() -> Subject:
-    return Subject.of(repository("digits_cnn"))
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory) -> Subject:
+    path = tmp_path_factory.mktemp("model") / "m.onnx"
+    onnx.save(relu_net(), path)
+    return Subject.of(path)
 
 
 def few(name: str, count: int) -> dict[str, object]:
     """Options with which a method looks some tens of times."""
-    least = {"lime": 256, "kernel_shap": 256}.get(name, count)
+    least = {"lime": 150, "kernel_shap": 150, "shapley_sampling": 5}.get(name, count)
     found: dict[str, object] = {option: least for option in LOOKS if option in METHODS[name].options}
     if "steps" in METHODS[name].options:
-        found |= counted(name, count)
-    return {**found, **({"patch": 14} if name == "exact_shapley" else {})}
+        found |= counted(name, count // 3)
+    return found
 
 
-def answers(name: str, rows: int | None, options: dict[str, object], progress=None):
-    digits().batch_rows = rows
-    try:
-        return Explainer(digits(), name, **options).explain(X, ["predicted", 3], progress)
-    finally:
-        digits().batch_rows = None
+@pytest.fixture
+def answers(subject):
+    """(name, rows of a batch or None, options, progress) -> the explanation."""
+
+    def explain(name: str, rows: int | None, options: dict[str, object], progress=None):
+        subject.batch_rows = rows
+        return Explainer(subject, name, **options).explain(X, ["predicted", 3], progress)
+
+    yield explain
+    subject.batch_rows = None
 
 
 @pytest.mark.parametrize("name", MANY_LOOKS)
-def test_answers_and_standard_errors_do_not_depend_on_the_size_of_batches(name):
+def test_answers_and_standard_errors_do_not_depend_on_the_size_of_batches(name, answers):
     """Forced sizes, one that leaves a single row over among them, and sizes that are tried."""
     options = few(name, 41)
     expected = answers(name, 8, options)
-    for rows in (2, 5, 20, 64, None):
+    for rows in (2, 5, 64, None):
         found = answers(name, rows, options)
         for a, b in ((found.relevances, expected.relevances), (found.standard_errors, expected.standard_errors)):
             assert a.keys() == b.keys()
@@ -58,7 +64,7 @@ def test_answers_and_standard_errors_do_not_depend_on_the_size_of_batches(name):
 
 
 @pytest.mark.parametrize("name", MANY_LOOKS)
-def test_an_answer_that_is_asked_for_twice_is_the_same_to_the_last_bit(name):
+def test_an_answer_that_is_asked_for_twice_is_the_same_to_the_last_bit(name, answers):
     """In one process: the size that was found fastest is kept, and a size that is given is."""
     for rows in (None, 16):
         explained = [answers(name, rows, few(name, 41)).relevance for _ in range(3)]
@@ -106,20 +112,32 @@ def test_memory_bounds_every_size():
     assert sizes.rows(10**6, 20) == 20 and sizes.rows(7, 20) == 7
 
 
-@pytest.mark.parametrize("name", MANY_LOOKS)
-def test_an_explanation_that_is_ended_early_is_that_of_fewer_samples_and_says_so(name, monkeypatch):
-    """Of methods that estimate; the others say that they have no answer before the last look."""
-    monkeypatch.setattr(batch_size, "TRIED", (100, 400))
-    stop = lambda done, total: True  # noqa: E731
-    options = few(name, 4000)
-    if name not in ESTIMATES:
-        if name == "guided_integrated_gradients":
-            options = few(name, 4000) | {"fraction": 1.0}
-        if max(METHODS[name].options[o].default for o in METHODS[name].options if o == "steps") if "steps" in options else False:
-            with pytest.raises(Cancelled, match=r"ended early, at \d+ of 4000 .*no answer before the last"):
-                answers(name, 8, options, stop)
-        return
-    found = answers(name, None, {**options, **({o: 4000 for o in LOOKS if o in options})}, stop)
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_what_is_ended_early_is_the_answer_of_fewer_samples_and_says_how_many(name, answers):
+    """The same as if no more had been asked for: shapley_sampling counts looks, whole orders count."""
+    unit = next(option for option in LOOKS if option in METHODS[name].options)
+    found = answers(name, 8, {unit: 4000}, lambda done, total: True)
     (note,) = [note for note in found.notes if "ended early" in note]
-    assert " of 4000 " in note or name == "shapley_sampling"
-    assert found.standard_errors and np.isfinite(found.relevance).all()
+    done, planned, what = re.search(r"ended early, at (\d+) of (\d+) (\w+)", note).groups()
+    looks = 35 if name == "shapley_sampling" else 1  # of an order of 36 pixels
+    assert int(planned) == 4000 * looks and what == ("looks" if looks > 1 else unit) and int(done) < 400
+    expected = answers(name, 8, {unit: int(done) // looks})
+    for a, b in ((found.relevances, expected.relevances), (found.standard_errors, expected.standard_errors)):
+        np.testing.assert_allclose(a["x"], b["x"], rtol=1e-5, atol=1e-5 * np.abs(b["x"]).max())
+
+
+@pytest.mark.parametrize("name", sorted({*MANY_LOOKS} - {*ESTIMATES}))
+def test_what_has_no_answer_before_its_last_look_says_so(name, answers):
+    with pytest.raises(Cancelled, match=r"ended early, at \d+ of \d+ looks: this method has no answer before the last"):
+        answers(name, 8, {}, lambda done, total: True)
+
+
+@pytest.mark.parametrize("name", MANY_LOOKS)
+def test_every_method_that_draws_samples_tells_its_standard_error_and_may_end_at_one(name, answers):
+    assert ("random_seed" in METHODS[name].options) == (name in ESTIMATES)
+    assert bool(answers(name, None, few(name, 41)).standard_errors) == (name in ESTIMATES)
+    if name in ESTIMATES:
+        unit = next(option for option in LOOKS if option in METHODS[name].options)
+        told = []
+        found = answers(name, 8, {unit: 4000, "until": 0.5}, lambda *now: told.append(now))
+        assert found.standard_error < 0.5 and (not told or told[-1][0] < told[-1][1])

@@ -192,12 +192,12 @@ def test_the_standard_error_is_the_deviation_over_random_seeds(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SAMPLING)
-def test_until_ends_when_the_standard_error_is_reached_whatever_the_batch(name, tmp_path, monkeypatch):
+def test_until_ends_when_the_standard_error_is_reached_whatever_the_batch(name, tmp_path):
     explainer = Explainer(saved(relu_net(), tmp_path), name, until=0.2)
     looks = []
     found = explainer.explain(X[:1], 1, progress=lambda done, total: looks.append((done, total)))
     assert found.standard_error < 0.2 and looks[-1][0] < looks[-1][1]
-    monkeypatch.setattr(loops, "ROWS", 7)
+    explainer.subject.batch_rows = 7
     np.testing.assert_allclose(explainer.explain(X[:1], 1).relevance, found.relevance, rtol=1e-4, atol=1e-5)
 
 
