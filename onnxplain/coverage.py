@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxplain.compile import Compiled, Request, Resolved, compile_graph, require_reached
 from onnxplain.compile.assemble import survey
+from onnxplain.compile.layer_choice import map_layers
 from onnxplain.errors import OnnxplainError
 from onnxplain.frontend.normalise import Normalised
 from onnxplain.frontend.tree_path import find_trees
@@ -69,12 +70,18 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
     found = Coverage(resolved.explained, ())
     tried: dict[Recipe, Compiled] = {}
     for recipe in [chosen] if chosen is not None else [Recipe(name) for name in METHODS]:
+        names = [str(v.name) for v in normalised.model.graph.inputs]
         floats = [str(v.name) for v in normalised.model.graph.inputs if is_float(v)]
         by_user = bool(request.attribute_to)
         try:
             entry = METHODS[recipe.method]
+            if isinstance(entry, Looped) and entry.maps:
+                moved(names, names, floats, False, recipe.method)
             if isinstance(entry, Looped) and not entry.base:
-                moved(list(request.attribute_to) or floats, floats, by_user, recipe.method)
+                if entry.maps:
+                    map_layers(normalised, resolved, request)
+                else:
+                    moved(list(request.attribute_to) or names, names, floats, by_user, recipe.method)
                 found.without_graph[recipe.method] = _without_graph(normalised, resolved, entry)
                 continue
             base = recipe.one_pass  # looped methods share it
@@ -88,8 +95,8 @@ def coverage(normalised: Normalised, resolved: Resolved, request: Request, chose
                 tried[base] = compile_graph(normalised, resolved, base.propagation(), request)
             compiled = tried[base]
             attributed, notes = list(compiled.relevances.values()), list(compiled.notes)
-            if recipe.looped:
-                _, more_notes = moved(attributed, floats, by_user, recipe.method)
+            if isinstance(entry, Looped) and not entry.maps:
+                _, more_notes = moved(attributed, names, floats, by_user, recipe.method)
                 notes += more_notes
         except OnnxplainError as error:
             found.blocked[recipe.method] = str(error)

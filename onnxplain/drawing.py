@@ -51,11 +51,11 @@ class Explained(Protocol):
         ...
 
 
-def panels(e: Explained, sample_names: Sequence[str] = (), features: Sequence[str] = ()) -> list[render.Panel]:
+def panels(e: Explained, sample_names: Sequence[str], features: Sequence[str], label: str) -> list[render.Panel]:
     """One panel per target, sample and attributed tensor. features: names of the columns of a table."""
     probabilities = e.probabilities()
     return [
-        _panel(e, name, target, sample, row, probabilities, sample_names, features)
+        _panel(e, name, target, sample, row, probabilities, sample_names, features, label)
         for name in e.relevances
         for target, sample, row in e.rows()
     ]
@@ -63,7 +63,7 @@ def panels(e: Explained, sample_names: Sequence[str] = (), features: Sequence[st
 
 def _panel(
     e: Explained, name: str, target: Target, sample: int, row: int, probabilities: Array | None,
-    sample_names: Sequence[str], features: Sequence[str],
+    sample_names: Sequence[str], features: Sequence[str], label: str,
 ) -> render.Panel:  # fmt: skip
     index = None if target.index is None else tuple(int(i) for i in target.index[min(sample, len(target.index) - 1)])
     single = index is not None and len(index) == 1
@@ -72,7 +72,7 @@ def _panel(
     kind, shown = panel_kind(array, e.layout or render.sample_layout(e.row(row, name).shape))
     numbered = f"sample {sample}" if e.samples > 1 else ""
     return render.Panel(
-        method=e.recipe.label if len(e.relevances) == 1 else f"{e.recipe.label}: {name}",
+        method=label if len(e.relevances) == 1 else f"{label}: {name}",
         target=index[0] if single and index is not None else asked,
         target_name="" if index is None else asked,
         score=float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)]),

@@ -24,10 +24,9 @@ from onnxplain.inputs.settings import KINDS
 from onnxplain.inputs.tables import Columns, columns_by_input, feeds_of
 from onnxplain.inputs.targets import Target, labels_unfit, one_thing
 from onnxplain.loop_answers import LoopAnswers
-from onnxplain.loops import Loop, Progress
+from onnxplain.loop_plan import LoopPlan
+from onnxplain.loops import Progress
 from onnxplain.methods import METHODS, Looped
-from onnxplain.methods.moved import moved
-from onnxplain.methods.registry import one_pass
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.memory_budget import nbytes_of
 from onnxplain.runtime.nonfinite import score_error
@@ -113,17 +112,14 @@ class Explainer:
         self.labels, self.kind = tuple(labels), kind or _kind(model.resolved.heads)
         if background is not None and not isinstance(background, Background):
             background = Background.of(background, model.inputs, self.columns)
-        if (background is not None) != self.recipe.reads_background:
-            raise UsageError(f"method {self.method.name}: {NO_BACKGROUND if background is None else IDLE_BACKGROUND}")
+        if (needed := self.recipe.background) == ("required" if background is None else "none"):
+            raise UsageError(f"method {self.method.name}: {IDLE_BACKGROUND if needed == 'none' else NO_BACKGROUND}")
         self.background = background
-        self._moved, self._notes = list[str](), list[str]()
-        if self.recipe.looped:
-            floats = [spec.name for spec in model.inputs if "float" in spec.dtype]
-            attributed = model.request.attribute_to or tuple(spec.name for spec in model.inputs)
-            if self._graph is not None:
-                attributed = tuple(self._graph.compiled.relevances.values())
-            by_user = bool(model.request.attribute_to)
-            self._moved, self._notes = moved(list(attributed), floats, by_user, self.method.name)
+        self._plan: LoopPlan | None = None
+        if isinstance(self.method, Looped):
+            self._plan = LoopPlan(
+                model, self.recipe, self.method, self._graph, bounds, background, self.columns, self.labels
+            )
 
     @property
     def explained(self) -> tuple[str, ...]:
@@ -137,7 +133,7 @@ class Explainer:
         of_graph = (*subject.normalised.notes, *subject.resolved.notes)
         if self._graph is not None:
             of_graph = tuple(self._graph.compiled.notes)
-        return list(dict.fromkeys([*of_graph, *self._notes]))
+        return list(dict.fromkeys([*of_graph, *(self._plan.notes if self._plan is not None else ())]))
 
     @property
     def graph(self) -> ExplanationGraph:
@@ -211,6 +207,11 @@ class Explainer:
             raise UsageError(
                 "explain() makes float seeds; an explainer with seed='index' is run by run(inputs, target)."
             )
+        if self._graph is not None and self._graph.compiled.references and not self.recipe.looped:
+            raise UsageError(
+                f"method {self.method.name} with baseline=input is fed references, which explain() has not: say a "
+                "baseline, use a method over it such as deep_lift_shap, or run what save() or compile writes."
+            )
         feeds = feeds_of(inputs, self.subject.inputs, self.columns)
         forward = self.subject.forward(feeds)
         name = self.explained[0]
@@ -236,8 +237,8 @@ class Explainer:
             self.subject.require_same(forward, outputs)
             relevances = {source: outputs[out] for out, source in self._graph.compiled.relevances.items()}
             ledger = outputs.get(LEDGER)
-        if isinstance(self.method, Looped):
-            answers = self._looped(self.method, feeds, targets, values, separate, progress)
+        if self._plan is not None:
+            answers = self._plan.answer(feeds, targets, values, separate, progress)
         kept = {n: forward[n] if n in forward else feeds[n] for n in self.subject.request.keep}
         return Explanation(
             method=self.method,
@@ -266,25 +267,11 @@ class Explainer:
         about: Mapping[str, Any] = {"version": __version__, "sha256": self.subject.source.sha256}
         if self._graph is not None:
             about = self._graph.compiled.provenance
-        if not self.recipe.looped:
+        if self._plan is None:
             return about
         heads = dict(self.subject.resolved.heads)
-        about = {**about, "heads": heads, "method": self.method.name, "recipe": self.recipe.content()}
-        if self.background is None:
-            return about
-        return {**about, "background": {"rows": self.background.rows, "sha256": self.background.sha256}}
-
-    def _looped(
-        self, method: Looped, feeds: dict[str, Array], targets: Sequence[Target], values: Array, samples: bool,
-        progress: Progress | None,
-    ) -> LoopAnswers:  # fmt: skip
-        base = None if self.recipe.base is None else one_pass(self.recipe.base.method, "a looped method's base")
-        name, axes = self.explained[0], self.subject.row_axes()
-        proven = self._graph.compiled.streams if self._graph is not None else axes is not None and axes.get(name) == 0
-        loop = Loop(
-            self.subject, self._graph, name, self._moved, base, self.bounds, samples, proven, progress, self.background
-        )
-        return loop.relevances(method, self.recipe.options, feeds, targets, values)
+        recipe = self.recipe.content()
+        return {**about, **self._plan.provenance, "heads": heads, "method": self.method.name, "recipe": recipe}
 
     def _resolve(self, ask: Ask, scores: Array) -> list[Target]:
         if callable(ask):

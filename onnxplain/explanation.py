@@ -149,9 +149,11 @@ class Explanation:
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         return buffer.getvalue()
 
-    def panels(self, sample_names: Sequence[str] = (), features: Sequence[str] = ()) -> list[render.Panel]:
-        """One drawable panel per target, sample and attributed tensor."""
-        return panels(self, sample_names, features)
+    def panels(
+        self, sample_names: Sequence[str] = (), features: Sequence[str] = (), label: str = ""
+    ) -> list[render.Panel]:
+        """One drawable panel per target, sample and attributed tensor. label: its title; "": the recipe's."""
+        return panels(self, sample_names, features, label or self.recipe.label)
 
     @property
     def classes(self) -> Array | None:

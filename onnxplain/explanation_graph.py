@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class ExplanationGraph:
                 compiled.notes.append(note)
         self.compiled: Compiled = compiled
         subject.beside = max(subject.beside, self.bytes_per_stream)
+        self.tails: dict[tuple[str, ...], Any] = {}  # `LayerTail`s, by the tensors they begin at
         self._searches = SEARCHES
         self._session: Runs | None = None
 
@@ -116,6 +118,7 @@ class ExplanationGraph:
 
         S = N, or N = 1, or S = 1. More rows than fit in memory are run in chunks.
         """
+        feeds = self.compared(feeds)
         outputs = self._compute(feeds, seeds)
         self.require_finite({**feeds, **seeds}, outputs)
         return outputs
@@ -125,7 +128,7 @@ class ExplanationGraph:
 
         Tensors that have an axis 0 of length one have the targets there.
         """
-        key = next(iter(self.compiled.seeds))
+        key, feeds = next(iter(self.compiled.seeds)), self.compared(feeds)
         dtype = np.float64 if values.dtype == np.float64 else np.float32
         parts = []
         for target in targets:
@@ -161,6 +164,10 @@ class ExplanationGraph:
         self._searches -= 1
         return self._searches >= 0
 
+    def compared(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Feeds with every reference input: those that are not told are the inputs themselves, so nothing differs."""
+        return {entry: feeds[source] for entry, source in self.compiled.references.items()} | dict(feeds)
+
     def _compute(self, feeds: Mapping[str, Array], seeds: Mapping[str, Array]) -> dict[str, Array]:
         if not self.compiled.streams and self._exact(feeds, seeds):
             self.subject.fitting(max((len(x) for x in feeds.values() if x.ndim), default=1), together=True)
@@ -188,7 +195,8 @@ class ExplanationGraph:
 
     def _exact(self, feeds: Mapping[str, Array], seeds: Mapping[str, Array]) -> bool:
         """Whether the seeds have the very shapes of the explained tensors, whatever axis 0 of these means."""
-        forward = self.subject.forward(feeds, list(self.compiled.seeds.values()))
+        own = {name: array for name, array in feeds.items() if name not in self.compiled.references}
+        forward = self.subject.forward(own, list(self.compiled.seeds.values()))
         for name, source in self.compiled.seeds.items():
             shape, seed = forward[source].shape, seeds[name]
             wanted = (*shape[:1], len(shape) - 1)[: 1 if len(shape) == 2 else 2] if name.endswith(".target") else shape

@@ -40,6 +40,14 @@ class Invocation:
     coverage: Coverage | None = None
     random_seed: int | None = None
 
+    @property
+    def labels(self) -> list[str]:
+        """Of each explanation: its recipe's label; where another recipe has the same, with its composite."""
+        recipes = [e.recipe for e in self.explanations]
+        return [
+            r.title if any(other != r and other.label == r.label for other in recipes) else r.label for r in recipes
+        ]
+
 
 def panels_of(done: Invocation) -> list[render.Panel]:
     """Every row of every explanation, ready to be drawn."""
@@ -47,7 +55,8 @@ def panels_of(done: Invocation) -> list[render.Panel]:
         [file.name for file in done.loaded.files] if len(done.loaded.files) == done.explanations[0].samples else []
     )
     features = next(iter(done.loaded.features.values()), ())
-    return [panel for e in done.explanations for panel in e.panels(samples, features)]
+    pairs = zip(done.explanations, done.labels, strict=True)
+    return [panel for e, label in pairs for panel in e.panels(samples, features, label)]
 
 
 def manifest_of(done: Invocation) -> dict[str, Any]:
@@ -84,7 +93,7 @@ def report_of(done: Invocation, panels: Sequence[render.Panel], grid: bytes, man
         "explained tensor": first.explained,
         "input": ", ".join(done.inputs),
         "nodes": done.graph,
-        "methods": ", ".join(dict.fromkeys(e.recipe.label for e in done.explanations)),
+        "methods": ", ".join(dict.fromkeys(done.labels)),
         "files": ", ".join(file.name for file in done.loaded.files) or "random input",
     }
     classes = [
@@ -98,7 +107,7 @@ def report_of(done: Invocation, panels: Sequence[render.Panel], grid: bytes, man
         classes=classes,
         panels=panels,
         grid_png=grid,
-        recipe={e.recipe.label: e.recipe.content() for e in done.explanations},
+        recipe={label: e.recipe.content() for e, label in zip(done.explanations, done.labels, strict=True)},
         provenance=manifest,
         notes=[*done.loaded.notes, *done.notes],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 from onnxplain.composites import Bounds
 from onnxplain.errors import Cancelled, InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
-from onnxplain.inputs.background import NO_BACKGROUND, Background
+from onnxplain.inputs import InputSpec
+from onnxplain.inputs.background import Background
 from onnxplain.inputs.targets import Target
 from onnxplain.loop_answers import LoopAnswers, LoopNotes
 from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.registry import Looped, OnePass
 from onnxplain.methods.tensors import Tensors
+from onnxplain.point_runs import PointRuns, real
 from onnxplain.runtime import chunking
 from onnxplain.runtime.batch_size import FIXED, BatchSize
 from onnxplain.runtime.finite import Holes
@@ -34,11 +37,33 @@ Raising in it ends the explanation; True ends it early, with the answer of what 
 """
 
 
+@dataclass(frozen=True)
+class InnerTensors:
+    """Inner tensors that a method reads or moves. read: their values, of feeds of the whole model.
+
+    inputs, feeds, floats: what the whole model asks for and is fed, and which of it are numbers, where they move.
+    """
+
+    read: Callable[[Mapping[str, Array]], Mapping[str, Array]]
+    inputs: Sequence[InputSpec] = ()
+    feeds: Mapping[str, Array] = field(default_factory=dict)
+    floats: Sequence[str] = ()
+
+    def of_rows(self, rows: Mapping[str, Array], size: int) -> dict[str, Array]:
+        """The values of any number of rows, `size` a run: the last run is filled up with the last row."""
+        count = len(next(iter(rows.values())))
+        places = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
+        found = [self.read({name: array[at] for name, array in rows.items()}) for at in places]
+        return {name: np.concatenate([part[name] for part in found])[:count] for name in found[0]}
+
+
 class Loop:
     """`methods.run.Run` over a subject.
 
     graph, base: what answers `relevance`, and the method it is compiled of; None for a forward-only method. attributed:
-    the float inputs that move. bounds: see `Run`. How points are run:
+    the float inputs that move: where inner tensors do, subject and graph are cut there. bounds: of the model's input,
+    see `Run`. answered: what the method answers for, if not what moves. channels, columns, labels: see `Run`. How
+    points are run:
 
     * stacked, many to a run, along axis 0, where the graph proves that it carries the batch (`proven`);
     * one by one in their batch, the other rows as they are, where rows are samples and nothing is proven;
@@ -57,18 +82,22 @@ class Loop:
         proven: bool = False,
         progress: Progress | None = None,
         background: Background | None = None,
+        answered: Sequence[str] = (),
+        channels: Mapping[str, int] | None = None,
+        inner: InnerTensors | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        labels: Sequence[str] = (),
     ):
         self.per_unit, self.derivative = base is not None and base.per_unit, base is not None and base.derivative
-        self.samples, self.bounds = samples, bounds
+        self.samples, self._bounds, self._inner = samples, bounds, inner
+        self.bounds = None if inner is not None and inner.inputs else bounds
+        self.channels, self.columns, self.labels = dict(channels or {}), dict(columns or {}), labels
         self._subject, self._graph, self._explained = subject, graph, explained
         self._attributed, self._proven, self._progress = list(attributed), proven, progress
-        self._background = background
-        self._specs = {spec.name: spec for spec in subject.inputs}
-        self._feeds: dict[str, Array] = {}
+        self._answered, self._background = list(answered) or self._attributed, background
+        self._feeds: Mapping[str, Array] = {}
         self._shape: tuple[int, ...] = ()
-        self._row, self._rows = 0, 1
-        self._stacked = self._whole = False
-        self._fixed: int | None = None
+        self._runs: PointRuns
         self._jobs, self._job, self._together, self._planned = 1, 0, 1, 0  # together: jobs that are done as one
         self.answers: Array = np.zeros(0)  # of the rows that a method over trees has
         self._notes = LoopNotes()
@@ -84,28 +113,19 @@ class Loop:
         sample.
         """
         self._feeds, self._shape = dict(feeds), values.shape
-        self._rows = values.shape[0] if self.samples and values.ndim else 1
-        rows_of = {name: len(feeds[name]) if feeds[name].ndim else -1 for name in self._attributed}
-        each = all(rows == self._rows for rows in rows_of.values())
-        self._stacked = self.samples and self._proven and each
-        self._whole = not self._stacked and self._rows == 1
-        if not self._stacked and not self._whole and not each:
-            name = next(name for name, rows in rows_of.items() if rows != self._rows)
-            raise InputError(
-                f"{name} {list(feeds[name].shape)} has not one row for each of {self._rows} samples, and method "
-                f"{method.name} moves each sample by itself: explain one at a time, or attribute to other inputs."
-            )
-        lengths = {(self._specs[name].shape or (None,))[0] for name in self._attributed} if self._stacked else set()
-        self._fixed = next((length for length in lengths if isinstance(length, int)), None)
-        self._jobs = self._rows * len(targets)
+        self._runs = PointRuns(
+            self._subject.inputs, self._feeds, self._attributed, values.shape, self.samples, self._proven, method.name
+        )
+        self._jobs = self._runs.rows * len(targets)
         self._sizes = self._subject.batch_size(f"{method.name} {sorted(options.items())!r}")
         errors: list[Tensors] = []
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error below
             answers = self._of_trees(method, options, targets, values) if method.of_trees else []
             for target in targets if not method.of_trees else ():
-                for row in range(self._rows):
-                    self._row, self._job, self._planned = row, len(answers), 0
-                    answer = method.function(self, self._point(), self._seed(target), **options)
+                for row in range(self._runs.rows):
+                    self._runs.row, self._job, self._planned = row, len(answers), 0
+                    seed = self._runs.seed(target, self._seed_type)
+                    answer = method.function(self, self._runs.point(), seed, **options)
                     if isinstance(answer, Estimate):
                         errors.append(answer.standard_error)
                         answer = answer.relevance
@@ -127,11 +147,11 @@ class Loop:
         answers = []
         for target in targets:
             seeds = np.asarray(target.seed, np.float64)
-            for part in chunking.chunks(self._rows, TREE_ROWS):
-                if self._whole:
-                    x, seed, self.answers = self._point(), seeds.reshape(1, -1), values.reshape(1, -1)
+            for part in chunking.chunks(self._runs.rows, TREE_ROWS):
+                if self._runs.whole:
+                    x, seed, self.answers = self._runs.point(), seeds.reshape(1, -1), values.reshape(1, -1)
                 else:
-                    x = Tensors({name: _real(self._feeds[name][part]) for name in self._attributed})
+                    x = Tensors({name: real(self._feeds[name][part]) for name in self._attributed})
                     seed, self.answers = seeds if len(seeds) == 1 else seeds[part], values[part]
                 self._together = part.stop - part.start
                 answers.append(method.function(self, x, seed, **options))
@@ -148,14 +168,19 @@ class Loop:
         return self._subject.trees(self._explained, {n: self._feeds[n].shape[1:] for n in self._attributed})
 
     @property
-    def background(self) -> Tensors:
-        """See `Run`. Raises InputError for rows of another shape than the sample's."""
+    def background(self) -> Tensors | None:
+        """See `Run`. Raises InputError for rows of another shape than the sample's.
+
+        Of inner tensors that move their values there.
+        """
         if self._background is None:
-            raise UsageError(NO_BACKGROUND)
-        if not self.samples:
-            raise UsageError("a background has rows, and axis 0 of these inputs does not count samples.")
-        beside = self._background.beside
-        return Tensors({name: _real(beside(name, self._feeds[name])) for name in self._attributed})
+            return None
+        if self._inner is not None and self._inner.inputs:
+            if not self._runs.stacked:
+                raise InputError("a background has rows, and axis 0 of what moves is not known to count samples.")
+            rows = self._background.beside(self._inner.feeds, self.samples)
+            return Tensors(self._inner.of_rows(rows, self._runs.fixed or FIXED)).map(real)
+        return Tensors(self._background.beside({n: self._feeds[n] for n in self._attributed}, self.samples)).map(real)
 
     def batches(self, count: int, enough: int | None = None, what: str = "looks") -> Iterator[slice]:
         """See `Run`. Raises Cancelled where progress ends early what has no answer yet."""
@@ -163,7 +188,8 @@ class Loop:
         most = self._most(count)
         while done < count:
             begun = time.perf_counter()
-            part = slice(done, done + (self._fixed or self._sizes.rows(count - done, most)))
+            left, fixed = count - done, self._runs.fixed
+            part = slice(done, done + (min(fixed, left) if fixed else self._sizes.rows(left, most)))
             yield part
             done = part.stop
             self._sizes.took(done - part.start, time.perf_counter() - begun, most)
@@ -180,13 +206,13 @@ class Loop:
     def forward(self, points: Tensors) -> Array:
         """See `Run`."""
         parts = []
-        for feeds, rows in self._runs(points):
+        for feeds, rows in self._fed(points):
             values = self._subject.forward(feeds, [self._explained])[self._explained]
             if (holes := Holes.of(values)) is not None:
                 raise NotFinite(
                     f"the score {self._explained} at a point that the method looks at is no answer: {holes}."
                 )
-            parts.append(self._own(values, rows))
+            parts.append(self._runs.own(values, rows, moved=False))
         return np.concatenate(parts)
 
     def score(self, points: Tensors, seed: Array) -> Array:
@@ -194,19 +220,47 @@ class Loop:
         values = self.forward(points).astype(np.float64)
         return np.asarray((values * seed.reshape(-1, *values.shape[1:])).reshape(len(values), -1).sum(1))
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
         """See `Run`. Raises NotFinite, and UsageError in a forward-only method."""
         graph = self._graph
         if graph is None:
             raise UsageError("a forward-only method has no base, and asks for its relevance.")
         (key,) = graph.compiled.seeds
-        parts: dict[str, list[Array]] = {name: [] for name in self._attributed}
-        for feeds, rows in self._runs(points):
-            outputs = graph.run(feeds, {key: self._seeds(seed, rows)})
+        parts: dict[str, list[Array]] = {name: [] for name in self._answered}
+        for (feeds, rows), (compared, _) in zip(self._fed(points), self._fed(references or points), strict=True):
+            if references is not None:
+                feeds |= {entry: compared[source] for entry, source in graph.compiled.references.items()}
+            outputs = graph.run(feeds, {key: self._runs.seeds(seed, rows)})
             for out, source in graph.compiled.relevances.items():
                 if source in parts:
-                    parts[source].append(self._own(outputs[out], rows, self._leads(source)))
+                    parts[source].append(self._runs.own(outputs[out], rows))
         return Tensors({name: np.concatenate(arrays) for name, arrays in parts.items()})
+
+    def layer(self, points: Tensors) -> Tensors:
+        """See `Run`. Raises NotFinite."""
+        if self._inner is None or self._inner.inputs:
+            return points
+        parts: dict[str, list[Array]] = {name: [] for name in self._answered}
+        for feeds, rows in self._fed(points):
+            for name, values in self._inner.read(feeds).items():
+                parts[name].append(real(self._runs.own(_finite(name, values), rows)))
+        return Tensors({n: np.concatenate(arrays) if arrays else points[n] for n, arrays in parts.items()})
+
+    def where_inputs_are(self, made: Callable[[Tensors, Bounds], Tensors]) -> Tensors:
+        """See `Run`. Raises UsageError where the inputs move themselves, or are no numbers."""
+        if self._inner is None or not self._inner.inputs:
+            raise UsageError(
+                "the inputs move themselves: a baseline at the input is for an inner tensor (--attribute-to)."
+            )
+        if not self._inner.floats:
+            raise UsageError("a baseline at the input needs float inputs, and there is none: give the layer's own.")
+        runs = PointRuns(
+            self._inner.inputs, self._inner.feeds, self._inner.floats, self._shape, self.samples, self._proven, "this"
+        )
+        runs.row = self._runs.row
+        ((feeds, rows),) = runs.feeds(made(runs.point(), self._bounds), runs.fixed or 1)
+        found = self._inner.read(feeds)
+        return Tensors({name: real(runs.own(_finite(name, found[name]), rows)) for name in self._attributed})
 
     def note(self, text: str, figure: float | None = None) -> None:
         """See `Run`."""
@@ -215,55 +269,10 @@ class Loop:
     # Inside
 
     def _joined(self, answers: Sequence[Tensors]) -> dict[str, Array]:
-        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._attributed}
-
-    def _leads(self, name: str) -> bool:
-        """Whether a whole input has an axis 0 of length one, which then is that of the points."""
-        return self._feeds[name].shape[:1] == (1,)
-
-    def _own(self, array: Array, rows: int, leads: bool = False) -> Array:
-        """Of a run's output what belongs to its points, (points, …)."""
-        if self._stacked:
-            return array[:rows]
-        if self._whole:
-            return array if leads else array[None]
-        return array[self._row : self._row + 1]
-
-    def _point(self) -> Tensors:
-        """One sample of the attributed inputs, float32 or float64."""
-        point = {}
-        for name in self._attributed:
-            array = self._feeds[name]
-            if not self._whole:
-                array = array[self._row : self._row + 1]
-            elif not self._leads(name):
-                array = array[None]
-            point[name] = _real(array)
-        return Tensors(point)
-
-    def _seed(self, target: Target) -> Array:
-        """(1, …the explained tensor's axes behind the samples); of a whole input (…all its axes)."""
-        seed = np.asarray(target.seed).astype(self._seed_type)
-        if self._whole:
-            return seed.reshape(self._shape)
-        return seed[min(self._row, len(seed) - 1)][None] if seed.ndim else seed
-
-    def _seeds(self, seed: Array, rows: int) -> Array:
-        """For one run."""
-        if self._whole:
-            return seed
-        if self._stacked:
-            return np.repeat(seed[:1], max(rows, self._fixed or 0), 0)
-        seeds = np.zeros(self._shape, seed.dtype)
-        seeds[self._row] = seed[0]
-        return seeds
-
-    @cached_property
-    def _point_bytes(self) -> int:
-        return sum(self._feeds[name].nbytes // self._rows for name in self._attributed)
+        return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in self._answered}
 
     @property
-    def _seed_type(self) -> Any:
+    def _seed_type(self) -> type[np.floating]:
         if self._graph is None:
             return np.float64
         value = next(v for v in self._graph.compiled.ports.inputs if v.name in self._graph.compiled.seeds)
@@ -271,56 +280,20 @@ class Loop:
 
     def _most(self, count: int) -> int:
         """Rows of a run that fit in memory; one where points are not stacked."""
-        if not self._stacked:
-            return self._subject.fitting(self._rows, together=True) // self._rows
+        runs, subject = self._runs, self._subject
+        if not runs.stacked:
+            return subject.fitting(runs.rows, together=True) // runs.rows
         copies, totals = OF_RELEVANCE if self._graph is not None else OF_POINTS
-        held = totals * self._point_bytes + 4 * self._jobs * self._point_bytes
+        point = sum(self._feeds[name].nbytes // runs.rows for name in self._attributed)
         own = None if self._graph is None else self._graph.bytes_per_stream
-        return self._fixed or self._subject.fitting(count, own, copies * self._point_bytes, held)
+        return runs.fixed or subject.fitting(count, own, copies * point, (totals + 4 * self._jobs) * point)
 
-    def _runs(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
-        """Feeds of each run, and how many of its rows are points: a fixed batch is filled up with the last."""
-        count = len(next(iter(points.values())))
-        for part in chunking.chunks(count, self._fixed or self._most(count)):
-            rows = part.stop - part.start
-            feeds = {
-                name: array if name in points else self._companion(name, max(rows, self._fixed or 0))
-                for name, array in self._feeds.items()
-            }
-            for name, array in points.items():
-                feeds[name] = self._placed(name, array[part])
-            yield feeds, rows
-
-    def _companion(self, name: str, held: int) -> Array:
-        """An input that does not move, for a run of `held` rows."""
-        array, shape = self._feeds[name], self._specs[name].shape
-        if not self._stacked or not array.ndim or not shape:
-            return array
-        open_rows = not isinstance(shape[0], int) or shape[0] == self._fixed
-        if len(array) == self._rows and open_rows:
-            return np.repeat(array[self._row : self._row + 1], held, 0)
-        return array
-
-    def _placed(self, name: str, points: Array) -> Array:
-        """Points as one run is fed them, in the input's type. Raises NotFinite where it cannot hold them."""
-        before = self._feeds[name]
-        if self._stacked:
-            if self._fixed and len(points) < self._fixed:
-                points = np.concatenate([points, np.repeat(points[-1:], self._fixed - len(points), 0)])
-            moved = points.astype(before.dtype)
-        elif self._whole:
-            moved = np.asarray(points if self._leads(name) else points[0]).astype(before.dtype)
-        else:
-            moved = before.copy()
-            moved[self._row] = points[0]
-        if (holes := Holes.of(moved)) is not None:
-            raise NotFinite(
-                f"a point that the method makes of {name} ({before.dtype}) is none: {holes}. Its baseline or noise is "
-                "beyond the range of the input's type."
-            )
-        return moved
+    def _fed(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
+        """Feeds of each run, and how many of its rows are points."""
+        return self._runs.feeds(points, self._most(len(next(iter(points.values())))))
 
 
-def _real(array: Array) -> Array:
-    """In float64 if it is, else in float32."""
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+def _finite(name: str, values: Array) -> Array:
+    if (holes := Holes.of(values)) is not None:
+        raise NotFinite(f"{name} at a point that the method looks at is no answer: {holes}.")
+    return values

@@ -113,3 +113,20 @@ def _numeric(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return bool(value) and all(_numeric(v) for v in value)
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def toml_text(content: Mapping[str, Any]) -> str:
+    """A table of names, numbers, words and lists as TOML, tables in it last; None is left out."""
+    lines = [f"{k} = {_literal(v)}" for k, v in content.items() if v is not None and not isinstance(v, Mapping)]
+    tables = [f"\n[{name}]\n{toml_text(v)}" for name, v in content.items() if isinstance(v, Mapping)]
+    return "\n".join(lines) + "\n" + "".join(tables)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_literal(v) for v in value) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

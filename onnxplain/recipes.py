@@ -11,12 +11,13 @@ from typing import Any
 
 from onnxplain.compile.assemble import Propagation
 from onnxplain.compile.provenance import digest
+from onnxplain.compile.reference_forward import FED
 from onnxplain.composites import COMPOSITES, Bounds, Composite, parse_assignments, parse_composite
 from onnxplain.errors import InputError, UnknownName, UsageError
 from onnxplain.methods.background import BACKGROUND_WORDS
 from onnxplain.methods.options import Options, resolved
-from onnxplain.methods.registry import METHODS, Looped, OnePass, one_pass
-from onnxplain.options import call_text
+from onnxplain.methods.registry import METHODS, Looped, Need, OnePass, one_pass
+from onnxplain.options import call_text, toml_text
 from onnxplain.rules.finishes import FINISHES
 from onnxplain.rules.starts import STARTS
 
@@ -54,7 +55,10 @@ class Recipe:
         else:
             base = named(entry.base) if self.base is None else self.base
             why = f"the base of {self.method} is a one-pass method"
-            if base.method in METHODS and one_pass(base.method, why).maps:
+            base = _compared(entry, base, why)
+            if entry.maps and base.method != entry.base:
+                raise UsageError(f"method {self.method} is about a feature map, and runs {entry.base} on it, no other.")
+            if base.method in METHODS and one_pass(base.method, why).maps and not entry.maps:
                 raise UsageError(
                     f"method {self.method} moves the inputs and needs a base that attributes to them; "
                     f"{base.method} attributes to a feature map."
@@ -117,7 +121,7 @@ class Recipe:
 
     def toml(self) -> str:
         """The recipe as a TOML file that `read` takes."""
-        return _toml(self.content())
+        return toml_text(self.content())
 
     @property
     def one_pass(self) -> Recipe:
@@ -154,18 +158,19 @@ class Recipe:
         return isinstance(METHODS.get(self.method), Looped)
 
     @property
-    def reads_background(self) -> bool:
-        """Whether it needs rows of data to compare with: by an option, or by its method."""
+    def background(self) -> Need:
+        """Whether it takes rows of data to compare with: as an option says, else its method."""
+        if any(value in BACKGROUND_WORDS for value in self.options.values() if isinstance(value, str)):
+            return "required"
         entry = METHODS.get(self.method)
-        own = isinstance(entry, Looped) and entry.background
-        return own or any(value in BACKGROUND_WORDS for value in self.options.values() if isinstance(value, str))
+        return entry.background if isinstance(entry, Looped) else "none"
 
     @property
     def title(self) -> str:
         """The method, with the composite or the base where these are not the method's own."""
         entry = METHODS[self.method]
         if isinstance(entry, Looped):
-            own = self.base is None or self.base == named(entry.base)
+            own = self.base is None or self.base == _compared(entry, named(entry.base), "")
             return self.method if own or self.base is None else f"{self.method}-{self.base.title}"
         composite = self.options.get("composite", entry.composite if isinstance(entry, OnePass) else "")
         own = isinstance(entry, OnePass) and composite == entry.composite
@@ -212,8 +217,19 @@ class Recipe:
         form = entry.form(found.options.get("form"))
         base, base_options = parse_composite(self.composite)
         composite: Composite = parse_assignments(found.options.get("rules", ())) | base.make(bounds, **base_options)
+        if composite.differences and not entry.reference:
+            takers = [m.name for m in METHODS.values() if isinstance(m, OnePass) and m.reference]
+            raise UsageError(
+                f"composite {self.composite} follows the difference from a baseline: use {' or '.join(takers)}."
+            )
         return Propagation(
-            found.method, composite, STARTS[form.start], FINISHES[form.finish], form.passes, found.content()
+            found.method,
+            composite,
+            STARTS[form.start],
+            FINISHES[form.finish],
+            form.passes,
+            found.content(),
+            found.options.get("baseline"),
         )
 
 
@@ -226,9 +242,14 @@ def recipe_names() -> tuple[str, ...]:
     one_pass_methods = [m for m in METHODS.values() if isinstance(m, OnePass)]
     relevant = [name for name, entry in COMPOSITES.items() if entry.make(None).relevance]
     pairs = [f"{m.name}-{c}" for m in one_pass_methods if m.relevance for c in relevant if c != m.composite]
-    loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base]
-    bases = [base.name for base in one_pass_methods if not base.maps]
-    over = [f"{m.name}-{base}" for m in loops for base in bases if base != m.base]
+    loops = [m for m in METHODS.values() if isinstance(m, Looped) and m.base and not m.maps]
+    bases = [base for base in one_pass_methods if not base.maps]
+    over = [
+        f"{m.name}-{base.name}"
+        for m in loops
+        for base in bases
+        if base.name != m.base and (base.reference or not m.references)
+    ]
     return (*METHODS, *pairs, *over)
 
 
@@ -247,6 +268,23 @@ def named(name: str) -> Recipe:
     return Recipe(method, {"composite": rest})
 
 
+def _compared(method: Looped, base: Recipe, why: str) -> Recipe:
+    """The base as this method runs it: its baseline is told at each look, or said once. Raises UsageError."""
+    if base.method not in METHODS:
+        return base
+    if not method.references:
+        if base.options.get("baseline") == FED:
+            raise UsageError(f"method {method.name} feeds no references: say the baseline of its base {base.method}.")
+        return base
+    if not one_pass(base.method, why).reference:
+        takers = [m.name for m in METHODS.values() if isinstance(m, OnePass) and m.reference]
+        raise UsageError(
+            f"method {method.name} tells its base what to compare with, and {base.method} compares with nothing: "
+            f"give {' or '.join(takers)}."
+        )
+    return Recipe(base.method, {**base.options, "baseline": FED})
+
+
 def composite_text(text: str) -> str:
     """A composite as it is written, its options only where they are not the defaults.
 
@@ -260,19 +298,3 @@ def composite_text(text: str) -> str:
 
 def _empty(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and not value
-
-
-def _toml(content: Mapping[str, Any]) -> str:
-    lines = [f"{k} = {_literal(v)}" for k, v in content.items() if v is not None and not isinstance(v, Mapping)]
-    tables = [f"\n[{name}]\n{_toml(v)}" for name, v in content.items() if isinstance(v, Mapping)]
-    return "\n".join(lines) + "\n" + "".join(tables)
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_literal(v) for v in value) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxplain.compile import Request, Resolved, batch_axes, resolve
+from onnxplain.compile.layer_choice import MapLayers, map_layers
 from onnxplain.errors import ConversionChanged, InputError, UnsupportedModel, UsageError
 from onnxplain.frontend.compare import mismatch
 from onnxplain.frontend.load import Source, load
@@ -22,6 +23,7 @@ from onnxplain.graph import weight_files
 from onnxplain.graph.stored_graph import DeferredModel
 from onnxplain.inputs import InputSpec
 from onnxplain.inputs.samples import answer_alone, may_be_rows
+from onnxplain.model_part import ModelPart
 from onnxplain.runtime import chunking
 from onnxplain.runtime.batch_size import FIXED, BatchSize
 from onnxplain.runtime.memory_budget import MemoryBudget, nbytes_of
@@ -51,6 +53,9 @@ class Subject:
     beside: int = 0  # bytes of a row in the compiled graph that runs beside the model
     _forward: Runs | None = None
     _trees: dict[tuple[object, ...], TreeScore] = field(default_factory=dict)
+    _parts: dict[tuple[str, ...], ModelPart] = field(default_factory=dict)
+    _layers: dict[Request, MapLayers] = field(default_factory=dict)
+    tails: dict[tuple[str, ...], Any] = field(default_factory=dict)  # `LayerTail`s, by the tensors they begin at
     _axes: list[dict[str, int] | None] = field(default_factory=list)  # one entry, when they are known
     _batch_sizes: dict[str, BatchSize] = field(default_factory=dict)
 
@@ -234,6 +239,18 @@ class Subject:
             return np.asarray(table).reshape(rows, -1)
 
         return TreeScore(path.trees, path.transform, players, features)
+
+    def map_layers(self) -> MapLayers:
+        """The feature maps that a method about one looks at. Raises UsageError, UnsupportedModel."""
+        if self.request not in self._layers:
+            self._layers[self.request] = map_layers(self.normalised, self.resolved, self.request)
+        return self._layers[self.request]
+
+    def part(self, outputs: tuple[str, ...]) -> ModelPart:
+        """What computes inner tensors of the normal form, and no more."""
+        if outputs not in self._parts:
+            self._parts[outputs] = ModelPart(self.normalised.model, outputs, self.open)
+        return self._parts[outputs]
 
     def pin(self) -> None:
         """Take weights that lie in files into memory, so that nobody can change them under the sessions."""

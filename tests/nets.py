@@ -14,6 +14,7 @@ import onnxruntime
 
 from onnxplain import Explainer
 from onnxplain.methods import METHODS
+from onnxplain.recipes import Recipe
 
 MODELS = Path(__file__).parents[1] / "models"
 NAMES = ("mobilenet_v2", "digits_cnn", "digits_vit", "digits_gru", "iris_mlp", "bc_logreg")
@@ -159,10 +160,26 @@ def sample(name: str) -> np.ndarray:
     return np.asarray(archive[archive.files[0]], np.float32)[:3]
 
 
-def counted(name: str, count: int) -> dict[str, int]:
-    """Options with which a looped method looks `count` times: those that are whole numbers of at least 1."""
+def looks_of(name: str) -> list[str]:
+    """Options of a looped method that say how often it looks: those that are whole numbers of at least 1."""
     options = METHODS[name].options.values()
-    return {o.name: count for o in options if "int" in o.types and o.range is not None and o.range.low == 1}
+    return [o.name for o in options if "int" in o.types and o.range is not None and o.range.low == 1]
+
+
+def counted(name: str, count: int) -> dict[str, float]:
+    """Options with which a looped method looks `count` times, at what needs no background."""
+    alone = {"baseline": 0.0} if Recipe(name).background == "required" and "baseline" in METHODS[name].options else {}
+    return {**alone, **dict.fromkeys(looks_of(name), count)}
+
+
+def takes_base(name: str, base: str) -> bool:
+    """Whether a looped method runs over a one-pass method: one that compares, where it says with what."""
+    return METHODS[base].reference or not METHODS[name].references
+
+
+def other_base(name: str) -> str:
+    """A base that is not the method's own."""
+    return "deep_lift_reveal_cancel" if METHODS[name].references else "lrp-epsilon"
 
 
 def one_hot(shape: tuple[int, ...], *classes: int, dtype: type = np.float32) -> np.ndarray:

@@ -16,6 +16,7 @@ from onnx.reference.ops.op_conv_transpose import ConvTranspose
 from onnx.reference.ops.op_pad import Pad_18 as Pad
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
+from onnxplain.compile.reference_forward import add_reference
 from onnxplain.errors import UnsupportedModel
 from onnxplain.graph import signs, streams
 from onnxplain.graph.backward_builder import Backward, Facts
@@ -345,12 +346,14 @@ def one_node(
     batch: Mapping[str, int] | None = None,
     open_axes: bool = False,
     positive: bool = False,
+    reference: bool = False,
 ) -> OneNode:
     """Build the node of a case and its derivative (or `rule`).
 
     free: declare the first input's axis 0 as batch and let streams be free, where the registry proves the axis.
     batch: input → its batch axis, where it is not the first input's axis 0; inputs that are not named are constant.
-    open_axes: the first input's lengths, but for the channels', are symbols.
+    open_axes: the first input's lengths, but for the channels', are symbols. reference: with inputs `<input>.reference`
+    for a rule of differences.
     """
     float_type = ir.DataType.from_numpy(np.dtype(dtype))
     feeds = sample(case, np.random.default_rng(0), dtype)
@@ -420,6 +423,8 @@ def one_node(
     free = free and axes.get(y, -1) >= 0  # as the compiler: exact seeds where the axis is not proven
     facts = Facts(axes, free, signs.nonnegative([view], sign_rules(), known), set(constants), receptive=wanted)
     op = Backward(graph, facts)
+    if reference:
+        add_reference(op, wanted)
     carried = ir.DataType.DOUBLE if float_type == ir.DataType.DOUBLE else ir.DataType.FLOAT  # as the compiler has it
     seed = ir.Value(name="seed", shape=ir.Shape(op.stream_shape(y)), type=ir.TensorType(carried))
     graph.inputs.append(seed)

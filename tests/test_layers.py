@@ -30,11 +30,15 @@ LAYERS = [
     {"coverage", "drawing"},
     {"explanation"},
     {"invocation"},
+    {"model_part"},
     {"subject"},
     {"explanation_graph"},  # one compiled graph
     {"prepared"},  # the same and its subject, kept for other processes
     {"loop_answers"},
+    {"point_runs"},
     {"loops"},  # the same graph, many times
+    {"layer_tail"},
+    {"loop_plan"},
     {"explainer"},
     {"evaluate"},
     {"sources", "client", "bulk"},

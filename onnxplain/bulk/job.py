@@ -18,6 +18,7 @@ from onnxplain.cpu_session import VERSION
 from onnxplain.errors import InputError
 from onnxplain.explainer import Explainer
 from onnxplain.inputs import Preprocessing
+from onnxplain.inputs.background import Background
 from onnxplain.recipes import Recipe
 from onnxplain.subject import Subject
 
@@ -45,6 +46,7 @@ class BulkJob:
     format: str = "npz"
     sample: Array | Mapping[str, Array] | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    background: Background | None = None
 
     def open(self) -> Explainer:
         """The explainer. Raises InputError where the file is not the model that the job was made for."""
@@ -61,11 +63,14 @@ class BulkJob:
                 f"not {self.sha256[:12]}…). Every machine needs the same file at the same path."
             )
         pictures, labels = self.pictures, list[str]()
-        bounds, kind = None, None
+        bounds, kind, columns = None, None, self.columns
         if pictures is not None:
             labels, bounds = pictures.labels(), pictures.bounds(subject.inputs)
-            kind = pictures.settings.output.kind
-        return Explainer(subject, Recipe.of(self.recipe), bounds=bounds, labels=labels, kind=kind)
+            kind, columns = pictures.settings.output.kind, pictures.columns(subject.inputs)
+        recipe = Recipe.of(self.recipe)
+        return Explainer(
+            subject, recipe, bounds=bounds, labels=labels, kind=kind, columns=columns, background=self.background
+        )  # fmt: skip
 
     def content(self) -> dict[str, Any]:
         """What decides the numbers, as JSON has it: another content, another data set."""
@@ -92,6 +97,7 @@ class BulkJob:
             "format": self.format,
             "sample": None if sample is None else {name: _digest(array) for name, array in sample.items()},
             "shapes": dict(self.shapes),
+            "background": None if self.background is None else self.background.sha256,
         }
         plain: dict[str, Any] = json.loads(json.dumps(said, default=_plain))
         return plain

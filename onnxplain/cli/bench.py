@@ -24,6 +24,7 @@ from onnxplain.cli.options import (
 from onnxplain.compile import Request
 from onnxplain.errors import OnnxplainError, UnsupportedModel
 from onnxplain.explainer import Explainer
+from onnxplain.inputs import Preprocessing
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.chunking import peak_memory
 from onnxplain.runtime.open import serialised
@@ -67,7 +68,7 @@ def bench(
     """Explanation time over MODEL's own forward time: medians of interleaved rounds on random input."""
     request = Request(explain, head or "", "tensor", attribute_to, keep, ledger)
     resolved, subject = subject_of(model, request, provider, threads)
-    wanted = recipes(methods, words, None, ["gradient", "lrp"])
+    wanted, pictures = recipes(methods, words, None, ["gradient", "lrp"]), Preprocessing.of(resolved.settings)
     feeds = {name: _batched(array, batch) for name, array in subject.normalised.reference.feeds.items()}
     begun = time.perf_counter()
     forward = Session(
@@ -84,7 +85,8 @@ def bench(
     per: dict[str, int] = {}
     for recipe in wanted:
         try:
-            explainer = explainer_of(subject, recipe)
+            background = pictures.background(subject.inputs) if recipe.background != "none" else None
+            explainer = explainer_of(subject, recipe, background=background)
             if recipe.looped:
                 runs[recipe.title] = partial(explainer.explain, feeds)
                 if targets > 1:

@@ -17,7 +17,7 @@ from onnxplain.bulk.partition import FORMATS, require
 from onnxplain.bulk.ray_data import require_ray
 from onnxplain.bulk.run import rows_per_partition
 from onnxplain.cli.command import refuse_idle
-from onnxplain.cli.options import RecipeWords, recipes, subject_of, verification_input
+from onnxplain.cli.options import RecipeWords, recipes, refuse_idle_background, subject_of, verification_input
 from onnxplain.cli.report import progress_line
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, UsageError
@@ -79,10 +79,10 @@ def bulk_options(command: Command) -> Command:
 
 def run_bulk(
     model: str, files: Sequence[str], bulk: BulkWords, targets: Sequence[str], methods: Sequence[str],
-    words: RecipeWords, request: Request, picture: Sequence[str | None], provider: str, threads: int,
+    words: RecipeWords, request: Request, picture: Sequence[Any], provider: str, threads: int,
     sample: Path | None, shapes: Sequence[str], out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Explain every row of the files. picture: the six words of `Preprocessing.of`."""
+    """Explain every row of the files. picture: the words of `Preprocessing.of`."""
     assert bulk.engine is not None
     refuse_idle(["memory"], "a bulk run (--engine) takes --batch-size rows at a time, by each of its --workers.")
     refuse_idle(OF_PICTURES, "a bulk run (--engine) draws nothing and writes relevances and scores alone.")
@@ -101,6 +101,8 @@ def run_bulk(
         wanted = recipes(methods, words, resolved.settings, [])
         if len(wanted) != 1:
             raise UsageError("a bulk run (--engine) is of one recipe: give --method once, and run again for others.")
+        refuse_idle_background(wanted)
+        background = pictures.background(subject.inputs) if wanted[0].background != "none" else None
         progress.update(step, description="looking at the files")
         rows = bulk.partition_rows or rows_per_partition(subject.inputs, bulk.batch_size)
         found = plan(files, subject.inputs, pictures.columns(subject.inputs), rows)
@@ -110,7 +112,7 @@ def run_bulk(
         job = BulkJob(
             resolved.path.absolute(), subject.source.sha256, wanted[0].content(), tuple(targets) or ("predicted",),
             replace(subject.request), pictures, found.columns, provider, threads, bulk.batch_size, bulk.format,
-            arrays, sizes,
+            arrays, sizes, background,
         )  # fmt: skip
         folder = out or Path("explanations") / render.safe_name(resolved.name)
         total = len(found.blocks)

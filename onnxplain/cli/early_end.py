@@ -24,7 +24,7 @@ class EarlyEnd:
 
     def __init__(self, recipe: Recipe, progress: Progress, step: TaskID):
         self._recipe, self._progress, self._step = recipe, progress, step
-        self._text, self._begun, self.asked = f"explaining by {recipe.method}", time.monotonic(), False
+        self._text, self._begun, self.asked = f"explaining by {recipe.label}", time.monotonic(), False
         self._before: Any = None
 
     def __enter__(self) -> Self:

@@ -34,7 +34,11 @@ from onnxplain.invocation import Invocation
     help="predicted (default), top3, a class name, an index, 'A vs B'.",
 )
 @click.option(
-    "--method", "methods", multiple=True, metavar="NAME", help="Method, repeatable (see `onnxplain methods`)."
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="Method, repeatable (see `onnxplain methods`), or a recipe: lrp-epsilon.",
 )
 @recipe_options
 @click.option("--explain", "tensor", default="", metavar="TENSOR", help="Tensor to explain.")
@@ -114,7 +118,7 @@ def explain(
                 attribute_to=attribute_to, outputs=keep, ledger=ledger, **recipe,
                 progress=partial(_say, progress, step, f"explaining by {label}"),
             )  # fmt: skip
-            done.seconds[found.method.name] = time.perf_counter() - started
+            done.seconds[found.recipe.label] = time.perf_counter() - started
             done.explanations.append(found)
             done.notes += [note for note in found.notes if note not in done.notes]
             done.version, done.explained = found.version, (found.explained,)

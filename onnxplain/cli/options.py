@@ -12,10 +12,12 @@ from zipfile import BadZipFile
 import click
 import numpy as np
 
+from onnxplain.cli.command import refuse_idle
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, UsageError
 from onnxplain.explainer import Explainer
 from onnxplain.inputs import ModelSettings
+from onnxplain.inputs.background import ASK_FOR_IT
 from onnxplain.methods import METHODS, Looped
 from onnxplain.recipes import Recipe, named
 from onnxplain.sources import ResolvedModel, resolve_model
@@ -77,6 +79,10 @@ machine_options = _all(
         "--threads", type=click.IntRange(0), default=0, help="Threads inside an op; 0 leaves it to onnxruntime."
     ),
 )
+background_option = click.option(
+    "--background", "background", multiple=True, metavar="FILE",
+    help="Rows of data that methods compare with (--option baseline=background); default: model.toml's.",
+)  # fmt: skip
 sample_options = _all(
     click.option(
         "--sample", metavar="FILE", type=click.Path(path_type=Path),
@@ -142,9 +148,15 @@ class RecipeWords:
         A looped method hands on what its base takes. A method that is not known here is a newer server's, and takes
         all. Raises UsageError for an option that none takes.
         """
-        found: dict[str, dict[str, Any]] = {name: {"method": name} for name in names}
-        bases = [name for name in found if name not in METHODS or METHODS[name].family == "looped"]
+        found: dict[str, dict[str, Any]] = {name: _table(name) for name in names}
+        for name, table in found.items():
+            if "composite" in self.given() and "composite" in {**table, **table.get("base", {})}:
+                raise UsageError(f"--composite: {name} names its composite already; give one of the two.")
+        unknown = [name for name, table in found.items() if table["method"] not in METHODS]
+        bases = [name for name, table in found.items() if _looped(table["method"])] + unknown
         if self.base is not None:
+            if (both := next((name for name in bases if "base" in found[name]), None)) is not None:
+                raise UsageError(f"--base {self.base}: {both} names its base already; give one of the two.")
             for name in bases or (list(found) if len(found) == 1 else []):
                 found[name]["base"] = named(self.base).content()
             if not bases and len(found) > 1:
@@ -168,6 +180,20 @@ def recipe_options(command: Command) -> Command:
         return command(*args, words=words, **values)
 
     return _recipe_flags(with_words)  # type: ignore[return-value]
+
+
+def _table(name: str) -> dict[str, Any]:
+    """The table of a method, or of a recipe's name such as lrp-epsilon, with what that says and no more."""
+    if "-" not in name or name.partition("-")[0] not in METHODS:
+        return {"method": name}
+    method, _, rest = name.partition("-")
+    if named(name).base is not None:
+        return {"method": method, "base": _table(rest)}
+    return {"method": method, "composite": rest}
+
+
+def _looped(method: str) -> bool:
+    return method in METHODS and METHODS[method].family == "looped"
 
 
 FLAGS = {"composite": "--composite", "rules": "--rule", "form": "--form"}
@@ -195,7 +221,7 @@ def recipes(
     if (recipe := words.read(methods)) is not None:
         return [recipe]
     for name in methods:
-        METHODS[name]  # says which are near where there is none
+        named(name) if "-" in name else METHODS[name]  # says which are near where there is none
     defaults = Recipe.of(settings.defaults, "[defaults]") if settings and settings.defaults else None
     names = list(methods) or ([defaults.method] if defaults and not fallback else list(fallback)) or ["lrp"]
     found = []
@@ -248,6 +274,12 @@ def _size(text: str) -> tuple[str, tuple[int, ...]]:
     if not mark or not name or any(size < 0 for size in sizes):
         raise UsageError(f"--shape {text}: give the input's name and whole numbers, as in x=1,3,224,224.")
     return name, sizes
+
+
+def refuse_idle_background(wanted: Sequence[Recipe]) -> None:
+    """Raise UsageError for a --background that no recipe reads."""
+    if all(recipe.background == "none" for recipe in wanted):
+        refuse_idle(["background"], f"no method here reads it ({', '.join(r.method for r in wanted)}); {ASK_FOR_IT}.")
 
 
 def explainer_of(subject: Subject, recipe: Recipe, **more: Any) -> Explainer:

@@ -22,7 +22,7 @@ def write_run(done: Invocation, folder: Path, palette: str | None) -> None:
             over = render.over_photo(panel, palette)
             if over is not None:
                 out.write(f"{name}.overlay.png", render.png(over))
-        for name, e in zip(_unique([e.recipe.label for e in done.explanations]), done.explanations, strict=True):
+        for name, e in zip(_unique(done.labels), done.explanations, strict=True):
             out.write(f"{render.safe_name(name)}.npz", e.npz())
         grid = render.png(render.grid(panels, palette=palette))
         out.write("grid.png", grid)

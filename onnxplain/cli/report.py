@@ -95,13 +95,14 @@ def _print_explanations(done: Invocation) -> None:
     files = [str(file) for file in done.loaded.files]
     for sample in range(first.samples):
         name = files[sample] if sample < len(files) else f"sample {sample}"
-        if first.samples > 1 or files:
+        top = first.top(sample, 5 if first.samples == 1 else 1)
+        if top and (first.samples > 1 or files):
             click.secho(name, bold=True)
-        for entry in first.top(sample, 5 if first.samples == 1 else 1):
+        for entry in top:
             chance = "" if entry.probability is None else f"  p {entry.probability:.3f}"
             click.echo(f"  {entry.index:>5}  {entry.score:10.4f}{chance}  {entry.name}")
-    width = max(18, *(len(e.recipe.label) for e in done.explanations))
-    for e in done.explanations:
+    width = max(18, *map(len, done.labels))
+    for e, label in zip(done.explanations, done.labels, strict=True):
         doubt = "" if not e.standard_error else f"; standard error at most {e.standard_error:.2g} of the largest"
         for target, sample, row in e.rows():
             where = e.where(row)
@@ -110,4 +111,4 @@ def _print_explanations(done: Invocation) -> None:
             parts = parts if e.method.sums else ""
             of = f" of sample {sample}" if e.samples > 1 else ""
             asked = target.names[sample] if len(target.names) > sample else target.name
-            click.echo(f"{e.recipe.label:<{width}} {asked}{of}: score {score:.4g}{parts}{doubt}")
+            click.echo(f"{label:<{width}} {asked}{of}: score {score:.4g}{parts}{doubt}")

@@ -15,11 +15,13 @@ from onnxplain.cli.command import Command, refuse_idle
 from onnxplain.cli.early_end import EarlyEnd
 from onnxplain.cli.options import (
     RecipeWords,
+    background_option,
     explainer_of,
     machine_options,
     picture_options,
     recipe_options,
     recipes,
+    refuse_idle_background,
     request_options,
     sample_options,
     subject_of,
@@ -57,11 +59,16 @@ PICTURE = ("preprocess", "layout", "mean", "std", "scale")
     help="predicted (default), top3, a class name, an index, 'A vs B'.",
 )
 @click.option(
-    "--method", "methods", multiple=True, metavar="NAME", help="Method, repeatable (see `onnxplain methods`)."
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="Method, repeatable (see `onnxplain methods`), or a recipe: lrp-epsilon.",
 )
 @recipe_options
 @request_options
 @picture_options
+@background_option
 @machine_options
 @sample_options
 @click.option(
@@ -81,7 +88,7 @@ def run(
     words: RecipeWords, explain: tuple[str, ...], head: str | None, attribute_to: tuple[str, ...],
     keep: tuple[str, ...], ledger: bool,
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
-    labels: str | None, provider: str,
+    labels: str | None, background: tuple[str, ...], provider: str,
     threads: int, sample: Path | None, shapes: tuple[str, ...],
     out: Path | None, palette: str | None, random_seed: int, memory: str | None, as_json: bool, bulk: BulkWords,
 ) -> None:  # fmt: skip
@@ -96,7 +103,7 @@ def run(
     given = (*files, *inputs)
     if bulk.engine is not None:
         request = Request(explain, head or "", "tensor", attribute_to)
-        picture = (preprocess, layout, mean, std, scale, labels)
+        picture = (preprocess, layout, mean, std, scale, labels, background)
         run_bulk(
             model, given, bulk, targets, methods, words, request, picture, provider, threads, sample, shapes, out,
             as_json,
@@ -117,9 +124,10 @@ def run(
         subject.memory = None if memory is None else nbytes_of(memory)
         if len(subject.resolved.explained) != 1:
             raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
-        pictures = Preprocessing.of(resolved.settings, preprocess, layout, mean, std, scale, labels)
+        pictures = Preprocessing.of(resolved.settings, preprocess, layout, mean, std, scale, labels, background)
         fallback = [] if given else ["gradient", "lrp"]
         wanted = recipes(methods, words, resolved.settings, fallback)
+        refuse_idle_background(wanted)
         done = Invocation(
             where=str(resolved.path),
             name=resolved.name,
@@ -195,8 +203,10 @@ def _explain(
     settings = pictures.settings.output
     try:
         explainer = explainer_of(
-            subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind
-        )
+            subject, recipe, bounds=pictures.bounds(subject.inputs), labels=names, kind=settings.kind,
+            columns=pictures.columns(subject.inputs),
+            background=pictures.background(subject.inputs) if recipe.background != "none" else None,
+        )  # fmt: skip
         explanation = explainer.explain(done.loaded.feeds, targets, progress)
         explanation.show(done.loaded, subject.inputs[0].name)
         if pictures.labels_option and (unfit := labels_unfit(explanation.scores, names, explainer.kind)):
@@ -207,10 +217,10 @@ def _explain(
     except OnnxplainError as error:
         if strict or isinstance(error, UsageError):
             raise
-        done.failed[recipe.method] = str(error)
+        done.failed[recipe.label] = str(error)
         return error if isinstance(error, NotFinite) else None
     done.explanations.append(explanation)
-    done.seconds[recipe.method] = time.perf_counter() - begun
+    done.seconds[recipe.label] = time.perf_counter() - begun
     done.notes += [note for note in explanation.notes if note not in done.notes]
     return None
 

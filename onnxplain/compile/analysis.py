@@ -8,7 +8,14 @@ import onnx_ir as ir
 
 from onnxplain.compile import tokens
 from onnxplain.compile.contract import Request, Resolved, no_attribution, require_computed, tensors
-from onnxplain.compile.feature_maps import default_layer, default_said, layout_of, named_layer, require_pooled_head
+from onnxplain.compile.feature_maps import (
+    attributing_said,
+    default_layer,
+    default_said,
+    layout_of,
+    named_layer,
+    require_pooled_head,
+)
 from onnxplain.composites import Composite, places
 from onnxplain.errors import OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.graph import masks, signs, streams
@@ -45,7 +52,8 @@ class Analysis:
         opset = self.graph.opset_imports.get("", 18)
         single = [Node.of(node, opset) for node in self.graph]
         protected = {self.value(name) for name in resolved.protected}
-        self.nodes = recognise(single, protected) if composite.relevance else single
+        by_rules = composite.relevance or bool(composite.differences)
+        self.nodes = recognise(single, protected) if by_rules else single
         maps = finish is not None and finish.maps
         self.layer: ir.Value | None = None
         self.wanted = {} if maps and not request.attribute_to else self._wanted()
@@ -55,7 +63,7 @@ class Analysis:
         facts = Facts(
             axes,
             False,
-            signs.nonnegative(single, sign_rules()),
+            signs.nonnegative(single, sign_rules(), moving=self.wanted),  # looped methods move what is attributed
             constants,
             masks=masks.masks(single, self.inputs, mask_steps()),
         )
@@ -135,7 +143,7 @@ class Analysis:
         )
         if maps:
             self.wanted[value] = str(value.name)
-            self.notes.append(f"attributing to {default_said(value, layout)} (--attribute-to names another)")
+            self.notes.append(attributing_said(value, layout))
         else:
             self.layer = value
             self.notes.append(f"weighed by the map of {default_said(value, layout)}")

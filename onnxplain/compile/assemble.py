@@ -15,8 +15,7 @@ from onnxplain.compile.contract import Request, Resolved
 from onnxplain.compile.feature_maps import weigh
 from onnxplain.compile.fold import fold, share
 from onnxplain.compile.ledger import COLUMNS, LEDGER, Ledger
-from onnxplain.compile.needed import needed_for, remove
-from onnxplain.compile.reference_forward import add_reference
+from onnxplain.compile.reference_forward import FED, Baseline, add_reference, drop_unread, require_followed
 from onnxplain.compile.seeds import Seeds
 from onnxplain.compile.tokens import token_rule
 from onnxplain.composites import Composite
@@ -36,7 +35,10 @@ from onnxplain.vjp import lookup
 
 @dataclass(frozen=True)
 class Propagation:
-    """How relevance is made. name and recipe say for whom; passes: what each pass does to the last rule."""
+    """How relevance is made. name and recipe say for whom; passes: what each pass does to the last rule.
+
+    baseline: the reference that rules of differences compare with; FED: inputs `<input>.reference`; None: no reference.
+    """
 
     name: str
     composite: Composite
@@ -44,6 +46,7 @@ class Propagation:
     finish: Finish
     passes: tuple[str, ...] = ("",)
     recipe: dict[str, Any] = field(default_factory=dict)
+    baseline: Baseline | None = None
 
 
 @dataclass
@@ -102,8 +105,10 @@ class _Job:
         self.forward_count = len(list(self.graph))
         self.found = Analysis(model, resolved, propagation.composite, request, propagation.finish)
         self.op = self.found.op
-        if request.reference:
-            add_reference(self.op, self.found.sources)
+        if (baseline := FED if request.reference else propagation.baseline) is not None:
+            add_reference(self.op, self.found.sources, baseline)
+        if propagation.composite.differences:
+            require_followed(self.op, self.found.path, self.found.nodes, self.found.sources, self.found.passes)
         self.rules = {node: propagation.composite.rule_for(place) for node, place in self.found.places.items()}
         propagation.composite.check_assignments(self.found.places.values())
         self._say_missed_boxes()
@@ -170,27 +175,11 @@ class _Job:
             result = ledger.emit()
             self._output(result, LEDGER, "")
             self.ledger_rows = ledger.rows
-        self._drop_unread_references()
+        self.references = drop_unread(op, self.propagation.name)
         prune(self.graph, self.forward_count)
         share(self.graph, self.forward_count)
         if self.request.fold:
             fold(self.model, self.forward_count)
-
-    def _drop_unread_references(self) -> None:
-        """What no rule reads of the reference forward goes, inputs too."""
-        if self.op.facts.references is None:
-            return
-        copies = self.op.facts.references
-        nodes, read = needed_for(self.graph.outputs)
-        made = dict.fromkeys(node for copy in copies.values() if (node := copy.producer()) is not None)
-        remove(self.graph, [node for node in made if node not in nodes])
-        for value, entry in copies.items():
-            if entry.is_graph_input() and entry not in read:
-                self.graph.inputs.remove(entry)
-            elif entry.is_graph_input():
-                self.references[str(entry.name)] = str(value.name)
-        if not self.references:
-            raise UsageError(f"reference: no rule of {self.propagation.name} reads a reference here. Leave it out.")
 
     def _walk(self, start: dict[ir.Value, Relevance], how: str, ledger: Ledger | None) -> dict[ir.Value, Relevance]:
         applied: dict[Node, Rule] = {}

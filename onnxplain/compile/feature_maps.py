@@ -132,6 +132,11 @@ def default_said(value: ir.Value, layout: Layout) -> str:
     return f"{value.name} {_shape(value)}, {what}"
 
 
+def attributing_said(value: ir.Value, layout: Layout) -> str:
+    """The note where a method is about a layer that nobody named."""
+    return f"attributing to {default_said(value, layout)} (--attribute-to names another)"
+
+
 def weigh(
     op: Backward,
     layer: ir.Value | None,

@@ -113,7 +113,7 @@ def _only(node: Node, index: int, value: ir.Value) -> Sequence[Portion]:
 
 def _each(op: Backward, node: Node, r: ir.Value, finish: Finish) -> ir.Value:
     """Relevance per entry of a one-hot code, which Equal sums: the finish of an embedding with one feature."""
-    r, y = (op.Unsqueeze(value, [-1]) for value in (r, op.real(node.y)))
+    r, y = (op.Unsqueeze(value, [-1]) for value in (r, finish.features(op, node.y)))
     return op.reshaped(finish.token(op, [r], y), op.stream_shape(node.x))
 
 
@@ -125,9 +125,9 @@ def _summed(op: Backward, node: Node, index: int, r: ir.Value, finish: Finish) -
     assert entry.token is not None and entry.token.own_axes is not None
     of, own = rank(node.y), entry.token.own_axes(node)
     features = [axis for axis in range(of) if axis not in own]
-    y = op.real(node.y)
     if not features:
-        return finish.combine(op, [r], y)
+        return finish.combine(op, [r], node.y)
+    y = finish.features(op, node.y)
     order = own + features
     if order != list(range(of)):
         r, y = op.Transpose(r, perm=order), op.Transpose(y, perm=order)

@@ -40,7 +40,7 @@ class CompositeEntry:
         """The composite with these options. Raises UnknownName, UsageError."""
         full = checked(f"composite {self.name}", self.options, options, {})
         made = self.function(bounds, **full)
-        return Composite(call_text(self.name, options), made.assignments, made.relevance)
+        return Composite(call_text(self.name, options), made.assignments, made.relevance, made.differences)
 
 
 COMPOSITES: Registry[CompositeEntry] = Registry("composite")
@@ -171,3 +171,18 @@ def guided_backprop(bounds: Bounds) -> Composite:
 def deconvnet(bounds: Bounds) -> Composite:
     """The derivative, with negative gradients stopped at every Relu whether on or off."""
     return Composite("", _rectifiers(RULES["deconvnet"]()).assignments, relevance=False)
+
+
+DEEP_LIFT = "Shrikumar, Greenside and Kundaje 2017, DeepLIFT"
+
+
+@composite("rescale", cite=DEEP_LIFT + ", section 3.5.2")
+def rescale(bounds: Bounds) -> Composite:
+    """Multipliers of differences: the linear rule, the rescale rule, and exact secants of all else."""
+    return Composite("rescale", relevance=False, differences="rescale")
+
+
+@composite("reveal_cancel", cite=DEEP_LIFT + ", section 3.5.3")
+def reveal_cancel(bounds: Bounds) -> Composite:
+    """As rescale, but a layer with weights and its activation are one: positive and negative parts apart."""
+    return Composite("reveal_cancel", relevance=False, differences="reveal_cancel")

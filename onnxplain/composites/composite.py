@@ -14,6 +14,7 @@ from onnxplain.errors import UnsupportedOp, UsageError
 from onnxplain.graph.node import Node
 from onnxplain.graph.walk import Rule
 from onnxplain.rules import RULES, RuleCall
+from onnxplain.rules.difference import difference_rule
 from onnxplain.vjp import Kind, lookup
 
 
@@ -34,15 +35,19 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Composite:
-    """Entries, then the base map by kind of op. relevance: False takes the derivative wherever nothing matches."""
+    """Entries, then the base map by kind of op. relevance: False takes the derivative wherever nothing matches.
+
+    differences: the rule that follows the difference from a reference there instead (`rules.difference`).
+    """
 
     name: str
     assignments: tuple[Assignment, ...] = ()
     relevance: bool = True
+    differences: str = ""
 
     def __or__(self, other: Composite) -> Composite:
         """The assignments of both, these first; name and base of the other."""
-        return Composite(other.name, self.assignments + other.assignments, other.relevance)
+        return Composite(other.name, self.assignments + other.assignments, other.relevance, other.differences)
 
     def rule_for(self, place: Place) -> Rule:
         """The rule of a node. Raises UnsupportedOp where there is none: never the gradient in silence."""
@@ -61,6 +66,8 @@ class Composite:
                     )
                 continue
             return assignment.rule
+        if self.differences:
+            return difference_rule(self.differences, place.node)
         if not self.relevance:
             return op_entry.rule
         rule = base_rule(place.node, place.kind)

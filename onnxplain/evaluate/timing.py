@@ -21,7 +21,10 @@ def seconds(explainer: Explainer, feeds: Mapping[str, Array]) -> Array:
     """Seconds of single explanations, as they are served: without the ledger, after one to warm up."""
     subject = explainer.subject
     plain = dataclasses.replace(subject, request=dataclasses.replace(subject.request, ledger=False))
-    timed = Explainer(plain, explainer.recipe, bounds=explainer.bounds, labels=explainer.labels, kind=explainer.kind)
+    timed = Explainer(
+        plain, explainer.recipe, bounds=explainer.bounds, labels=explainer.labels, kind=explainer.kind,
+        background=explainer.background,
+    )  # fmt: skip
     found = []
     for part in [*batches(timed, feeds, 1)][: TIMED + 1]:
         begun = time.perf_counter()

@@ -96,7 +96,7 @@ def leak(explainer: Explainer, graph: CpuSession, seeded: bool) -> str:
         feeds |= {
             name: _seeds(name, reference.outputs.get(source, reference.feeds.get(source)))
             for name, source in explainer.compiled.seeds.items()
-        }
+        } | {entry: feeds[source][::-1] for entry, source in explainer.compiled.references.items()}
     try:
         together = graph.run(feeds)
         alone = [graph.run({name: x[i : i + 1] for name, x in feeds.items()}) for i in range(ROWS)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -99,6 +99,33 @@ class Backward(Builder):
         if value.producer() in self.emitted:
             raise UnsupportedModel(f"{self._scope}: {value.name} is no forward tensor and has no reference.")
         return self.facts.references.get(value, value)
+
+    def differs(self, value: ir.Value | None) -> bool:
+        """Whether the tensor may have another value on the reference inputs."""
+        return value is not None and value in (self.facts.references or {})
+
+    def difference(self, value: ir.Value) -> ir.Value:
+        """A forward tensor minus the same on the reference inputs; of tokens, which have none, an error upstream."""
+        return self.once(("difference", value), lambda: self.Sub(self.real(value), self.real(self.reference(value))))
+
+    def midpoint(self, value: ir.Value) -> ir.Value:
+        """A forward tensor half way between its value and that on the reference inputs; itself where they are one."""
+        if not self.differs(value):
+            return self.real(value)
+
+        def make() -> ir.Value:
+            made = self.Mul(self.Add(self.real(value), self.real(self.reference(value))), 0.5)
+            if value in self.facts.axes:
+                self.facts.axes = {**self.facts.axes, made: self.facts.axes[value]}
+            return made  # type: ignore[no-any-return]
+
+        return self.once(("midpoint", value), make)
+
+    def on_reference(self, node: Node) -> Node:
+        """The same step of the forward pass on the reference inputs."""
+        twin = lambda value: None if value is None else self.reference(value)  # noqa: E731
+        inputs, outputs = (tuple(map(twin, values)) for values in (node.inputs, node.outputs))
+        return replace(node, inputs=inputs, outputs=outputs, members=())  # type: ignore[arg-type]
 
     def real(self, value: ir.Value) -> ir.Value:
         """A forward tensor in the precision relevance is carried in: float32 for float16 and bfloat16 ones.

@@ -8,17 +8,29 @@ from enum import Enum
 
 import onnx_ir as ir
 
+from onnxplain.graph.node import Node
+
+
+@dataclass(frozen=True)
+class Activated:
+    """Where a relevance comes from, if from an activation alone: that step, and what its output got."""
+
+    node: Node
+    relevance: ir.Value
+
 
 @dataclass(frozen=True)
 class Relevance:
     """The relevance (or gradient) of a forward tensor.
 
     zero_with: forward tensors of its own layout; wherever one of them is zero, it is zero as well. A linear rule
-    multiplies by the activation, so its result is zero with that activation; a seed is zero with nothing.
+    multiplies by the activation, so its result is zero with that activation; a seed is zero with nothing. activated:
+    for a layer whose rule looks at the activation above it.
     """
 
     value: ir.Value
     zero_with: frozenset[ir.Value] = frozenset()
+    activated: Activated | None = None
 
     def but(self, value: ir.Value) -> Relevance:
         """Another value of which the same is known."""

@@ -7,7 +7,7 @@ derivative is registered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -16,8 +16,14 @@ from onnxplain.graph.node import STANDARD, Node, constant
 SignRule = Callable[[Node, Sequence[bool]], bool]
 
 
-def nonnegative(nodes: Sequence[Node], rules: Mapping[str, SignRule], known: Sequence[ir.Value] = ()) -> set[ir.Value]:
-    """Tensors that cannot be negative. known: inputs whose declared range starts at 0 or above."""
+def nonnegative(
+    nodes: Sequence[Node], rules: Mapping[str, SignRule], known: Sequence[ir.Value] = (),
+    moving: Collection[ir.Value] = (),
+) -> set[ir.Value]:  # fmt: skip
+    """Tensors that cannot be negative.
+
+    known: inputs whose declared range starts at 0 or above. moving: tensors that are set to any value from outside.
+    """
     found = set(known)
 
     def of(value: ir.Value | None) -> bool:
@@ -31,7 +37,7 @@ def nonnegative(nodes: Sequence[Node], rules: Mapping[str, SignRule], known: Seq
 
     for node in nodes:
         rule = rules.get(node.op_type) if node.domain in STANDARD else None
-        if rule is not None and rule(node, [of(value) for value in node.inputs]):
+        if node.y not in moving and rule is not None and rule(node, [of(value) for value in node.inputs]):
             found.add(node.y)
     return found
 

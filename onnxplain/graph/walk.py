@@ -124,12 +124,11 @@ def backward(
                     r = op.unbroadcast(r, value)
                 elif is_float(value) or r.shape is None:
                     op.reshaped(r, op.stream_shape(value))
-                known = (
-                    portion.zero_with if r is portion.value else portion.zero_with & {value}
-                )  # others have other shapes now
-                sent[i] = Relevance(r, known)
+                if r is not portion.value:
+                    portion = Relevance(r, portion.zero_with & {value})  # others have other shapes now
+                sent[i] = portion
                 if asked:
-                    arrived.setdefault(value, []).append(Relevance(r, known))
+                    arrived.setdefault(value, []).append(portion)
             if done is not None:
                 done(node, rs, sent[: len(node.inputs)])
     for value in list(arrived):

@@ -16,7 +16,8 @@ from onnxplain.inputs.specs import InputSpec
 from onnxplain.inputs.tables import Columns, feeds_of
 
 Array = NDArray[Any]
-IDLE_BACKGROUND = "a background is given, and no option asks for it: say baseline=background, where it takes that."
+ASK_FOR_IT = "say baseline=background where the method takes that"
+IDLE_BACKGROUND = f"a background is given, and no option asks for it: {ASK_FOR_IT}."
 NO_BACKGROUND = (
     "no background is given, rows of data to compare with: --background FILE, Explainer(background=…), or background "
     "in model.toml."
@@ -49,6 +50,11 @@ class Background:
         """B."""
         return len(next(iter(self.arrays.values())))
 
+    @property
+    def nbytes(self) -> int:
+        """Of all rows."""
+        return sum(array.nbytes for array in self.arrays.values())
+
     @cached_property
     def sha256(self) -> str:
         """Of the names, types, shapes and numbers."""
@@ -59,11 +65,15 @@ class Background:
             digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def beside(self, name: str, sample: Array) -> Array:
-        """The rows of one input, each of a sample's shape (1, …). Raises InputError where they have another."""
-        array = self.arrays[name]
-        if array.shape[1:] != sample.shape[1:]:
-            raise InputError(
-                f"a row of the background has {name} {list(array.shape[1:])}, and the sample {list(sample.shape[1:])}."
-            )
-        return array
+    def beside(self, feeds: Mapping[str, Array], samples: bool) -> dict[str, Array]:
+        """The rows of some inputs, (B, …). samples: whether axis 0 of the feeds counts them.
+
+        Raises InputError where it does not, and for rows of another shape than those of the feeds.
+        """
+        if not samples:
+            raise InputError("a background has rows, and axis 0 of these inputs does not count samples.")
+        for name, x in feeds.items():
+            row, sample = self.arrays[name].shape[1:], x.shape[1:]
+            if row != sample:
+                raise InputError(f"a row of the background has {name} {list(row)}, and a sample {list(sample)}.")
+        return {name: self.arrays[name] for name in feeds}

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxplain.errors import UnknownName, UsageError
+from onnxplain.inputs.background import Background
 from onnxplain.inputs.labels import load_labels
+from onnxplain.inputs.loading import load
 from onnxplain.inputs.preparation import PictureSettings
 from onnxplain.inputs.presets import from_options
 from onnxplain.inputs.settings import ModelSettings
@@ -21,6 +23,7 @@ class Preprocessing:
     settings: ModelSettings
     options: dict[str, Any] = field(default_factory=dict)
     labels_option: str | None = None
+    background_files: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -32,6 +35,7 @@ class Preprocessing:
         std: str | None = None,
         scale: str | None = None,
         labels: str | None = None,
+        background: Sequence[str] = (),
     ) -> Preprocessing:
         """From the command line's words: numbers are separated by commas."""
         options = {
@@ -41,7 +45,7 @@ class Preprocessing:
             "std": _numbers("std", std),
             "scale": scale,
         }
-        return cls(settings, options, labels)
+        return cls(settings, options, labels, tuple(background))
 
     def of_input(self, spec: InputSpec, position: int) -> tuple[PictureSettings | None, str | None]:
         """Settings of one input, and what was guessed."""
@@ -54,6 +58,14 @@ class Preprocessing:
         """Names of the columns of inputs that are tables, where model.toml says them."""
         found = {spec.name: self.settings.columns(spec.name, n) for n, spec in enumerate(specs)}
         return {name: columns for name, columns in found.items() if columns}
+
+    def background(self, specs: Sequence[InputSpec]) -> Background | None:
+        """The rows that methods compare with, read from their files; None where none are named. Raises InputError."""
+        files = self.background_files or ((self.settings.background,) if self.settings.background else ())
+        if not files:
+            return None
+        columns = self.columns(specs)
+        return Background.of(load(files, specs, self.of_input, columns).feeds, specs, columns)
 
     def bounds(self, specs: Sequence[InputSpec]) -> tuple[list[float], list[float]] | None:
         """(lows, highs) of a single picture input in model units, where model.toml or the options say them.

@@ -15,6 +15,7 @@ from onnxplain.inputs.preparation import PictureSettings, picture_settings
 
 KINDS = ("classification", "regression", "sigmoid", "dense")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")  # of a model that can be served: a whole number, one way to write it
+TEXTS = ("description", "background")  # what model.toml says outside its tables
 LICENCE_KEYS = ("name", "source", "attribution", "url", "note")
 
 
@@ -47,7 +48,8 @@ class ServingSettings:
 class ModelSettings:
     """One model's settings. `defaults` is a recipe, checked where recipes are read; `files` is where all came from.
 
-    features: names of a table's columns in the model's order, by input; "" for [input].
+    features: names of a table's columns in the model's order, by input; "" for [input]. background: path of a file with
+    rows of the inputs, for methods that compare with them.
     """
 
     input: PictureSettings | None = None
@@ -58,11 +60,18 @@ class ModelSettings:
     defaults: Mapping[str, object] = field(default_factory=dict)
     licence: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
+    background: str | None = None
     files: tuple[Path, ...] = ()
 
     def columns(self, name: str, position: int = 0) -> tuple[str, ...]:
         """Names of the columns of one input: [inputs.NAME], else [input] for the first; () where they are not known."""
         return self.features.get(name, self.features.get("", ()) if position == 0 else ())
+
+    @property
+    def named_files(self) -> list[Path]:
+        """The files that it names: the class names, the background."""
+        labels = self.output.labels if self.output.labels != "imagenet" else None
+        return [Path(name) for name in (labels, self.background) if name]
 
     def picture(self, name: str, position: int = 0) -> PictureSettings | None:
         """The settings of one input: [inputs.NAME], else [input] for the first."""
@@ -82,12 +91,14 @@ def _read(file: Path) -> dict[str, Any]:
         table = tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file}: not valid TOML: {error}.") from error
-    known = ("description", "input", "inputs", "output", "serving", "defaults", "licence")
+    known = (*TEXTS, "input", "inputs", "output", "serving", "defaults", "licence")
     for key, value in table.items():
         if key not in known:
             raise UnknownName(f"table in {file}", key, known)
-        if isinstance(value, dict) == (key == "description"):
-            raise UsageError(f"{file}: {key} must be a {'text' if key == 'description' else 'table'}.")
+        if not isinstance(value, str if key in TEXTS else dict):
+            raise UsageError(f"{file}: {key} must be a {'text' if key in TEXTS else 'table'}.")
+    if "background" in table:
+        table["background"] = str(file.parent / table["background"])
     labels = table.get("output", {}).get("labels")
     if isinstance(labels, str) and labels != "imagenet":
         table["output"]["labels"] = str(file.parent / labels)
@@ -124,6 +135,7 @@ def _build(table: Mapping[str, Any], files: tuple[Path, ...]) -> ModelSettings:
         defaults=table.get("defaults", {}),
         licence=_licence(table.get("licence", {}), f"[licence] of {where}"),
         description=table.get("description", ""),
+        background=table.get("background"),
         files=files,
     )
 

@@ -14,7 +14,8 @@ BACKGROUND_WORDS = get_args(BackgroundWord)
 def background_rows(run: Run, word: str) -> Tensors:
     """`background`: its rows, (B, …), over which a method takes the mean; `background_mean`: their mean, (1, …).
 
-    Raises UsageError where there is no background.
+    A recipe with one of these words is refused without a background.
     """
     rows = run.background
+    assert rows is not None
     return rows if word == "background" else rows.wide().mean().typed(rows)

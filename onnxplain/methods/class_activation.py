@@ -43,6 +43,13 @@ _add(
     paper=Form("seed", "grad_cam_plus_plus"),
     code=Form("seed", "grad_cam_plus_plus_code"),
 )
+_add(
+    "layer_gradient",
+    "Derivative of the explained score with respect to a feature map, all its channels; the last map by default.",
+    "Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks via Gradient-Based Localization, eq. 1",
+    signed=True,
+    **{"": Form("seed", "feature_map")},
+)
 METHODS.add(
     "guided_grad_cam",
     OnePass(

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from onnxplain.errors import UsageError
 from onnxplain.methods.background import BackgroundWord
-from onnxplain.methods.baselines import baseline_of, ends
+from onnxplain.methods.baselines import BaselineAt, baseline_of, ends
 from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.noise import Noise
 from onnxplain.methods.options import Range
@@ -30,6 +31,7 @@ def expected_gradients(
     baseline: float | list[float] | Literal["blur", "maximum_distance", "uniform"] | BackgroundWord = 0.0,
     sigma: Annotated[float | None, Range(0)] = None,
     axes: list[int] | None = None,
+    baseline_at: BaselineAt = "moved",
     noise: Annotated[float, Range(0)] = 0.15,
     samples: Annotated[int, Range(1, 1_000_000)] = 50,
     random_seed: Annotated[int, Range(0)] = 0,
@@ -54,11 +56,13 @@ def expected_gradients(
     multiply_by_inputs: whether each answer is multiplied by x + e - x'; None: where the base answers per unit of input.
     until: end as soon as the largest standard error is below this share of the largest relevance.
     """
+    if baseline == "uniform" and baseline_at == "input":
+        raise UsageError("baseline=uniform is drawn within the range of what moves: it has no baseline_at=input.")
     multiply = run.per_unit if multiply_by_inputs is None else multiply_by_inputs
     drawn, places = Noise(x, noise, random_seed), np.random.default_rng([random_seed, len(x)])
     draws = {name: np.random.default_rng([random_seed, len(x) + 1, n]) for n, name in enumerate(x)}
-    starts = baseline_of(run, x, 0.0 if baseline == "uniform" else baseline, sigma, axes)
-    low, high = ends(run, x) if baseline == "uniform" else (starts, starts)
+    starts = baseline_of(run, x, 0.0 if baseline == "uniform" else baseline, sigma, axes, baseline_at)
+    low, high = ends(run, x, run.bounds) if baseline == "uniform" else (starts, starts)
     rows = np.random.default_rng([random_seed, len(x) + 2])
     moments = SampleMoments(until=until)
     for part in run.batches(samples, ENOUGH, "samples"):

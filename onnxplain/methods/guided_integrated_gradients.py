@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from onnxplain.methods.baselines import Baseline, baseline_of
+from onnxplain.methods.baselines import Baseline, BaselineAt, baseline_of
 from onnxplain.methods.completeness import note_residual
 from onnxplain.methods.options import Range
 from onnxplain.methods.registry import method
@@ -28,6 +28,7 @@ def guided_integrated_gradients(
     baseline: Baseline = 0.0,
     sigma: Annotated[float | None, Range(0)] = None,
     axes: list[int] | None = None,
+    baseline_at: BaselineAt = "moved",
     steps: Annotated[int, Range(1, 1_000_000)] = 200,
     fraction: Annotated[float, Range(0.01, 1)] = 0.25,
     distance: Annotated[float, Range(0, 1)] = 0.02,
@@ -53,7 +54,7 @@ def guided_integrated_gradients(
     quadrature: trapezoid: of a step counts the mean of the gradients at its ends; left: the one at its beginning, as in
         the authors' code, which is chosen for being small and so counts too little.
     """
-    start = baseline_of(run, x, baseline, sigma, axes)
+    start = baseline_of(run, x, baseline, sigma, axes, baseline_at)
     last, trapezoid = _vector(x), quadrature == "trapezoid"
     first = point = found = total = np.zeros(len(last))
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
-from onnxplain.methods.baselines import Baseline, baseline_of
+from onnxplain.methods.baselines import Baseline, BaselineAt, baseline_of
 from onnxplain.methods.completeness import note_residual
 from onnxplain.methods.options import Range
 from onnxplain.methods.quadrature import Quadrature, nodes
@@ -28,6 +28,7 @@ def integrated_gradients(
     baseline: Baseline = 0.0,
     sigma: Annotated[float | None, Range(0)] = None,
     axes: list[int] | None = None,
+    baseline_at: BaselineAt = "moved",
     steps: Annotated[int, Range(1, 1_000_000)] = 50,
     quadrature: Quadrature = "gauss_legendre",
     multiply_by_inputs: bool | None = None,
@@ -50,7 +51,7 @@ def integrated_gradients(
         libraries take.
     multiply_by_inputs: whether the mean is multiplied by x - x'; None: where the base answers per unit of the input.
     """
-    start = baseline_of(run, x, baseline, sigma, axes)
+    start = baseline_of(run, x, baseline, sigma, axes, baseline_at)
     positions, weights = nodes(steps, quadrature)
     multiply = run.per_unit if multiply_by_inputs is None else multiply_by_inputs
     result = x.wide() * 0.0

@@ -53,7 +53,7 @@ class GridMasks:
             if cells < side:
                 cell = ceil(side / cells)
                 shift = int(self.generator.integers(0, cell))
-                enlarged = _enlarge(cells, (cells + 1) * cell)[shift : shift + side]
+                enlarged = enlarging(cells, (cells + 1) * cell)[shift : shift + side]
                 mask = np.moveaxis(np.tensordot(enlarged, mask, (1, axis)), 0, axis)
         return mask
 
@@ -61,7 +61,7 @@ class GridMasks:
         return side if len(self.shape) <= 2 else min(side, self.cells)
 
 
-def _enlarge(before: int, after: int) -> Array:
+def enlarging(before: int, after: int) -> Array:
     """The matrix (after, before) of linear interpolation between the middles of cells; rows sum to 1."""
     at = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
     low = np.minimum(at.astype(np.int64), max(before - 2, 0))

@@ -7,6 +7,9 @@ from typing import Any
 from onnxplain.methods.registry import METHODS, Form, OnePass
 
 CLRP_PAPER = "Gu, Yang and Tresp 2018, Understanding Individual Decisions of CNNs via Contrastive Backpropagation"
+DEEP_LIFT = (
+    "Shrikumar, Greenside and Kundaje 2017, Learning Important Features Through Propagating Activation Differences"
+)
 
 
 def _add(name: str, doc: str, cite: str, composite: str, form: Form | dict[str, Form], **more: Any) -> None:
@@ -87,4 +90,20 @@ _add(
         "code": Form("magnitude_twice", "normalised_difference", ("", "opposite")),
     },
     signed=False,
+)
+_add(
+    "deep_lift",
+    "DeepLIFT by the rescale rule: multipliers of the difference from a baseline, times that difference.",
+    DEEP_LIFT + ", section 3.5.2",
+    "rescale",
+    Form("seed", "times_difference"),
+    reference=True,
+)
+_add(
+    "deep_lift_reveal_cancel",
+    "DeepLIFT by the RevealCancel rule: what is for a unit and what is against it go through its activation apart.",
+    DEEP_LIFT + ", section 3.5.3",
+    "reveal_cancel",
+    Form("seed", "times_difference"),
+    reference=True,
 )

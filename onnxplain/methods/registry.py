@@ -11,8 +11,14 @@ from onnxplain.errors import UnknownName, UsageError
 from onnxplain.methods.options import Option, declared
 from onnxplain.registry import Registry
 
+BASELINE = (
+    "What the input is compared with, in model units: one number, one for each channel, or input: fed beside it as "
+    "`<input>.reference`."
+)
 Family = Literal["one-pass", "looped", "forward-only"]
 Channels = Literal["sum", "max", "mean"]
+Need = Literal["none", "optional", "required"]
+Layer = Literal["", "read", "moved", "followed"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,15 @@ class Method:
 class OnePass(Method):
     """A method that is wholly in the compiled graph.
 
-    composite: the one it takes unless told otherwise. forms: the first is the default. maps: it attributes to a feature
+    composite: the one it takes unless told otherwise. forms: the first is the default. reference: it compares the input
+    with a baseline. maps: it attributes to a feature
     map, the last one unless told otherwise, and answers with one number for each position of it. weighed: its answer is
     multiplied by a map of the last feature map.
     """
 
     composite: str = "none"
     forms: Mapping[str, Form] = None  # type: ignore[assignment]
+    reference: bool = False
     maps: bool = False
     weighed: bool = False
     family: ClassVar[Family] = "one-pass"
@@ -77,7 +85,7 @@ class OnePass(Method):
     @property
     def per_unit(self) -> bool:
         """Whether it answers per unit of the input, as a gradient does; else its answer is a share of the score."""
-        return not self.relevance and not self.maps and self.form().finish != "times_input"
+        return not self.relevance and not self.maps and not self.form().finish.startswith("times_")
 
     @property
     def derivative(self) -> bool:
@@ -91,6 +99,8 @@ class OnePass(Method):
         if self.relevance:
             found.append(Option("composite", self.composite, ("str",), doc="Which rule where."))
             found.append(Option("rules", (), ("texts",), doc="Rules of single nodes, before the composite's."))
+        if self.reference:
+            found.append(Option("baseline", 0.0, ("float", "list"), ("input",), doc=BASELINE))
         if len(self.forms) > 1:
             names = tuple(self.forms)
             found.append(Option("form", names[0], (), names, doc="By the paper, or as its code has it."))
@@ -112,13 +122,26 @@ class Looped(Method):
     """A numpy function over `Run`.
 
     base: the one-pass recipe it looks through, "" for a forward-only method. of_trees: it reads a tree ensemble, and
-    takes all rows of a call at once. background: it reads the background whatever its options say.
+    takes all rows of a call at once. background: whether it takes rows of data, or cannot do without; one that does so
+    only with an option such as baseline=background says none. layer: what it does with inner tensors. "": it moves what
+    is attributed, inputs or inner tensors. "followed": it moves the inputs and answers for what is attributed. "read"
+    and "moved": it answers with one number for each position of a feature map, the last one unless told otherwise, and
+    moves the inputs, or the map itself. of_tables: it is for tables, (samples, columns), and refuses other inputs.
+    references: its base compares, and with what is told at each look.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
     base: str = ""
     of_trees: bool = False
-    background: bool = False
+    background: Need = "none"
+    layer: Layer = ""
+    of_tables: bool = False
+    references: bool = False
+
+    @property
+    def maps(self) -> bool:
+        """Whether it answers with one number for each position of a feature map."""
+        return self.layer in ("read", "moved")
 
     @property
     def family(self) -> Family:  # type: ignore[override]
@@ -141,21 +164,27 @@ def of_family(*families: Family) -> list[str]:
 
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
-    of_trees: bool = False, background: bool = False,
+    of_trees: bool = False, background: Need = "none", layer: Layer = "", of_tables: bool = False,
+    references: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
     One that draws samples returns an `Estimate`: the relevance with its standard error.
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it
-    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: it reads `run.background`
-    without an option that says so. Its first docstring line says what it
-    is, a line `option: …` what an option means.
+    gets many rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads
+    `run.background` without an option that says so. layer: see `Looped`; such a method has no base, or
+    `layer_gradient`. of_tables: it is for tables. references: it gives `run.relevance` references, for a base that
+    compares. Its first docstring line says what it is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
-        METHODS.add(name, Looped(name, doc, cite, channels, signed, function, base, of_trees, background))
+        looped = Looped(
+            name, doc, cite, channels, signed, function=function, base=base, of_trees=of_trees, background=background,
+            layer=layer, of_tables=of_tables, references=references,
+        )  # fmt: skip
+        METHODS.add(name, looped)
         return function
 
     return register

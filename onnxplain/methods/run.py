@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from onnxplain.methods.tensors import Array, Tensors
+
+InputBounds = tuple[Sequence[float], Sequence[float]] | None
 
 
 class Run(Protocol):
@@ -22,15 +24,28 @@ class Run(Protocol):
     derivative: bool
     """Whether relevance is the score's derivative itself, whose integral along a path is the change of the score."""
 
-    bounds: tuple[Sequence[float], Sequence[float]] | None
-    """(lows, highs) of an only input, one number or one for each channel, in model units; None: not known."""
+    bounds: InputBounds
+    """(lows, highs) of an only input, one number or one for each channel, in model units; None: not known.
+
+    None as well where inner tensors move.
+    """
 
     samples: bool
     """Whether axis 0 of the inputs counts samples; else a point is the whole input, its axes behind axis 0."""
 
+    columns: Mapping[str, Sequence[str]]
+    """Names of a table's columns, by input, where they are known."""
+
+    labels: Sequence[str]
+    """Names of the classes where they are known; of another number where they name another tensor."""
+
     @property
-    def background(self) -> Tensors:
-        """Rows of data, (B, …) for each attributed input, B at least 1. Raises UsageError where none were given."""
+    def background(self) -> Tensors | None:
+        """Rows of data, (B, …) for each attributed input, B at least 1; None where none were given.
+
+        That only a method sees that takes a background and can do without. Raises UsageError where axis 0 of the
+        inputs does not count samples.
+        """
         ...
 
     def batches(self, count: int, enough: int | None = None, what: str = "looks") -> Iterator[slice]:
@@ -49,8 +64,28 @@ class Run(Protocol):
         """What is explained, at each point: the sum of seed times explained tensor, float64 (S,)."""
         ...
 
-    def relevance(self, points: Tensors, seed: Array) -> Tensors:
-        """What the base method gives each attributed input at each point, (S, …)."""
+    def relevance(self, points: Tensors, seed: Array, references: Tensors | None = None) -> Tensors:
+        """What the base method gives each attributed input at each point, (S, …).
+
+        references: what each point is compared with, (S, …): of a method registered with `references`, and of no other.
+        """
+        ...
+
+    channels: Mapping[str, int]
+    """Of a method about a feature map (`Looped.maps`): each map's name → the axis of its channels; else empty."""
+
+    def layer(self, points: Tensors) -> Tensors:
+        """The values at each point, (S, …), of what is answered for: feature maps, or the attributed tensors.
+
+        Where these move themselves they are the points. `relevance` has the same names and shapes.
+        """
+        ...
+
+    def where_inputs_are(self, made: Callable[[Tensors, InputBounds], Tensors]) -> Tensors:
+        """The values (1, …) of the inner tensors that move where the model's float inputs are what is made of them.
+
+        made: (the inputs as they are, (1, …), their bounds) → the inputs. What goes around the inner tensors stays.
+        """
         ...
 
     def note(self, text: str, figure: float | None = None) -> None:

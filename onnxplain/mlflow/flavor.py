@@ -81,7 +81,7 @@ def save_model(
 
     model: path of an ONNX file, a ModelProto, or an Explainer, whose graph is stored as it was compiled. recipe: a
     Recipe, a table of its keys, or a TOML file; None: the Explainer's, else [defaults] of `settings`, else `lrp`.
-    settings: a model.toml; its labels are stored too. options: of `mlflow.onnx.save_model`.
+    settings: a model.toml; the files that it names are stored too. options: of `mlflow.onnx.save_model`.
     """
     try:
         import mlflow.onnx  # type: ignore[import-not-found, unused-ignore]
@@ -100,7 +100,7 @@ def save_model(
         options["pip_requirements"] = mlflow.onnx.get_default_pip_requirements()
     mlflow.onnx.save_model(_proto(model), str(folder), mlflow_model=log, **options)
 
-    labels = _write_settings(model, settings, folder)
+    beside = _write_settings(model, settings, folder)
     (folder / RECIPE).write_text(chosen.toml(), encoding="utf-8")
     names = {"recipe": RECIPE, "graph": GRAPH, "settings": SETTINGS if (folder / SETTINGS).exists() else None}
     if isinstance(model, Explainer) and model.recipe == chosen:
@@ -108,12 +108,20 @@ def save_model(
     else:
         found = {"onnx": MODEL, "recipe": RECIPE, "settings": names["settings"]}
         _explainer(opened(folder, found, folder.name, ""), "auto", 0).save(folder / GRAPH)
-    files = [MODEL, GRAPH, *_weights(folder / MODEL), *_weights(folder / GRAPH), RECIPE, names["settings"], labels]
+    files = [
+        MODEL,
+        GRAPH,
+        *_weights(folder / MODEL),
+        *_weights(folder / GRAPH),
+        RECIPE,
+        names["settings"],
+        *beside.values(),
+    ]
     log.add_flavor(
         FLAVOR,
         onnxplain_version=__version__,
         **names,
-        labels=labels,
+        labels=beside.get("labels"),
         sha256={name: _sha256(folder / name) for name in dict.fromkeys(files) if name},
     )
     log.model_size_bytes = sum(measured(folder, FILES, BYTES).values())
@@ -160,6 +168,7 @@ def _explainer(
         labels=pictures.labels(),
         kind=output.kind,
         columns=pictures.columns(subject.inputs) or list(columns),
+        background=pictures.background(subject.inputs) if recipe.background != "none" else None,
     )
 
 
@@ -190,24 +199,30 @@ def _proto(model: Model) -> onnx.ModelProto:
     return onnx.load(str(model))
 
 
-def _write_settings(model: Model, settings: str | Path | None, folder: Path) -> str | None:
-    """model.toml and the labels it names, into `folder`; what an Explainer knows where no file is given."""
+def _write_settings(model: Model, settings: str | Path | None, folder: Path) -> dict[str, str]:
+    """model.toml and the files it names, into `folder`; what an Explainer knows where no file is given.
+
+    Returns the files beside it by what they are: labels, background.
+    """
     if settings is None:
-        return _write_known(model, folder) if isinstance(model, Explainer) else None
-    file = Path(settings)
-    labels = load_settings(file).output.labels
+        return _write_known(model, folder) if isinstance(model, Explainer) else {}
+    file, found = Path(settings), {}
+    known = load_settings(file)
     shutil.copyfile(file, folder / SETTINGS)
-    if labels is None or labels == "imagenet":
-        return None
-    name = os.path.relpath(labels, file.parent)
-    if ".." in Path(name).parts or Path(name).is_absolute() or (folder / name).exists():
-        raise UsageError(f"{file}: labels = {name!r} cannot be stored with the model; put the file beside {file.name}.")
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(labels, folder / name)
-    return Path(name).as_posix()
+    for named in known.named_files:
+        key = "background" if str(named) == known.background else "labels"
+        name = os.path.relpath(named, file.parent)
+        if ".." in Path(name).parts or Path(name).is_absolute() or (folder / name).exists():
+            raise UsageError(
+                f"{file}: {key} = {name!r} cannot be stored with the model; put the file beside {file.name}."
+            )
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(named, folder / name)
+        found[key] = Path(name).as_posix()
+    return found
 
 
-def _write_known(explainer: Explainer, folder: Path) -> str | None:
+def _write_known(explainer: Explainer, folder: Path) -> dict[str, str]:
     known: dict[str, Any] = {}
     if explainer.labels:
         known["labels"] = LABELS
@@ -226,7 +241,7 @@ def _write_known(explainer: Explainer, folder: Path) -> str | None:
             for line in (f"[{title}]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in table.items()))
         )
         (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
-    return known.get("labels")
+    return {"labels": LABELS} if explainer.labels else {}
 
 
 def _weights(file: Path) -> list[str]:

@@ -23,21 +23,25 @@ class Finish:
     """combine: relevances of the passes and x -> output, elementwise. token: the same, summed over an embedding.
 
     maps: combine leaves one channel: it makes a map of a feature map x (`Facts.channels`). Tokens have no such thing.
+    whole: of such a map all channels stay.
     pooled_head: it means something only where what is explained is linear in the means of x over its positions.
     weight: a map of the last feature map, made of what the first pass brings to it, that the output is multiplied by.
+    features: what `token` is given of an embedding.
     """
 
     name: str
     combine: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
     token: Callable[[Backward, Sequence[ir.Value], ir.Value], ir.Value]
     maps: bool = False
+    whole: bool = False
     pooled_head: bool = False
     weight: ActivationMap | None = None
+    features: Callable[[Backward, ir.Value], ir.Value] = lambda op, x: op.real(x)
 
     def shape(self, op: Backward, x: ir.Value) -> list[int | str | None]:
         """Of the output for a float tensor x."""
         shape = op.stream_shape(x)
-        if self.maps:
+        if self.maps and not self.whole:
             shape[op.facts.channels[x]] = 1
         return shape
 
@@ -79,14 +83,15 @@ def map_of(op: Backward, make: ActivationMap, g: ir.Value, x: ir.Value) -> ir.Va
     return make(op, g, op.real(x), MapAxes(channels, space))
 
 
+def _no_tokens(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
+    raise UnsupportedModel(f"{x.name}: a map is made of a feature map, not of tokens.")
+
+
 def _map(name: str, make: ActivationMap) -> Finish:
     def combine(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
         return map_of(op, make, rs[0], x)
 
-    def token(op: Backward, rs: Sequence[ir.Value], x: ir.Value) -> ir.Value:
-        raise UnsupportedModel(f"{x.name}: a map is made of a feature map, not of tokens.")
-
-    return Finish(name, combine, token, maps=True)
+    return Finish(name, combine, _no_tokens, maps=True)
 
 
 AS_IT_IS = _finish("as it is", lambda op, rs, x: rs[0])
@@ -94,6 +99,10 @@ GRADIENT = _finish("as it is", lambda op, rs, x: rs[0], before=lambda op, r, x: 
 ABSOLUTE = _finish("absolute", lambda op, rs, x: op.Abs(rs[0]), before=lambda op, r, x: op.Abs(r))
 SQUARE = _finish("square", lambda op, rs, x: rs[0] * rs[0], before=lambda op, r, x: r * r)
 TIMES_INPUT = _finish("times input", lambda op, rs, x: rs[0] * op.real(x), before=lambda op, r, x: r * op.real(x))
+TIMES_DIFFERENCE = replace(
+    _finish("times difference", lambda op, rs, x: rs[0] * op.difference(x), before=lambda op, r, x: r * x),
+    features=lambda op, x: op.difference(x),
+)
 POSITIVE = _finish("positive", lambda op, rs, x: op.Max(rs[0], 0.0), after=lambda op, r: op.Max(r, 0.0))
 NORMALISED_DIFFERENCE = Finish("normalised difference", _normalised_difference, _normalised_difference)
 
@@ -102,12 +111,14 @@ FINISHES: dict[str, Finish] = {
     "absolute": ABSOLUTE,
     "square": SQUARE,
     "times_input": TIMES_INPUT,
+    "times_difference": TIMES_DIFFERENCE,
     "as_it_is": AS_IT_IS,
     "positive": POSITIVE,
     "normalised_difference": NORMALISED_DIFFERENCE,
     "weighed_by_grad_cam": replace(
         _finish("weighed by Grad-CAM", lambda op, rs, x: rs[1]), weight=class_activation.grad_cam
     ),
+    "feature_map": Finish("as it is", lambda op, rs, x: rs[0], _no_tokens, maps=True, whole=True),
     "cam": replace(_map("CAM", class_activation.cam), pooled_head=True),
     "grad_cam": _map("Grad-CAM", class_activation.grad_cam),
     "hires_cam": _map("HiResCAM", class_activation.hires_cam),

@@ -54,7 +54,8 @@ def questions(compiled: Compiled, references: Sequence[Reference]) -> list[Quest
     own = references[0].feeds
     rows = {x.shape[0] if x.ndim else 0 for x in own.values()}
     if compiled.streams and len(rows) == 1 and (len(references) > 1 or rows == {1}):
-        row = {name: x[:1] if name in own else np.resize(x, (2, *x.shape[1:])) for name, x in found[0].feeds.items()}
+        single = {v.name for v in compiled.ports.inputs if v.shape and isinstance(v.shape[0], int)} | set(own)
+        row = {n: x[:1] if n in single else np.resize(x, (2, *x.shape[1:])) for n, x in found[0].feeds.items()}
         found.append(Question(row, None))
     return found
 

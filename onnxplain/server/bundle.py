@@ -22,7 +22,7 @@ from onnxplain.server.scheduling.scheduler import Scheduler
 from onnxplain.server.scheduling.session_cache import SessionCache
 from onnxplain.server.telemetry.metrics import Metrics
 from onnxplain.sources import ResolvedModel
-from onnxplain.sources.directory import MODEL, SETTINGS, labels_files
+from onnxplain.sources.directory import MODEL, SETTINGS
 from onnxplain.sources.folder import GRAPHS
 
 
@@ -95,11 +95,11 @@ def _copied(model: ResolvedModel, stage: Path) -> Path:
         shutil.copyfile(source.parent / location, home / location)
     for file in model.settings.files:
         shutil.copyfile(file, places[file.absolute().parent] / SETTINGS)
-    for labels in labels_files(model.settings):
-        at = next((folder for folder in places if labels.absolute().is_relative_to(folder)), None)
+    for extra in model.settings.named_files:
+        at = next((folder for folder in places if extra.absolute().is_relative_to(folder)), None)
         if at is None:
-            raise InputError(f"{model.name}: the labels {labels} lie outside the model's folder. Put them in it.")
-        target = places[at] / labels.absolute().relative_to(at)
+            raise InputError(f"{model.name}: {extra} lies outside the model's folder. Put it in there.")
+        target = places[at] / extra.absolute().relative_to(at)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(labels, target)
+        shutil.copyfile(extra, target)
     return home / MODEL

@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")  # of a model or a versi
 MODEL, SETTINGS, COMPLETE, TRITON = "model.onnx", "model.toml", ".complete", "config.pbtxt"
 SETTINGS_BYTES = 1 << 20  # a model.toml is a page; what is longer was not written by a person
 LABELS_BYTES = 1 << 24  # a million class names
+BACKGROUND_BYTES = 1 << 26  # a hundred pictures of 224 x 224 in float32
 
 
 class DirectoryRepository:
@@ -59,7 +61,7 @@ class DirectoryRepository:
             raise NotFound(f"model {name!r} in {self.root} has no version {version!r}. It has {', '.join(versions)}.")
         folder = self.root / name
         settings = settings_of(folder, folder / version)
-        labels_inside(settings, folder)
+        require_inside(settings, folder)
         return ResolvedModel(only_model(folder / version), name, version, settings)
 
 
@@ -152,20 +154,25 @@ def settings_of(*folders: Path) -> ModelSettings:
         raise InputError(f"{files[-1]}: not valid TOML: nested too deeply.") from error
 
 
-def labels_files(settings: ModelSettings) -> list[Path]:
-    """The file of the class names, if they have one."""
-    return [Path(settings.output.labels)] if settings.output.labels not in (None, "", "imagenet") else []
-
-
-def labels_inside(settings: ModelSettings, folder: Path) -> None:
-    """Class names are shown to clients: their file must be one of the model's own."""
-    for path in labels_files(settings):
+def require_inside(settings: ModelSettings, folder: Path) -> None:
+    """What clients are shown, class names, or can infer, a background, must lie in a file of the model's own."""
+    for path in settings.named_files:
         if "\0" in str(path) or not path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{SETTINGS} of {folder.name}: labels lie outside the model's folder. Put them in it.")
+            named = f"{path.name[:80]!r}, which {SETTINGS} of {folder.name} names,"
+            raise InputError(f"{named} lies outside the model's folder. Put it in there.")
         if path.exists():
             check_safe(path, path.resolve())
-            if path.stat().st_size > LABELS_BYTES:
-                raise InputError(f"{path} has {path.stat().st_size} bytes; labels may have {LABELS_BYTES}.")
+            limit = BACKGROUND_BYTES if str(path) == settings.background else LABELS_BYTES
+            if (size := _unpacked(path)) > limit:
+                raise InputError(f"{path} has {size} bytes; it may have {limit}.")
+
+
+def _unpacked(path: Path) -> int:
+    """The size of a file, or of what an archive (.npz) says that it holds: no more of it is read."""
+    if path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return max(path.stat().st_size, sum(entry.file_size for entry in archive.infolist()))
+    return path.stat().st_size
 
 
 def check_safe(path: Path, target: Path) -> None:

@@ -19,9 +19,8 @@ from onnxplain.sources.directory import (
     check_safe,
     from_file,
     holds_model,
-    labels_files,
-    labels_inside,
     only_model,
+    require_inside,
     settings_of,
 )
 from onnxplain.sources.resolved import ResolvedModel
@@ -95,7 +94,7 @@ class DirectorySource:
             settings = settings_of(folder, place)
             for path in settings.files:
                 check_safe(path, self._inside(path, self.root))
-            labels_inside(settings, home)
+            require_inside(settings, home)
             graphs = self.root / GRAPHS
             return ResolvedModel(only_model(place), name, version, settings, graphs if _folder(graphs) else None)
         except NotFound:
@@ -161,9 +160,7 @@ class FileSource:
         resolved = self._resolved()
         beside = [entry for entry in self.path.absolute().parent.iterdir() if entry.name.startswith(self.path.name)]
         digest = hashlib.sha256()
-        for path in sorted(
-            [*beside, *resolved.settings.files, *labels_files(resolved.settings)]
-        ):  # beside: M.onnx.data
+        for path in sorted([*beside, *resolved.settings.files, *resolved.settings.named_files]):  # beside: M.onnx.data
             digest.update(_mark(path, path.name))
         return [Release(*self._as, digest.hexdigest())]
 
@@ -200,7 +197,7 @@ def _fingerprint(version: Path, settings: ModelSettings) -> str:
     for path in sorted(_entries(version)):
         if path.name != COMPLETE and not (path.is_dir() and not path.is_symlink()):
             digest.update(_mark(path, str(path.relative_to(version))))
-    for path in (*settings.files, *labels_files(settings)):
+    for path in (*settings.files, *settings.named_files):
         digest.update(_mark(path, f"../{path.name}"))
     return digest.hexdigest()
 

@@ -195,9 +195,8 @@ def opened(folder: Path, about: Mapping[str, Any], name: str, version: str) -> R
         path = member(folder, about["onnx"])
         if about.get("settings"):
             settings = load_settings(member(folder, about["settings"]))
-            labels = settings.output.labels
-            if labels is not None and labels != "imagenet":
-                member(folder, os.path.relpath(labels, folder))  # a labels file elsewhere would be read out to clients
+            for named in settings.named_files:  # class names elsewhere would be read out to clients
+                member(folder, os.path.relpath(named, folder))
         if about.get("recipe"):
             recipe = Recipe.read(member(folder, about["recipe"]))
             recipe.check()

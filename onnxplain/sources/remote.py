@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from onnxplain.errors import InputError, OnnxplainError, Unavailable, UsageError
 from onnxplain.inputs.settings import VERSION
 from onnxplain.sources.cache import About, ContentCache
-from onnxplain.sources.directory import COMPLETE, MODEL, SETTINGS, SETTINGS_BYTES, labels_files, settings_of
+from onnxplain.sources.directory import COMPLETE, MODEL, SETTINGS, SETTINGS_BYTES, settings_of
 from onnxplain.sources.download import DOWNLOAD_SECONDS, check_sizes, check_sums, opened, relative_path
 from onnxplain.sources.folder import chosen_versions, unservable
 from onnxplain.sources.object_store import CREDENTIALS, ObjectStore, StoredFile
@@ -132,7 +132,7 @@ class RemoteSource:
         self._store.copy(settings, folder / SETTINGS)
 
     def _download(self, release: Release, folder: Path) -> About:
-        """Fill `folder` with <name>/model.toml, <name>/<version>/… and the labels that they name."""
+        """Fill `folder` with <name>/model.toml, <name>/<version>/… and the files that they name."""
         until = time.monotonic() + self._download_seconds
         files = self._current(release)
         home, version = folder / release.name, release.version
@@ -146,16 +146,16 @@ class RemoteSource:
                 raise Unavailable(f"{self.name}: {release.name}/{version} took more than {self._download_seconds:g} s.")
             self._store.copy(file, home / relative_path(path), until)
         check_sums(home / version)
-        for labels in labels_files(settings_of(home, home / version)):
-            self._copy_labels(labels, home, files)
+        for named in settings_of(home, home / version).named_files:
+            self._copy_named(named, home, files)
         self._current(release)  # nothing changed meanwhile: what was copied belongs together
         opened(folder, release)
         return {}
 
-    def _copy_labels(self, labels: Path, home: Path, files: Mapping[str, StoredFile]) -> None:
-        """The file of the class names, if it is one of the model's own; `opened` refuses others."""
+    def _copy_named(self, named: Path, home: Path, files: Mapping[str, StoredFile]) -> None:
+        """A file that the settings name, if it is one of the model's own; `opened` refuses others."""
         parts: list[str] = []
-        for part in labels.parts[len(home.parts) :] if labels.is_relative_to(home) else ():
+        for part in named.parts[len(home.parts) :] if named.is_relative_to(home) else ():
             parts = parts[:-1] if part == ".." else [*parts, part]
         path = "/".join(parts)
         if path in files and not (home / path).exists():

@@ -107,6 +107,19 @@ def linear_regressor(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     return [gradient_at(op, node.x, op.MatMul(g, coefficients))]
 
 
+def decisions(node: Node) -> tuple[list[float], int, str]:
+    """Coefficients of a LinearClassifier, in how many rows, and what becomes of their scores."""
+    after = node.attr("post_transform", "NONE")
+    labels = node.attr("classlabels_ints") or node.attr("classlabels_strings") or ()
+    values = list(node.attr("coefficients"))
+    lines = len(node.attr("intercepts") or ()) or max(1, len(labels))
+    if after not in ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO"):
+        raise UnsupportedOp(f"{node}: post_transform {after} of a LinearClassifier is not covered.")
+    if lines == 1 and len(labels) == 2:
+        return [-value for value in values] + values, 2, after if after == "LOGISTIC" else "NONE"
+    return values, lines, after
+
+
 @vjp(
     "LinearClassifier",
     domain=ML,
@@ -146,18 +159,11 @@ def linear_classifier(op: Backward, node: Node, g: list[Gradient]) -> list[Gradi
     at = g[1] if len(g) > 1 else None
     if at is None:
         return [None]
-    after, y = node.attr("post_transform", "NONE"), op.real(node.outputs[1])
-    labels = node.attr("classlabels_ints") or node.attr("classlabels_strings") or ()
-    values = list(node.attr("coefficients"))
-    lines = len(node.attr("intercepts") or ()) or max(1, len(labels))
-    if after not in ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO"):
-        raise UnsupportedOp(f"{node}: post_transform {after} of a LinearClassifier is not covered.")
-    binary = lines == 1 and len(labels) == 2
-    if binary:
-        values, lines = [-value for value in values] + values, 2
+    values, lines, after = decisions(node)
+    y = op.real(node.outputs[1])
     if after == "LOGISTIC":
         at = at * y * (1.0 - y)
-    elif after != "NONE" and not binary:  # classes that SOFTMAX_ZERO leaves out have y = 0 and get nothing
+    elif after != "NONE":  # classes that SOFTMAX_ZERO leaves out have y = 0 and get nothing
         at = at * y - y * op.ReduceSum(at * y, [-1], keepdims=1)
     return [gradient_at(op, node.x, op.MatMul(at, table(op, node, values, lines, at)))]
 

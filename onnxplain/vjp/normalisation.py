@@ -206,6 +206,19 @@ def batch_normalization(op: Backward, node: Node, g: ir.Value) -> list[Gradient]
     return [to_x, *(None if op.is_constant(v) else r for v, r in zip(node.inputs[1:5], gradients, strict=True))]
 
 
+def neighbours(node: Node) -> np.ndarray:
+    """The band of ones that sums over the channels each channel sees, as the kernel of a 1x1 convolution."""
+    channels, size = dims(node.x)[1], node.attr("size")
+    if not isinstance(channels, int):
+        raise UnsupportedOp(
+            f"{node}: the derivative of LRN needs the number of channels, which this model leaves open."
+        )
+    distance = np.arange(channels)[None, :] - np.arange(channels)[:, None]
+    sees = (-((size - 1) // 2) <= distance) & (distance <= size // 2)
+    band: np.ndarray = sees.astype(float).reshape(channels, channels, *[1] * (rank(node.x) - 2))
+    return band
+
+
 @vjp(
     "LRN",
     kind="normalisation",
@@ -224,16 +237,8 @@ def lrn(op: Backward, node: Node, g: ir.Value) -> list[Gradient]:
     dx_i = g_i s_i^-beta - 2 alpha beta / size x_i times the sum of g y / s over the channels that see i. Both sums are
     1x1 convolutions with a band of ones; channel c sees c - floor((size - 1) / 2) to c + ceil((size - 1) / 2).
     """
-    channels, size = dims(node.x)[1], node.attr("size")
-    if not isinstance(channels, int):
-        raise UnsupportedOp(
-            f"{node}: the derivative of LRN needs the number of channels, which this model leaves open."
-        )
-    alpha, beta = node.attr("alpha", 1e-4), node.attr("beta", 0.75)
-    distance = np.arange(channels)[None, :] - np.arange(channels)[:, None]
-    sees = (-((size - 1) // 2) <= distance) & (distance <= size // 2)
-    x, y, ones = op.real(node.x), op.real(node.y), [1] * (rank(node.x) - 2)
-    seen = sees.astype(float).reshape(channels, channels, *ones)
+    alpha, beta, size = node.attr("alpha", 1e-4), node.attr("beta", 0.75), node.attr("size")
+    x, y, seen = op.real(node.x), op.real(node.y), neighbours(node)
     s = op.Conv(x * x, seen) * (alpha / size) + node.attr("bias", 1.0)
     crossed = op.Conv(g * y / s, seen.swapaxes(0, 1))
     return [g * op.Pow(s, -beta) - x * crossed * (2 * alpha * beta / size)]

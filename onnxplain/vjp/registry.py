@@ -78,6 +78,7 @@ class Op:
     mask: MaskStep = ""
     bounds: BoundStep | None = None
     head: Head = ""
+    lengths: bool = False
 
     def routes(self, node: Node) -> bool:
         """Whether every output is a copy of an input, so that relevance follows the value it belongs to."""
@@ -207,12 +208,13 @@ def _nothing(op: Backward, node: Node, g: Any) -> list[Gradient]:
     return [None] * len(node.inputs)
 
 
-def steps(
-    *op_types: str, streams: AxisRule | None = None, token: TokenInput | None = None, mask: MaskStep = ""
-) -> None:
-    """Declare ops that carry no derivative at all: comparisons, positions, shapes. Options as for `vjp`."""
+def steps(*op_types: str, **options: Any) -> None:
+    """Declare ops that carry no derivative at all: comparisons, positions, shapes.
+
+    Options streams, token, mask as for `vjp`; lengths: it reads the lengths of its input, not its values.
+    """
     for op_type in op_types:
-        STEPS[op_type] = Op(op_types, _nothing, "flat", broadcasts=True, streams=streams, token=token, mask=mask)
+        STEPS[op_type] = Op(op_types, _nothing, "flat", broadcasts=True, **options)
 
 
 def known(node: Node) -> Op | None:

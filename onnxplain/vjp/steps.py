@@ -12,7 +12,7 @@ from onnxplain.vjp.registry import steps
 steps("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", streams=streams.elementwise)
 steps("IsNaN", "IsInf", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", streams=streams.elementwise)
 steps("Equal", streams=streams.elementwise, token=token_inputs.COMPARED)
-steps("Shape", "Size", streams=streams.nothing)
+steps("Shape", "Size", streams=streams.nothing, lengths=True)
 steps("ArgMax", "ArgMin", streams=streams.reduced)
 steps("NonZero", "EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 steps("NonMaxSuppression", "SequenceLength", "OptionalHasElement")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from onnxplain.cli import main
 from onnxplain.methods import METHODS
+from onnxplain.recipes import Recipe, named
 
 
 class Result:
@@ -430,3 +431,32 @@ def test_the_explained_model_is_not_overwritten(onnxplain, tmp_path):
     before = (tmp_path / "m.onnx").read_bytes()
     fails(onnxplain("compile", "m.onnx", "--method", "gradient", "-o", "./m.onnx"), 4, "another name")
     assert (tmp_path / "m.onnx").read_bytes() == before
+
+
+def test_a_method_may_be_a_recipes_name_and_two_of_one_method_are_told_apart(onnxplain, tmp_path):
+    words = ["run", MODELS / "digits_cnn", samples("digits_cnn") / "digit_3.png", "--out", "o", "--json"]
+    names = ["lrp-epsilon", "lrp-epsilon_plus", "smooth_grad-lrp-epsilon"]
+    found = onnxplain(*words, *(word for name in names for word in ("--method", name)), "--option", "samples=3")
+    assert found.code == 0, found.err
+    assert {f"{name}.npz" for name in names} <= {p.name for p in (tmp_path / "o").iterdir()}
+    recipes = json.loads((tmp_path / "o/manifest.json").read_text())["recipes"]
+    assert [Recipe.of({k: v for k, v in r.items() if k not in ("digest", "provenance")}) for r in recipes] == [
+        named("lrp-epsilon"),
+        named("lrp-epsilon_plus"),
+        Recipe("smooth_grad", {"samples": 3}, named("lrp-epsilon")),
+    ]
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (["lrp-epsilo"], "no recipe named 'lrp-epsilo'. did you mean lrp-epsilon"),
+        (["lrp-epsilon", "--composite", "epsilon_plus"], "lrp-epsilon names its composite already"),
+        (["smooth_grad-lrp-epsilon", "--composite", "epsilon_plus"], "names its composite already"),
+        (["smooth_grad-lrp", "--base", "gradient"], "smooth_grad-lrp names its base already"),
+    ],
+)
+def test_what_a_recipes_name_says_is_not_said_again(onnxplain, words, why):
+    digit = samples("digits_cnn") / "digit_3.png"
+    found = onnxplain("run", MODELS / "digits_cnn", digit, "--method", *words)
+    assert found.code and why in found.err.lower()

@@ -145,6 +145,8 @@ IDLE: dict[
         ("--labels", [CNN, DIGIT, "--labels", "five.txt", "--explain", "logits"], "5 labels for 10 classes"),
         ("--random-seed", [CNN, DIGIT, "--random-seed", "3"], "nothing is random"),
         ("--palette", [CNN, "--palette", "bwr"], "nothing is drawn"),
+        ("--background", [CNN, DIGIT, "--background", ARRAY], "no method here reads it (lrp)"),
+        ("--background", [CNN, ARRAY, "--background", ARRAY, "--engine", "local"], "no method here reads it"),
         ("--rule", [CNN, "--rule", "name:fc9*=epsilon"], "fits no node"),
         ("--target", [CNN, "--target", "99"], "out of range"),
         ("--explain", [CNN, "--explain", "logits", "--explain", "/Relu_output_0"], "one tensor at a time"),

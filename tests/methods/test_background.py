@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onnxplain import Explainer
+from onnxplain.cli import main
 from onnxplain.errors import InputError, UsageError
+from onnxplain.inputs import load, load_settings
 from onnxplain.inputs.background import Background
 from onnxplain.methods import METHODS, Looped
 from onnxplain.methods.background import BACKGROUND_WORDS
@@ -19,6 +22,7 @@ IRIS = Path(__file__).parents[2] / "models/iris_mlp/1/model.onnx"
 ROWS = np.random.default_rng(0).normal(2, 1.5, (3, 4)).astype(np.float32)
 X = np.random.default_rng(1).normal(3, 1, (2, 4)).astype(np.float32)
 DRAWN = {"expected_gradients", "rise"}  # which draw a row for each sample: equal in the mean only
+SEARCHED = {"meaningful_perturbation", "extremal_perturbation"}  # the best mask over all rows is no mean of masks
 WITH = [
     name
     for name, method in METHODS.items()
@@ -37,7 +41,7 @@ def answer(subject, name, **options):
     return Explainer(subject, name, **options).explain(X, [0, 1]).relevance
 
 
-@pytest.mark.parametrize("name", [name for name in WITH if name not in DRAWN])
+@pytest.mark.parametrize("name", [name for name in WITH if name not in DRAWN | SEARCHED])
 def test_the_answer_over_a_background_is_the_mean_over_its_rows(name, iris):
     found = answer(iris, name, baseline="background", background=ROWS)
     alone = [answer(iris, name, baseline=[float(v) for v in row]) for row in ROWS]
@@ -86,8 +90,32 @@ def test_a_background_is_asked_for_and_given(iris):
         Explainer(iris, "kernel_shap", baseline="background")
     with pytest.raises(UsageError, match="kernel_shap: a background is given, and no option asks for it"):
         Explainer(iris, "kernel_shap", background=ROWS)
-    assert Recipe("rise", {"baseline": "background_mean"}).reads_background
-    assert not Recipe("rise").reads_background
+    assert Recipe("rise", {"baseline": "background_mean"}).background == "required"
+    assert Recipe("rise").background == "none"
+
+
+def test_the_command_line_reads_it_from_a_file_or_as_model_toml_says(iris, tmp_path):
+    rows, out = tmp_path / "rows.csv", tmp_path / "out"
+    names = ",".join(load_settings(IRIS.parents[1] / "model.toml").columns("x"))
+    np.savetxt(rows, ROWS, delimiter=",", header=names, comments="", fmt="%.9g")
+    shutil.copytree(IRIS.parents[1], tmp_path / "iris")
+    settings = tmp_path / "iris/model.toml"
+    flowers = str(IRIS.parents[1] / "samples/flowers.csv")
+    words = ["--method", "kernel_shap", "--option", "baseline=background"]
+    assert not main(["run", str(tmp_path / "iris"), flowers, *words, "--background", str(rows), "--out", str(out)])
+    told = next(out.glob("**/*.npz")).read_bytes()
+    shutil.rmtree(out)
+    shutil.copy(rows, tmp_path / "iris")
+    settings.write_text('background = "rows.csv"\n' + settings.read_text())
+    assert not main(["run", str(tmp_path / "iris"), flowers, *words, "--out", str(out)])
+    assert next(out.glob("**/*.npz")).read_bytes() == told
+    bulk = ["--engine", "local", "--workers", "1", "--out", str(tmp_path / "bulk")]
+    assert not main(["run", str(tmp_path / "iris"), flowers, *words, *bulk])
+    x = load([flowers], iris.inputs, columns={iris.inputs[0].name: names.split(",")}).feeds
+    expected = Explainer(iris, "kernel_shap", baseline="background", background=ROWS).explain(x).relevance
+    with np.load(next((tmp_path / "bulk").glob("**/*.npz"))) as partition:
+        found = partition["X.relevance"]
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows, why", [(np.zeros((0, 4)), "one row or more"), (np.zeros((2, 5)), r"")])

@@ -17,7 +17,7 @@ from onnxplain.methods import METHODS, of_family
 from onnxplain.runtime import chunking
 from onnxplain.subject import Subject
 
-FORWARD_ONLY = [name for name in of_family("forward-only") if not METHODS[name].of_trees]
+FORWARD_ONLY = [n for n in of_family("forward-only") if not METHODS[n].of_trees and not METHODS[n].of_tables]
 FEW = {
     "rise": {"masks": 40}, "shapley_sampling": {"permutations": 4}, "kernel_shap": {"samples": 200},
     "lime": {"samples": 200}, "exact_shapley": {},

@@ -14,14 +14,16 @@ from running import running_server
 from onnxplain import Client
 from onnxplain.compile import Request
 from onnxplain.errors import Unavailable
-from onnxplain.methods import of_family
+from onnxplain.methods import METHODS, of_family
 from onnxplain.prepared import FolderCache, PreparedModel
 from onnxplain.prepared import key as keys
 from onnxplain.recipes import Recipe, named
 from onnxplain.server.models import warm_start
 
 # A method that always blurs must be told axes where there is no picture.
-LOOPED = [name for name in of_family("looped") if name != "blurred_integrated_gradients"]
+LOOPED = [
+    name for name in of_family("looped") if name != "blurred_integrated_gradients" and not METHODS[name].of_tables
+]
 MADE_UP = {"tokens": tokens, "whole": whole, "relu": relu_net}
 RECIPES = [
     *(None, named("gradient"), named("gradient_x_input"), Recipe("lrp", {"composite": "epsilon"})),

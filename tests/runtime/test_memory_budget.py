@@ -13,6 +13,7 @@ from onnxplain.methods import METHODS
 from onnxplain.runtime.memory_budget import BESIDE, SAFETY, MemoryBudget, nbytes_of
 from onnxplain.subject import Subject
 
+OTHERS = ("of_trees", "of_tables")
 X = normal(40, 2, 6, 6)
 
 
@@ -51,7 +52,7 @@ def saved(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", [n for n, entry in METHODS.items() if not getattr(entry, "of_trees", False)])
+@pytest.mark.parametrize("name", [n for n, entry in METHODS.items() if not any(getattr(entry, o, 0) for o in OTHERS)])
 def test_no_run_has_more_rows_than_the_budget_holds_and_the_answer_stays(name, saved, monkeypatch):
     """Of every method: the model's own runs, the graph's, those of points."""
     options = counted(name, 7) | ({"samples": 150} if name in ("lime", "kernel_shap") else {})

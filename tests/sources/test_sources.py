@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -139,7 +140,8 @@ def test_every_model_here_reads_its_labels_and_all_its_samples(name):
     tensor = graph.input[0].type.tensor_type
     shape = tuple(side.dim_value or side.dim_param or None for side in tensor.shape.dim)
     spec = InputSpec(graph.input[0].name, "float32", shape)
-    names = load_labels(model.settings.output.labels)
+    regression = model.settings.output.kind == "regression"
+    names = ["value"] if regression else load_labels(model.settings.output.labels)
     classes = {side.dim_value for output in graph.output for side in output.type.tensor_type.shape.dim}
     assert len(names) in classes
     assert model.settings.licence["name"]
@@ -148,7 +150,9 @@ def test_every_model_here_reads_its_labels_and_all_its_samples(name):
     for sample in samples:
         feeds = load([sample], [spec], lambda spec, position: (model.settings.picture(spec.name, position), None)).feeds
         assert feeds[spec.name].shape[1:] == shape[1:]
-        assert sample.name in (MODELS / "README.md").read_text() or name.startswith(("digits", "iris", "bc"))
+        assert sample.name in (MODELS / "README.md").read_text() or name.startswith(
+            ("digits", "iris", "bc", "diabetes")
+        )
 
 
 def offered(source) -> list[str]:
@@ -323,19 +327,30 @@ def test_a_link_within_the_repository_is_followed(store):
     assert DirectorySource(store).fetch(Release("alias", "1", "")).name == "alias"
 
 
-@pytest.mark.parametrize("labels", ["../names.txt", "/etc/passwd", "../other/names.txt", "a\\u0000b", "pipe"])
-def test_labels_stay_in_the_folder_of_their_model(store, labels):
+@pytest.mark.parametrize("key", ["[output]\nlabels", "background"])
+@pytest.mark.parametrize("file", ["../names.txt", "/etc/passwd", "../other/names.txt", "a\\u0000b", "pipe"])
+def test_files_that_settings_name_stay_in_the_folder_of_their_model(store, file, key):
     (store / "names.txt").write_text("a\n")
     (store / "other/names.txt").write_text("a\n")
     os.mkfifo(store / "net/pipe")
-    (store / "net/model.toml").write_text(f'[output]\nlabels = "{labels}"\n')
+    (store / "net/model.toml").write_text(f'{key} = "{file}"\n')
     with pytest.raises(InputError):
         DirectorySource(store).fetch(Release("net", "10", ""))
     with pytest.raises(InputError):
         DirectoryRepository(store).get("net")
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "#" * 2_000_000, "\0", "[output]\nlabels = 3", "[serving"])
+def test_a_background_is_as_large_as_what_its_archive_unpacks_to(store):
+    np.savez_compressed(store / "net/rows.npz", x=np.zeros(1 << 24, np.float64))
+    assert (store / "net/rows.npz").stat().st_size < 1 << 20
+    (store / "net/model.toml").write_text('background = "rows.npz"\n')
+    with pytest.raises(InputError, match="bytes; it may have 67108864"):
+        DirectorySource(store).fetch(Release("net", "10", ""))
+
+
+@pytest.mark.parametrize(
+    "text", ["background = 3", "a = " + "[" * 100_000, "#" * 2_000_000, "\0", "[output]\nlabels = 3", "[serving"]
+)
 def test_a_hostile_model_toml_is_one_line_of_refusal(store, text):
     (store / "net/model.toml").write_text(text)
     with pytest.raises(OnnxplainError) as caught:

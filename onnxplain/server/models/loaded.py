@@ -60,7 +60,7 @@ class LoadedModel:
         self.admission = AdmissionControl(
             serving.queue_rows or options.queue_rows, options.queue_bytes, self.name, context.metrics, context.memory
         )
-        pictures = Preprocessing.of(self.settings)
+        self.pictures = pictures = Preprocessing.of(self.settings)
         self.labels = tuple(pictures.labels())
         self._lock = threading.RLock()
         self.variants = VariantCache(options.session_bytes // 2, self._free)
@@ -72,7 +72,7 @@ class LoadedModel:
         self.request = Request(explain=tuple(self.settings.output.explain))
         self._prepared = prepared_model(source, context, self.max_rows)
         self.subject = self._load_subject(self.request, self._adopt)
-        self.bounds = pictures.bounds(self.subject.inputs)
+        self.bounds, self.background = pictures.bounds(self.subject.inputs), pictures.background(self.subject.inputs)
         if self._prepared.known(self.subject) is None:
             self.forward_queue = self._open_forward_queue(self.subject)
         self.recipe = Recipe.of(self.settings.defaults, "[defaults]") if self.settings.defaults else Recipe()
@@ -97,7 +97,8 @@ class LoadedModel:
             graphs = [graph for s in self._subjects.values() for graph in (s.source.held, s.normalised.held)]
             graphs += [variant.explainer.compiled.held for variant in self.variants.variants()]
             queues = list(self._opened)
-        return nbytes_of_graphs(graphs) + self.context.session_cache.nbytes_of(queues)
+        rows = 0 if self.background is None else self.background.nbytes
+        return rows + nbytes_of_graphs(graphs) + self.context.session_cache.nbytes_of(queues)
 
     def coverage(self) -> Coverage:
         """What every method would do with this model; found once."""
@@ -189,16 +190,16 @@ class LoadedModel:
     def _compile(self, recipe: Recipe, request: Request) -> Variant:
         begun = time.perf_counter()
         subject = self._subject(request)
-        if subject.request != request:
-            subject = replace(subject, request=request)
+        subject = subject if subject.request == request else replace(subject, request=request)
         restored = None if recipe.looped else self._prepared.graph(subject, recipe, self.bounds)
         explainer = Explainer(
             subject, recipe, bounds=self.bounds, labels=self.labels, kind=self.settings.output.kind,
-            graph=None if restored is None else restored.graph,
+            graph=None if restored is None else restored.graph, columns=self.pictures.columns(subject.inputs),
+            background=self.background if recipe.background != "none" else None,
         )  # fmt: skip
         queue, forward_queue = (subject if recipe.looped else explainer).session, subject.session
         assert isinstance(queue, ModelQueue) and isinstance(forward_queue, ModelQueue)
-        variant = Variant(explainer, queue, forward_queue, list(explainer.notes))
+        variant = Variant(explainer, queue, forward_queue, list(explainer.notes), self.background)
         if restored is not None:
             adopt_variant(variant, restored, lambda why: self._distrust(variant, why))
         elif not recipe.looped:  # else it is forward-only: there is no graph, and its runs are those of the model
@@ -285,9 +286,8 @@ class LoadedModel:
         """The model as its file says, not its normal form: answers are those of plain onnxruntime."""
         graph, options = subject.source.held, self.context.options
         names = [str(value.name) for value in ports_of(graph).outputs]
-        return self._open_queue(
-            lambda: open_session(graph, options.provider, options.threads_per_run), names, nbytes_of_weights(graph)
-        )
+        made = partial(open_session, graph, options.provider, options.threads_per_run)
+        return self._open_queue(made, names, nbytes_of_weights(graph))
 
     def _open_queue(
         self, open_graph: Callable[[], Session], outputs: list[str], nbytes: int, explains: bool = False

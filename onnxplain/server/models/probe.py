@@ -34,8 +34,14 @@ def probe_rows(feeds: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def probe_seeds(explainer: Explainer, forward: ModelQueue, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """A seed at the highest score of each row, as clients send them. forward: the queue of the model itself."""
-    seeds = {}
+    """A seed at the highest score of each row, as clients send them, and references where the graph takes some.
+
+    forward: the queue of the model itself.
+    """
+    seeds = {
+        entry: feeds[source] / 2 if is_floating(feeds[source]) else feeds[source]
+        for entry, source in explainer.compiled.references.items()
+    }
     for key, source in explainer.compiled.seeds.items():
         scores = feeds[source] if source in feeds else forward.session().run(feeds, [source])[source]
         if explainer.subject.request.seed == "index":

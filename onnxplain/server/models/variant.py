@@ -9,6 +9,7 @@ from functools import cached_property
 from onnxplain.errors import ConversionChanged
 from onnxplain.explainer import Explainer
 from onnxplain.graph.stored_graph import nodes_of
+from onnxplain.inputs.background import Background
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.open import nbytes_of_weights, serialised
 from onnxplain.server.models.inference_metadata import TensorMetadata, tensor_metadata
@@ -22,14 +23,15 @@ NODE = 4096  # bytes that a node takes in Python, its outputs with it; 2000 to 2
 class Variant:
     """An explainer, the queue of its graph and that of the model alone; of a forward-only recipe both are the latter.
 
-    seconds: it took to compile. users, dropped: how many calls are answered by it, and whether new ones no longer are;
-    VariantCache's.
+    background: the model's. seconds: it took to compile. users, dropped: how many calls are answered by it, and whether
+    new ones no longer are; VariantCache's.
     """
 
     explainer: Explainer
     queue: ModelQueue
     forward_queue: ModelQueue
     notes: list[str] = field(default_factory=list)
+    background: Background | None = None
     seconds: float = 0.0
     users: int = 0
     dropped: bool = False
@@ -57,7 +59,11 @@ class Variant:
             return self.explainer
         e = self.explainer
         graph = None if self.forward_only else e.graph
-        return Explainer(e.subject, recipe, bounds=e.bounds, labels=e.labels, kind=e.kind, graph=graph)
+        background = self.background if recipe.background != "none" else None
+        return Explainer(
+            e.subject, recipe, bounds=e.bounds, labels=e.labels, kind=e.kind, columns=e.columns, graph=graph,
+            background=background,
+        )  # fmt: skip
 
     @property
     def forward_only(self) -> bool:
