@@ -28,6 +28,7 @@ from onnxplain.loop_plan import LoopPlan
 from onnxplain.loops import Progress
 from onnxplain.methods import METHODS, Looped
 from onnxplain.recipes import Recipe
+from onnxplain.runtime.memory_budget import nbytes_of
 from onnxplain.runtime.nonfinite import score_error
 from onnxplain.runtime.session import Array, Runs
 from onnxplain.subject import Subject
@@ -44,7 +45,7 @@ class Explainer:
     explain, head, seed, attribute_to, keep, ledger, fold: `compile.Request`; with provider and threads they are a
     Subject's own, and refused beside one that was made otherwise. bounds: (lows, highs) of the input per
     channel, in model units, for the box rule. labels: class names. kind: classification, regression, sigmoid or dense.
-    sample, shapes: as in `Subject.of`.
+    sample, shapes, memory: as in `Subject.of`.
     columns: names of a table's columns in the model's order, for the one input or by input: a DataFrame goes by them.
     background: rows of the inputs, (B, …), in model units, for methods with baseline=background.
     graph: a compiled graph of the recipe's one-pass part, where there is one already.
@@ -73,6 +74,7 @@ class Explainer:
         threads: int | None = None,
         sample: Array | Mapping[str, Array] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        memory: int | str | None = None,
         graph: ExplanationGraph | None = None,
         **options: Any,
     ):
@@ -83,10 +85,15 @@ class Explainer:
             "keep": _names(keep), "ledger": ledger, "fold": fold,
         }  # fmt: skip
         asked = {name: value for name, value in asked.items() if value is not None}
+        made: dict[str, Any] = {
+            "sample": sample,
+            "shapes": shapes,
+            "memory": None if memory is None else nbytes_of(memory),
+        }
         if isinstance(model, Subject):
-            model.refuse_others(asked | {"provider": provider, "threads": threads, "sample": sample, "shapes": shapes})
+            model.refuse_others({**asked, "provider": provider, "threads": threads, **made})
         else:
-            model = Subject.of(model, Request(**asked), provider or "auto", threads or 0, sample=sample, shapes=shapes)
+            model = Subject.of(model, Request(**asked), provider or "auto", threads or 0, **made)
         if kind is not None and kind not in KINDS:
             raise UnknownName("kind", kind, KINDS)
         model.resolved.require_explained()
@@ -232,14 +239,13 @@ class Explainer:
             ledger = outputs.get(LEDGER)
         if self._plan is not None:
             answers = self._plan.answer(feeds, targets, values, separate, progress)
-            relevances = answers.relevances
         kept = {n: forward[n] if n in forward else feeds[n] for n in self.subject.request.keep}
         return Explanation(
             method=self.method,
             recipe=self.recipe,
             targets=targets,
             samples=scores.shape[0] if separate and scores.ndim else 1,
-            relevances=relevances,
+            relevances=answers.relevances or relevances,
             standard_errors=answers.standard_errors,
             inputs=feeds,
             scores=scores,
@@ -251,6 +257,7 @@ class Explainer:
             labels=self.labels,
             kind=self.kind,
             notes=[*notes, *answers.notes],
+            row_notes=answers.row_notes,
             seconds=time.perf_counter() - begun,
         )
 

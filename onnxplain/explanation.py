@@ -18,6 +18,7 @@ from onnxplain.inputs.loading import Loaded
 from onnxplain.inputs.targets import Target
 from onnxplain.localisation import THRESHOLD, LocalisationBox
 from onnxplain.methods.estimate import relative_error
+from onnxplain.methods.notes import Note
 from onnxplain.methods.registry import Method
 from onnxplain.recipes import Recipe
 from onnxplain.runtime.session import Array
@@ -29,7 +30,8 @@ class Explanation:
 
     relevances: by attributed tensor; the batch axis holds K * N rows, target-major. Where the model has no batch axis
     (a time axis in front, say), N is 1 and the K rows lie along an axis put before the tensor's own. standard_errors:
-    of the relevances, in their shapes, where the method draws samples. scores: (N, …) of the explained tensor. kept:
+    of the relevances, in their shapes, where the method draws samples. row_notes: those of the notes that a looped
+    method made, by row; none are sent over the wire. scores: (N, …) of the explained tensor. kept:
     forward tensors asked for by `keep`. ledger: float64 (rows, nodes, 5) or None. layout: of a picture input, e.g.
     "NCHW"; None: guessed from the shape.
     """
@@ -49,6 +51,7 @@ class Explanation:
     labels: Sequence[str] = ()
     kind: str | None = None
     notes: Sequence[str] = ()
+    row_notes: Mapping[int, Sequence[Note]] = field(default_factory=dict)
     seconds: float = 0.0
     layout: str | None = None
     photos: Sequence[Any] = field(default_factory=tuple)
@@ -99,8 +102,15 @@ class Explanation:
     def row(self, row: int, name: str | None = None) -> Array:
         """Relevance of one row, without its batch axis."""
         array = self.relevance if name is None else self.relevances[name]
-        key = next(k for k, v in self.relevances.items() if v is array)
-        axis = (self.provenance.get("stream_axis") or {}).get(f"{key}.relevance") or 0
+        return self._of_row(array, row, next(k for k, v in self.relevances.items() if v is array))
+
+    def standard_error_row(self, row: int, name: str) -> Array | None:
+        """Standard errors of one row, shaped as `row`; None where the method draws no samples."""
+        array = self.standard_errors.get(name)
+        return None if array is None else self._of_row(array, row, name)
+
+    def _of_row(self, array: Array, row: int, name: str) -> Array:
+        axis = (self.provenance.get("stream_axis") or {}).get(f"{name}.relevance") or 0
         return np.take(array, row, axis) if array.ndim and array.shape[axis] > row else array
 
     @property

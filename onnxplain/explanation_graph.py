@@ -44,6 +44,7 @@ class ExplanationGraph:
             if bounds is None and (note := recipe.without_bounds):
                 compiled.notes.append(note)
         self.compiled: Compiled = compiled
+        subject.beside = max(subject.beside, self.bytes_per_stream)
         self.tails: dict[tuple[str, ...], Any] = {}  # `LayerTail`s, by the tensors they begin at
         self._searches = SEARCHES
         self._session: Runs | None = None
@@ -169,6 +170,7 @@ class ExplanationGraph:
 
     def _compute(self, feeds: Mapping[str, Array], seeds: Mapping[str, Array]) -> dict[str, Array]:
         if not self.compiled.streams and self._exact(feeds, seeds):
+            self.subject.fitting(max((len(x) for x in feeds.values() if x.ndim), default=1), together=True)
             return self.session.run({**feeds, **seeds})
         rows = max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
         streams = {seed.shape[0] if seed.ndim else 1 for seed in seeds.values()}
@@ -181,7 +183,7 @@ class ExplanationGraph:
         seeds = {k: np.repeat(seed, count, 0) if seed.ndim and len(seed) < count else seed for k, seed in seeds.items()}
         size = count
         if self.compiled.streams:
-            size = chunking.rows_per_run(self.bytes_per_stream, count)
+            size = self.subject.fitting(count, self.bytes_per_stream)
         elif rows < count:
             size = 1
         parts = []

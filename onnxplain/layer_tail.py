@@ -43,6 +43,8 @@ class LayerTail:
             Request(explain=explained, attribute_to=self.at),
             Resolved(explained, subject.resolved.heads, explained),
             opener=lambda part, role: subject.open(part, f"{role} {behind}"),
+            memory=subject.memory,
+            batch_rows=subject.batch_rows,
         )
         self.graph: ExplanationGraph | None = None
         if graph is not None:

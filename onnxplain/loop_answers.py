@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from onnxplain.methods.notes import Note, Notes, larger
 from onnxplain.runtime.session import Array
 
 
 class LoopAnswers(NamedTuple):
     """By attributed tensor; rows are target-major.
 
-    standard_errors: of a method that draws samples, the same shapes; empty of any other. notes: what it says of them.
+    standard_errors: of a method that draws samples, the same shapes; empty of any other. notes: what it says of them,
+    row_notes: of which.
     """
 
     relevances: dict[str, Array]
     standard_errors: dict[str, Array]
     notes: list[str]
+    row_notes: Mapping[int, Sequence[Note]] = {}
 
 
 class LoopNotes:
-    """What a method notes, explanation by explanation; each text once in the end, with the largest of its figures."""
+    """What a method notes, explanation by explanation."""
 
     def __init__(self) -> None:
-        self._said: dict[str, dict[int, float | None]] = {}
+        self._said: dict[int, dict[str, float | None]] = {}
 
-    def add(self, text: str, figure: float | None, explanation: int) -> None:
-        """See `methods.run.Run.note`. explanation: its number among those of a call."""
-        figures = self._said.setdefault(text, {})
-        before = figures.get(explanation)
-        figures[explanation] = figure if figure is None or before is None else max(before, figure)
+    def add(self, text: str, figure: float | None, explanations: range) -> None:
+        """See `methods.run.Run.note`. explanations: their numbers among those of a call."""
+        for number in explanations:
+            said = self._said.setdefault(number, {})
+            said[text] = larger(said.get(text), figure)
+
+    def of_rows(self, method: str) -> dict[int, list[Note]]:
+        """By explanation, with the method's name."""
+        return {
+            number: [Note(f"{method}: {text}", figure) for text, figure in said.items()]
+            for number, said in self._said.items()
+        }
 
     def texts(self, method: str, explanations: int) -> list[str]:
-        """With the method's name, and in how many explanations a figure was found."""
-        notes = []
-        for text, by_explanation in self._said.items():
-            figures = [figure for figure in by_explanation.values() if figure is not None]
-            said = text.format(figure=max(figures)) if figures else text
-            of = f" (in {len(figures)} of {explanations} explanations)" if figures and explanations > 1 else ""
-            notes.append(f"{method}: {said}{of}")
-        return notes
+        """Each once, with the largest of its figures and in how many explanations one was found."""
+        notes = Notes()
+        for said in self.of_rows(method).values():
+            notes.add(said)
+        return notes.texts(explanations, "explanations")

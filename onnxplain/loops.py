@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxplain.composites import Bounds
-from onnxplain.errors import InputError, NotFinite, UsageError
+from onnxplain.errors import Cancelled, InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
 from onnxplain.inputs import InputSpec
 from onnxplain.inputs.background import Background
@@ -21,15 +22,19 @@ from onnxplain.methods.registry import Looped, OnePass
 from onnxplain.methods.tensors import Tensors
 from onnxplain.point_runs import PointRuns, real
 from onnxplain.runtime import chunking
+from onnxplain.runtime.batch_size import FIXED, BatchSize
 from onnxplain.runtime.finite import Holes
 from onnxplain.runtime.session import Array
 from onnxplain.subject import Subject
 from onnxplain.trees import TreeScore
 
 TREE_ROWS = 1024  # that a method over trees gets at once; progress and cancellation wait for them
-ROWS = 32  # of one run at most: larger ones are no faster, and progress and cancellation wait for a run to end
-Progress = Callable[[int, int], None]
-"""`(done, total)` in looks at the model, after each run; raising in it ends the explanation."""
+OF_POINTS, OF_RELEVANCE = (6, 24), (12, 48)  # copies of a point in float32: for each row of a run, and for all together
+Progress = Callable[[int, int], bool | None]
+"""`(done, total)` in looks at the model, after each run.
+
+Raising in it ends the explanation; True ends it early, with the answer of what was looked at.
+"""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,10 @@ class Loop:
         self._feeds: Mapping[str, Array] = {}
         self._shape: tuple[int, ...] = ()
         self._runs: PointRuns
-        self._jobs, self._job, self._planned = 1, 0, 0
+        self._jobs, self._job, self._together, self._planned = 1, 0, 1, 0  # together: jobs that are done as one
         self.answers: Array = np.zeros(0)  # of the rows that a method over trees has
         self._notes = LoopNotes()
+        self._sizes, self._early = BatchSize(FIXED), False
 
     def relevances(
         self, method: Looped, options: Mapping[str, Any], feeds: Mapping[str, Array], targets: Sequence[Target],
@@ -112,6 +118,7 @@ class Loop:
             self._subject.inputs, self._feeds, self._attributed, values.shape, self.samples, self._proven, method.name
         )
         self._jobs = self._runs.rows * len(targets)
+        self._sizes = self._subject.batch_size(f"{method.name} {sorted(options.items())!r}")
         errors: list[Tensors] = []
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error below
             answers = self._of_trees(method, options, targets, values) if method.of_trees else []
@@ -131,7 +138,8 @@ class Loop:
                     f"the relevance of {name} by {method.name} is no answer: {holes}. Every look at the model was "
                     "finite: what the method makes of them is beyond the range of their type."
                 )
-        return LoopAnswers(found, self._joined(errors) if errors else {}, self._notes.texts(method.name, self._jobs))
+        said, of_rows = self._notes.texts(method.name, self._jobs), self._notes.of_rows(method.name)
+        return LoopAnswers(found, self._joined(errors) if errors else {}, said, of_rows)
 
     def _of_trees(
         self, method: Looped, options: Mapping[str, Any], targets: Sequence[Target], values: Array
@@ -146,8 +154,9 @@ class Loop:
                 else:
                     x = Tensors({name: real(self._feeds[name][part]) for name in self._attributed})
                     seed, self.answers = seeds if len(seeds) == 1 else seeds[part], values[part]
+                self._together = part.stop - part.start
                 answers.append(method.function(self, x, seed, **options))
-                self._job += part.stop - part.start
+                self._job += self._together
                 if self._progress is not None:
                     self._progress(self._job, self._jobs)
         return answers
@@ -171,17 +180,29 @@ class Loop:
             if not self._runs.stacked:
                 raise InputError("a background has rows, and axis 0 of what moves is not known to count samples.")
             rows = self._background.beside(self._inner.feeds, self.samples)
-            return Tensors(self._inner.of_rows(rows, self._runs.fixed or ROWS)).map(real)
+            return Tensors(self._inner.of_rows(rows, self._runs.fixed or FIXED)).map(real)
         return Tensors(self._background.beside({n: self._feeds[n] for n in self._attributed}, self.samples)).map(real)
 
-    def batches(self, count: int) -> Iterator[slice]:
-        """See `Run`."""
-        before, self._planned = self._planned, self._planned + count
-        for part in chunking.chunks(count, self._size(count)):
+    def batches(self, count: int, enough: int | None = None, what: str = "looks") -> Iterator[slice]:
+        """See `Run`. Raises Cancelled where progress ends early what has no answer yet."""
+        before, self._planned, done = self._planned, self._planned + count, 0
+        most = self._most(count)
+        while done < count:
+            begun = time.perf_counter()
+            left, fixed = count - done, self._runs.fixed
+            part = slice(done, done + (min(fixed, left) if fixed else self._sizes.rows(left, most)))
             yield part
-            if self._progress is not None:
-                done = self._job * self._planned + before + part.stop
-                self._progress(done, self._jobs * self._planned)
+            done = part.stop
+            self._sizes.took(done - part.start, time.perf_counter() - begun, most)
+            if self._progress is None:
+                continue
+            whole = self._job * self._planned + before
+            self._early |= self._progress(whole + done, self._jobs * self._planned) is True
+            if self._early and enough is None and done < count:
+                raise Cancelled(f"ended early, at {done} of {count} {what}: this method has no answer before the last.")
+            if self._early and enough is not None and enough <= done < count:
+                self.note(f"ended early, at {done} of {count} {what}")
+                return
 
     def forward(self, points: Tensors) -> Array:
         """See `Run`."""
@@ -255,20 +276,12 @@ class Loop:
 
     def note(self, text: str, figure: float | None = None) -> None:
         """See `Run`."""
-        self._notes.add(text, figure, self._job)
+        self._notes.add(text, figure, range(self._job, self._job + self._together))
 
     # Inside
 
     def _joined(self, answers: Sequence[Tensors]) -> dict[str, Array]:
         return {name: np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in answers[0]}
-
-    @cached_property
-    def _held(self) -> int:
-        """Bytes of a row in a run: of the forward pass, of the backward pass, and three times the point itself."""
-        if self._graph is not None:
-            return 2 * self._graph.bytes_per_stream
-        points = sum(self._feeds[name].nbytes // self._runs.rows for name in self._attributed)
-        return self._subject.bytes_per_row + 3 * points
 
     @property
     def _seed_type(self) -> type[np.floating]:
@@ -277,16 +290,19 @@ class Loop:
         value = next(v for v in self._graph.compiled.ports.inputs if v.name in self._graph.compiled.seeds)
         return np.float64 if value.dtype is not None and value.dtype.numpy() == np.float64 else np.float32
 
-    def _size(self, count: int) -> int:
-        if not self._runs.stacked:
-            return 1
-        if self._runs.fixed:
-            return self._runs.fixed
-        return min(ROWS, chunking.rows_per_run(self._held, count))
+    def _most(self, count: int) -> int:
+        """Rows of a run that fit in memory; one where points are not stacked."""
+        runs, subject = self._runs, self._subject
+        if not runs.stacked:
+            return subject.fitting(runs.rows, together=True) // runs.rows
+        copies, totals = OF_RELEVANCE if self._graph is not None else OF_POINTS
+        point = sum(self._feeds[name].nbytes // runs.rows for name in self._attributed)
+        own = None if self._graph is None else self._graph.bytes_per_stream
+        return runs.fixed or subject.fitting(count, own, copies * point, (totals + 4 * self._jobs) * point)
 
     def _fed(self, points: Tensors) -> Iterator[tuple[dict[str, Array], int]]:
         """Feeds of each run, and how many of its rows are points."""
-        return self._runs.feeds(points, self._size(len(next(iter(points.values())))))
+        return self._runs.feeds(points, self._most(len(next(iter(points.values())))))
 
 
 def _finite(name: str, values: Array) -> Array:

@@ -24,6 +24,9 @@ from onnxplain.graph.stored_graph import DeferredModel
 from onnxplain.inputs import InputSpec
 from onnxplain.inputs.samples import answer_alone, may_be_rows
 from onnxplain.model_part import ModelPart
+from onnxplain.runtime import chunking
+from onnxplain.runtime.batch_size import FIXED, BatchSize
+from onnxplain.runtime.memory_budget import MemoryBudget, nbytes_of
 from onnxplain.runtime.open import Graph, bytes_per_stream, open_session
 from onnxplain.runtime.session import Array, Runs
 from onnxplain.trees import TreeScore
@@ -45,12 +48,16 @@ class Subject:
     seconds: dict[str, float] = field(default_factory=dict)
     opener: Opener | None = None
     forward_graph: DeferredModel | None = None  # the normal form that answers; None: made of it
+    memory: int | None = None  # bytes that runs may take; None: a share of what is free
+    batch_rows: int | None = None  # of a looped method's run; None: tried on the first batches
+    beside: int = 0  # bytes of a row in the compiled graph that runs beside the model
     _forward: Runs | None = None
     _trees: dict[tuple[object, ...], TreeScore] = field(default_factory=dict)
     _parts: dict[tuple[str, ...], ModelPart] = field(default_factory=dict)
     _layers: dict[Request, MapLayers] = field(default_factory=dict)
     tails: dict[tuple[str, ...], Any] = field(default_factory=dict)  # `LayerTail`s, by the tensors they begin at
     _axes: list[dict[str, int] | None] = field(default_factory=list)  # one entry, when they are known
+    _batch_sizes: dict[str, BatchSize] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -63,13 +70,15 @@ class Subject:
         sample: Array | Mapping[str, Array] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
         unexplained: bool = False,
+        memory: int | str | None = None,
     ) -> Subject:
         """Load, normalise and verify a model file. opener: (model, role) -> what runs it; None: a Session.
 
         sample: input to verify on, where random input cannot run; shapes: sizes of random input. unexplained: a model
-        that has nothing to explain is made ready for its answers alone; `resolved.problem` says why.
+        that has nothing to explain is made ready for its answers alone; `resolved.problem` says why. memory: bytes that
+        runs may take above what is there when all is loaded, such as "1GB"; None: a share of what is free.
         """
-        request = request or Request()
+        request, limit = request or Request(), None if memory is None else nbytes_of(memory)
         begun = time.perf_counter()
         source = load(Path(path))
         loaded = time.perf_counter()
@@ -86,7 +95,7 @@ class Subject:
             sample = {names[0]: sample}
         normalised = normalise(source, resolved.protected, sample, shapes)
         seconds = {"load": loaded - begun, "normalise": time.perf_counter() - loaded, **normalised.timings}
-        return cls(source, normalised, request, resolved, provider, threads, seconds, opener)
+        return cls(source, normalised, request, resolved, provider, threads, seconds, opener, memory=limit)
 
     @classmethod
     def restored(
@@ -111,7 +120,7 @@ class Subject:
 
     def refuse_others(self, asked: Mapping[str, Any]) -> None:
         """Made for one request and one provider: raise UsageError for what it was not made for."""
-        held = {**vars(self.request), "provider": self.provider, "threads": self.threads}
+        held = {**vars(self.request), "provider": self.provider, "threads": self.threads, "memory": self.memory}
         for name, value in asked.items():
             if value is None or (name in held and value == held[name]):
                 continue
@@ -125,7 +134,7 @@ class Subject:
         """What runs a graph made from this model. role: "forward", or the recipe's digest."""
         if self.opener is not None:
             return self.opener(graph, role)
-        return open_session(graph, self.provider, self.threads)
+        return open_session(graph, self.provider, self.threads, sparing=self.memory is not None)
 
     @property
     def inputs(self) -> list[InputSpec]:
@@ -147,6 +156,23 @@ class Subject:
         """Upper estimate of the memory one more row takes while the model answers, in bytes."""
         return bytes_per_stream(self.forward_graph or self.normalised.held)
 
+    def fitting(self, rows: int, own: int | None = None, points: int = 0, held: int = 0, together: bool = False) -> int:
+        """How many of so many rows one run may have, in the model and in the graph beside it.
+
+        own: bytes of a row in what is run, if it is not the model; points: of arrays that it takes outside of
+        onnxruntime; held, together: see `MemoryBudget.rows`. Raises UsageError where `memory` does not hold what it
+        must.
+        """
+        if self.memory is None:
+            row = self.bytes_per_row if own is None else own
+            return rows if together else chunking.rows_per_run(row + points, rows)
+        return MemoryBudget(self.memory).rows(self.bytes_per_row + self.beside + points, rows, held, together)
+
+    def batch_size(self, recipe: str) -> BatchSize:
+        """What chooses the batches of a looped recipe, remembered by its digest."""
+        fixed = self.batch_rows or (FIXED if self.opener is not None else 0)  # runs of a service share their time
+        return BatchSize(fixed) if fixed else self._batch_sizes.setdefault(recipe, BatchSize())
+
     def row_axes(self) -> dict[str, int] | None:
         """The same for the model itself, its explained and its kept tensors; see `Explainer.row_axes`."""
         if not self._axes:
@@ -161,7 +187,7 @@ class Subject:
         """The model's outputs, the explained tensors and the kept ones."""
         session = self.session
         names = [n for n in (outputs or session.outputs) if n not in feeds]
-        found = session.run(feeds, names)
+        found = session.run(feeds, names) if self.memory is None else self._within(session, feeds, names)
         return {**found, **{n: feeds[n] for n in outputs or () if n in feeds}}
 
     def require_same(self, forward: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
@@ -179,6 +205,20 @@ class Subject:
         if all(len(x) == 1 for x in feeds.values() if x.ndim) or (self.row_axes() or {}).get(name) == 0:
             return True
         return answer_alone(lambda changed: self.forward(changed, [name])[name], feeds, values)
+
+    def _within(self, session: Runs, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+        """As one run, in as many as `memory` takes."""
+        rows = max((len(array) for array in feeds.values() if array.ndim), default=1)
+        axes = self.row_axes()
+        apart = axes is not None and all(axes.get(name) == 0 for name in names)
+        size = self.fitting(rows, together=not apart)
+        if size >= rows:
+            return session.run(feeds, names)
+        parts = [
+            session.run({name: x[part] if len(x) == rows else x for name, x in feeds.items()}, names)
+            for part in chunking.chunks(rows, size)
+        ]
+        return chunking.concatenate(parts, dict.fromkeys(names, 0))
 
     def trees(self, explained: str, inputs: Mapping[str, tuple[int, ...]]) -> TreeScore:
         """The trees whose sum a tensor is. inputs: the shape of a row of each attributed input, by name.

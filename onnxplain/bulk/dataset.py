@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from onnxplain.bulk.explaining import Partition
 from onnxplain.bulk.partition import FORMATS, Row, decode
 from onnxplain.errors import InputError, UsageError
+from onnxplain.methods.notes import Notes
 
 DATASET, MANIFEST = "dataset.json", "manifest.json"
 SHOWN = 20  # of the errors, in the manifest; all are in the partitions
@@ -80,6 +81,7 @@ class Dataset:
             "rows": partition.rows,
             "errors": partition.errors,
             "first_error": partition.first_error,
+            "notes": list(partition.notes),
             "bytes": len(partition.content),
             "sha256": hashlib.sha256(partition.content).hexdigest(),
         }
@@ -89,17 +91,23 @@ class Dataset:
         except OSError as error:
             raise InputError(f"cannot write to {self.folder}: {error.strerror or error}.") from error
 
-    def finish(self) -> dict[str, Any]:
-        """Write the manifest, once every partition has its entry; returns it. Raises InputError."""
+    def finish(self, notes: Sequence[str] = ()) -> dict[str, Any]:
+        """Write the manifest, once every partition has its entry; returns it. Raises InputError.
+
+        notes: of all rows; behind them those of some, with how many.
+        """
         entries = [self.entry(number) for number in range(self.about["partitions"])]
         missing = [number for number, entry in enumerate(entries) if entry is None]
         if missing:
             raise InputError(f"{self.folder}: partitions {missing[:5]} are missing; go on by --resume.")
         found = [entry for entry in entries if entry is not None]
+        rows = sum(entry["rows"] for entry in found)
+        of_rows = Notes.of(entry.get("notes", ()) for entry in found)  # a run begun by an older version has none
         manifest = {
-            "rows": sum(entry["rows"] for entry in found),
+            "rows": rows,
             "errors": sum(entry["errors"] for entry in found),
             "first_errors": [entry["first_error"] for entry in found if entry["errors"]][:SHOWN],
+            "notes": [*notes, *of_rows.texts(rows, "rows", always=True)],
             "partitions": [{"file": self.path(entry["partition"]).name, **entry} for entry in found],
         }
         try:

@@ -19,7 +19,7 @@ from onnxplain.bulk.locations import FRESH
 from onnxplain.errors import InputError, UsageError
 
 Array = NDArray[Any]
-RELEVANCE = ".relevance"
+RELEVANCE, STANDARD_ERROR = ".relevance", ".standard_error"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Row:
 
     row: its number over all files; path, index: the file, and where in it. error: why there is no explanation, ""
     where there is one. targets: names of what was explained; target_scores: their values. scores: of the explained
-    tensor, float32. relevances: by attributed tensor, float32, targets along axis 0.
+    tensor, float32. relevances: by attributed tensor, float32, targets along axis 0; standard_errors: of a method that
+    draws samples, the same. notes: what the method notes of its answer, with this row's own figures.
     """
 
     row: int
@@ -39,6 +40,8 @@ class Row:
     target_scores: tuple[float, ...] = ()
     scores: Array | None = None
     relevances: Mapping[str, Array] = field(default_factory=dict)
+    standard_errors: Mapping[str, Array] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class PartitionFormat(NamedTuple):
@@ -51,7 +54,8 @@ class PartitionFormat(NamedTuple):
 
 def _arrays(row: Row) -> dict[str, Array]:
     scores = {} if row.scores is None else {"scores": row.scores}
-    return {**scores, **{f"{name}{RELEVANCE}": value for name, value in row.relevances.items()}}
+    errors = {f"{name}{STANDARD_ERROR}": value for name, value in row.standard_errors.items()}
+    return {**scores, **{f"{name}{RELEVANCE}": value for name, value in row.relevances.items()}, **errors}
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -59,12 +63,16 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def _row(common: Mapping[str, Any], arrays: Mapping[str, Array]) -> Row:
-    relevances = {name.removesuffix(RELEVANCE): a for name, a in arrays.items() if name.endswith(RELEVANCE)}
-    return Row(**common, scores=arrays.get("scores"), relevances=relevances)
+    relevances, errors = (
+        {name.removesuffix(suffix): array for name, array in arrays.items() if name.endswith(suffix)}
+        for suffix in (RELEVANCE, STANDARD_ERROR)
+    )
+    return Row(**common, scores=arrays.get("scores"), relevances=relevances, standard_errors=errors)
 
 
 def _to_npz(rows: Sequence[Row]) -> bytes:
     count = max((len(row.targets) for row in rows), default=0)
+    most = max((len(row.notes) for row in rows), default=0)
     columns: dict[str, Array] = {
         "row": np.array([row.row for row in rows], np.int64),
         "path": np.array([row.path for row in rows], np.str_),
@@ -73,6 +81,9 @@ def _to_npz(rows: Sequence[Row]) -> bytes:
         "targets": np.array([row.targets or ("",) * count for row in rows], np.str_).reshape(len(rows), count),
         "target_scores": np.array([row.target_scores or (np.nan,) * count for row in rows], np.float64),
     }
+    if most:
+        filled = [(*row.notes, *("",) * (most - len(row.notes))) for row in rows]
+        columns["notes"] = np.array(filled, np.str_).reshape(len(rows), most)
     for name in _names(rows):
         arrays = [_arrays(row).get(name, np.zeros(0, np.float32)) for row in rows]
         rank = max(array.ndim for row, array in zip(rows, arrays, strict=True) if not row.error)
@@ -100,6 +111,7 @@ def _from_npz(content: bytes) -> Iterator[Row]:
         if not error:
             common["targets"] = tuple(map(str, columns["targets"][n]))
             common["target_scores"] = tuple(map(float, columns["target_scores"][n]))
+            common["notes"] = tuple(str(note) for note in columns["notes"][n] if note) if "notes" in columns else ()
         yield _row(common, arrays)
 
 
@@ -112,6 +124,7 @@ def _to_parquet(rows: Sequence[Row]) -> bytes:
         "error": pyarrow.array([row.error or None for row in rows], pyarrow.string()),
         "targets": pyarrow.array([list(row.targets) for row in rows], pyarrow.list_(pyarrow.string())),
         "target_scores": pyarrow.array([list(row.target_scores) for row in rows], pyarrow.list_(pyarrow.float64())),
+        "notes": pyarrow.array([list(row.notes) for row in rows], pyarrow.list_(pyarrow.string())),
     }
     for name in _names(rows):
         arrays = [_arrays(row).get(name) for row in rows]
@@ -131,7 +144,7 @@ def _from_parquet(content: bytes) -> Iterator[Row]:
     for n in range(table.num_rows):
         cell = {name: table.column(name)[n] for name in table.column_names}
         common = {name: cell[name].as_py() for name in ("row", "path", "index")}
-        common |= {name: tuple(cell[name].as_py()) for name in ("targets", "target_scores")}
+        common |= {name: tuple(cell[name].as_py()) for name in ("targets", "target_scores", "notes") if name in cell}
         arrays = {}
         for name in names:
             if cell[name].is_valid:

@@ -23,13 +23,17 @@ UNKNOWN = 64  # what an open length counts as
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did. resumed: partitions that were there already. first_errors: of some of the rows that failed."""
+    """What a run did. resumed: partitions that were there already. first_errors: of some of the rows that failed.
+
+    notes: what is to be known of all rows, then what the method noted of some, each once, with how many rows.
+    """
 
     rows: int
     errors: int
     partitions: int
     resumed: int
     first_errors: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def rows_per_partition(inputs: list[InputSpec], batch: int) -> int:
@@ -59,5 +63,6 @@ def explain_all(
                 dataset.add(partition)
                 if progress is not None:
                     progress(done, len(plan.blocks))
-    manifest = dataset.finish()
-    return Summary(manifest["rows"], manifest["errors"], len(plan.blocks), there, tuple(manifest["first_errors"]))
+    manifest = dataset.finish(explainer.notes)
+    errors, notes = tuple(manifest["first_errors"]), tuple(manifest["notes"])
+    return Summary(manifest["rows"], manifest["errors"], len(plan.blocks), there, errors, notes)

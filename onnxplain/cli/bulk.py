@@ -85,6 +85,7 @@ def run_bulk(
 ) -> None:  # fmt: skip
     """Explain every row of the files. picture: the words of `Preprocessing.of`."""
     assert bulk.engine is not None
+    refuse_idle(["memory"], "a bulk run (--engine) takes --batch-size rows at a time, by each of its --workers.")
     refuse_idle(OF_PICTURES, "a bulk run (--engine) draws nothing and writes relevances and scores alone.")
     if not files:
         raise UsageError("--engine explains files, and none is given: name files, folders or patterns.")
@@ -123,7 +124,7 @@ def run_bulk(
         tell(0, total)
         explainer = job.explainer(subject)
         summary = explain_all(job, explainer, found, folder, bulk.engine, bulk.workers, bulk.resume, tell)
-    _tell(summary, folder, as_json, [*found.notes, *explainer.notes])
+    _tell(summary, folder, as_json, [*found.notes, *summary.notes])
 
 
 def _tell(summary: Summary, folder: Path, as_json: bool, notes: Sequence[str]) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import numpy as np
-from rich.progress import Progress, TaskID
 
 from onnxplain import render
 from onnxplain.cli.bulk import BulkWords, bulk_options, run_bulk
 from onnxplain.cli.command import Command, refuse_idle
+from onnxplain.cli.early_end import EarlyEnd
 from onnxplain.cli.options import (
     background_option,
     box_options,
@@ -29,11 +28,12 @@ from onnxplain.cli.recipe_words import RecipeWords, recipe_options, recipes, ref
 from onnxplain.cli.report import progress_line, tell
 from onnxplain.compile import Request
 from onnxplain.coverage import coverage
-from onnxplain.errors import NotFinite, OnnxplainError, UnsupportedModel, UsageError
+from onnxplain.errors import Cancelled, NotFinite, OnnxplainError, UnsupportedModel, UsageError
 from onnxplain.inputs import Loaded, Preprocessing, load, random_inputs
 from onnxplain.inputs.targets import labels_unfit
 from onnxplain.invocation import Invocation
 from onnxplain.recipes import Recipe
+from onnxplain.runtime.memory_budget import nbytes_of
 from onnxplain.subject import Subject
 
 PICTURE = ("preprocess", "layout", "mean", "std", "scale")
@@ -75,6 +75,11 @@ PICTURE = ("preprocess", "layout", "mean", "std", "scale")
 @click.option("--palette", metavar="NAME", help="bwr, rdbu, seismic; inferno, viridis, grey.")
 @box_options
 @click.option("--random-seed", type=int, default=0, help="For the random input when no file is given.")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What explaining may take above the loaded model, such as 1GB; default: a share of what is free.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @bulk_options
 def run(
@@ -84,7 +89,8 @@ def run(
     preprocess: str | None, layout: str | None, mean: str | None, std: str | None, scale: str | None,
     labels: str | None, background: tuple[str, ...], provider: str,
     threads: int, sample: Path | None, shapes: tuple[str, ...],
-    out: Path | None, palette: str | None, box: float | None, random_seed: int, as_json: bool, bulk: BulkWords,
+    out: Path | None, palette: str | None, box: float | None, random_seed: int, memory: str | None, as_json: bool,
+    bulk: BulkWords,
 ) -> None:  # fmt: skip
     """Explain FILES by MODEL: a .onnx file, a folder, or a name in the model repository.
 
@@ -115,6 +121,7 @@ def run(
         resolved, subject = subject_of(
             model, Request(explain, head or "", "tensor", attribute_to, keep, ledger), provider, threads, sample, shapes
         )
+        subject.memory = None if memory is None else nbytes_of(memory)
         if len(subject.resolved.explained) != 1:
             raise UsageError("run explains one tensor at a time; use compile for several (--explain once).")
         pictures = Preprocessing.of(resolved.settings, preprocess, layout, mean, std, scale, labels, background)
@@ -144,13 +151,13 @@ def run(
             )
         names = pictures.labels()
         unfinished: NotFinite | None = None
+        interrupted, strict = False, bool(given) or bool(methods)
         for recipe in wanted:
-            progress.update(step, description=f"explaining by {recipe.label}")
-            said = partial(_say, progress, step, f"explaining by {recipe.label}")
-            failure = _explain(
-                done, subject, recipe, pictures, names, targets or ("predicted",), bool(given) or bool(methods), said
-            )
-            unfinished = unfinished or failure
+            with EarlyEnd(recipe, progress, step) as end:
+                failure = _explain(done, subject, recipe, pictures, names, targets or ("predicted",), strict, end)
+            unfinished, interrupted = unfinished or failure, end.asked
+            if interrupted:
+                break
         if not done.explanations and given:
             raise UnsupportedModel("; ".join(done.failed.values()))
         folder = None
@@ -160,6 +167,8 @@ def run(
             write_run(done, folder, palette)
     done.seconds["total"] = time.perf_counter() - begun
     tell(done, folder, as_json, {} if done.explanations else _answer(subject, done.loaded))
+    if interrupted:
+        raise KeyboardInterrupt
     if unfinished is not None:
         raise unfinished
 
@@ -188,7 +197,7 @@ def _load(
 
 def _explain(
     done: Invocation, subject: Subject, recipe: Recipe, pictures: Preprocessing, names: Sequence[str],
-    targets: Sequence[str], strict: bool, progress: Callable[[int, int], None],
+    targets: Sequence[str], strict: bool, progress: EarlyEnd,
 ) -> NotFinite | None:  # fmt: skip
     """Explain by one recipe. What failed is noted where `strict` is False; what was not finite is returned too."""
     begun = time.perf_counter()
@@ -203,6 +212,9 @@ def _explain(
         explanation.show(done.loaded, subject.inputs[0].name)
         if pictures.labels_option and (unfit := labels_unfit(explanation.scores, names, explainer.kind)):
             raise UsageError(f"--labels {pictures.labels_option}: {unfit} of {explanation.explained}.")
+    except Cancelled as error:  # it had no answer yet
+        click.echo(f"{recipe.method}: {error}", err=True)
+        raise KeyboardInterrupt from None
     except OnnxplainError as error:
         if strict or isinstance(error, UsageError):
             raise
@@ -212,10 +224,6 @@ def _explain(
     done.seconds[recipe.label] = time.perf_counter() - begun
     done.notes += [note for note in explanation.notes if note not in done.notes]
     return None
-
-
-def _say(progress: Progress, step: TaskID, text: str, done: int, total: int) -> None:
-    progress.update(step, description=f"{text}: {done} of {total}")
 
 
 def _answer(subject: Subject, loaded: Loaded) -> dict[str, str]:

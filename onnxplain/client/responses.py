@@ -56,6 +56,11 @@ def remote_explanation(
         targets=_targets(reply, scores, info.labels, kind, words),
         samples=scores.shape[0] if scores.ndim else 1,
         relevances={a.of: _array(a.relevance, f"attributions[{n}]") for n, a in enumerate(reply.attributions)},
+        standard_errors={
+            a.of: _array(a.standard_error, f"attributions[{n}].standard_error")
+            for n, a in enumerate(reply.attributions)
+            if a.HasField("standard_error")
+        },
         inputs=loaded.feeds,
         scores=scores,
         explained=reply.explained,

@@ -12,7 +12,7 @@ import numpy as np
 from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.options import Range
-from onnxplain.methods.presence_regression import PresenceRegression, require_samples, solved
+from onnxplain.methods.presence_regression import PresenceRegression, least_samples, require_samples, solved
 from onnxplain.methods.registry import method
 from onnxplain.methods.replacements import Fixed, Replacement, replacement_of
 from onnxplain.methods.run import Run
@@ -74,7 +74,7 @@ def kernel_shap(
         present, weights = np.stack([z for z, _ in coalitions]), np.array([weight for _, weight in coalitions])
         return present.astype(np.float64), weights, features.scores(run, x, absent, seed, present) - nothing
 
-    sums.fill(run, wanted, draw, None if everything else until)
+    sums.fill(run, wanted, draw, *((None, None) if everything else (until, least_samples(count))))
     values = sums.values() if count > 1 else np.array([change])
     errors = np.zeros(count) if everything else sums.standard_errors()
     return Estimate.of(features.shared(values), features.shared(errors), features.like)

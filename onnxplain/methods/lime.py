@@ -9,7 +9,7 @@ import numpy as np
 from onnxplain.methods.estimate import Estimate
 from onnxplain.methods.feature_groups import Groups, Lengths, partition
 from onnxplain.methods.options import Range
-from onnxplain.methods.presence_regression import PresenceRegression, require_samples, solved
+from onnxplain.methods.presence_regression import PresenceRegression, least_samples, require_samples, solved
 from onnxplain.methods.registry import method
 from onnxplain.methods.replacements import Fixed, Replacement, replacement_of
 from onnxplain.methods.run import Run
@@ -71,5 +71,5 @@ def lime(
         scores = features.scores(run, x, absent, seed, present) - whole
         return z, np.exp(-0.5 * np.square(distances / kernel_width)), scores
 
-    sums.fill(run, samples, draw, until)
+    sums.fill(run, samples, draw, until, least_samples(count))
     return Estimate.of(features.shared(sums.values()), features.shared(sums.standard_errors()), features.like)

@@ -11,6 +11,7 @@ from onnxplain.methods.masks import GridMasks
 from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors, is_whole
 
+ENOUGH = 32  # masks for an estimate at all
 CHECK = 100  # masks between two looks at the standard error, whatever the batch
 
 
@@ -31,7 +32,7 @@ def masked_means(
     reference = score(x)[0]  # subtracted from all scores, so that squares keep their digits
     c = None if offset == "mean" else -reference
     sums = {name: _Sums(grid.mask_shape, probability, c) for name, grid in grids.items()}
-    for part in run.batches(masks):
+    for part in run.batches(masks, ENOUGH, "masks"):
         drawn = Tensors({name: grid.draw(part.stop - part.start) for name, grid in grids.items()})
         chosen = start.row(rows.integers(start.rows, size=part.stop - part.start) if start.rows > 1 else 0)
         points = chosen + (x - chosen) * drawn

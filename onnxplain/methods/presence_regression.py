@@ -55,9 +55,12 @@ class PresenceRegression:
         variance: Array = (BLOCKS - 1) / BLOCKS * np.square(without - without.mean(0)).sum(0)
         return np.sqrt(variance)
 
-    def fill(self, run: Run, samples: int, draw: Draw, until: float | None) -> None:
-        """Add the samples that `draw` gives, until the largest standard error is below a share of the largest value."""
-        for part in run.batches(samples):
+    def fill(self, run: Run, samples: int, draw: Draw, until: float | None, enough: int | None) -> None:
+        """Add the samples that `draw` gives, until the largest standard error is below a share of the largest value.
+
+        enough: see `Run.batches`.
+        """
+        for part in run.batches(samples, enough, "samples"):
             drawn = draw(part)
             for piece in looks(part, CHECK):
                 rows = slice(piece.start - part.start, piece.stop - part.start)
@@ -68,6 +71,11 @@ class PresenceRegression:
                     return
 
 
+def least_samples(groups: int) -> int:
+    """How many determine the groups."""
+    return max(LEAST, 4 * groups)
+
+
 def require_samples(method: str, groups: int, samples: int) -> None:
     """Raise UsageError where so many samples do not determine the groups, or the groups are too many to solve for."""
     if groups > MOST:
@@ -75,7 +83,7 @@ def require_samples(method: str, groups: int, samples: int) -> None:
             f"method {method} solves for all groups at once, at most {MOST}, and there are {groups}: take larger ones "
             "(patch=…, groups=…), or shapley_sampling or feature_ablation, which go from one to the next."
         )
-    least = max(LEAST, 4 * groups)
+    least = least_samples(groups)
     if samples < least:
         raise UsageError(
             f"samples={samples} do not determine {groups} groups: give at least {least}, or larger groups."

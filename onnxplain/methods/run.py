@@ -54,8 +54,12 @@ class Run(Protocol):
         """
         ...
 
-    def batches(self, count: int) -> Iterator[slice]:
-        """0 … count in pieces that fit in memory at once; what is told as progress is how much of it is done."""
+    def batches(self, count: int, enough: int | None = None, what: str = "looks") -> Iterator[slice]:
+        """0 … count in pieces that fit in memory at once; what is told as progress is how much of it is done.
+
+        enough: of so many there is an answer, so that whoever waits may end it then; the last piece is an earlier one,
+        and that is noted. None: all are needed. what: they are, in the plural.
+        """
         ...
 
     def forward(self, points: Tensors) -> Array:

@@ -17,6 +17,7 @@ from onnxplain.methods.run import Run
 from onnxplain.methods.tensors import Array, Tensors
 
 CELLS = 7  # patches along the longer side of a picture, by default
+ENOUGH = 2  # permutations for a standard error
 CHECK = 10  # permutations between two looks at the standard error
 
 
@@ -58,7 +59,8 @@ def shapley_sampling(
     nothing, whole = float(run.score(absent, seed).mean()), run.score(x, seed)[0]
     sums = _Marginals(count, nothing, whole)
     steps = _steps(np.random.default_rng(random_seed), count)
-    for part in run.batches(permutations * max(1, count - 1)):
+    each = max(1, count - 1)  # looks of a permutation
+    for part in run.batches(permutations * each, ENOUGH * each):
         chosen = list(islice(steps, part.stop - part.start))
         present = np.zeros((len(chosen), count), bool)
         for row, (order, step) in enumerate(chosen):

@@ -36,10 +36,10 @@ def bytes_per_stream(graph: Graph) -> int:
     return sum(sizes) // 3 + 1  # onnxruntime reuses buffers; a third is what large networks were seen to take
 
 
-def open_session(graph: Graph, provider: str = "auto", threads: int = 0) -> Session:
-    """A model in onnxruntime; weights that are large or lie in other files go beside it."""
+def open_session(graph: Graph, provider: str = "auto", threads: int = 0, sparing: bool = False) -> Session:
+    """A model in onnxruntime; weights that are large or lie in other files go beside it. sparing: see `Session`."""
     content, weights = session_parts(graph)
-    return Session(content, provider, threads, weights)
+    return Session(content, provider, threads, weights, sparing)
 
 
 def session_parts(graph: Graph) -> tuple[bytes, dict[str, Array]]:

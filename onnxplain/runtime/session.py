@@ -67,12 +67,17 @@ class Stop:
 
 
 class Session:
-    """One model in onnxruntime: `run(feeds) -> outputs by name`. weights: those `model` only declares as external."""
+    """One model in onnxruntime: `run(feeds) -> outputs by name`. weights: those `model` only declares as external.
+
+    sparing: a second run of a shape makes no plan of its memory, which would lie beside that of the first.
+    """
 
     def __init__(
-        self, model: bytes | Path, provider: str = "auto", threads: int = 0, weights: Mapping[str, Array] | None = None
-    ):
+        self, model: bytes | Path, provider: str = "auto", threads: int = 0,
+        weights: Mapping[str, Array] | None = None, sparing: bool = False,
+    ):  # fmt: skip
         options = onnxruntime.SessionOptions()
+        options.enable_mem_pattern = not sparing
         options.log_severity_level = SILENT
         environment.configure(options, threads or (cpus() if restricted() else 0))  # 0: a thread for each core
         wanted = providers(provider)

@@ -145,14 +145,16 @@ class ResolvedTarget(_message.Message):
     def __init__(self, name: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., score: _Optional[_Iterable[float]] = ..., index: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class Attribution(_message.Message):
-    __slots__ = ("relevance", "of", "stream_axis")
+    __slots__ = ("relevance", "of", "stream_axis", "standard_error")
     RELEVANCE_FIELD_NUMBER: _ClassVar[int]
     OF_FIELD_NUMBER: _ClassVar[int]
     STREAM_AXIS_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_ERROR_FIELD_NUMBER: _ClassVar[int]
     relevance: _tensor_pb2.Tensor
     of: str
     stream_axis: int
-    def __init__(self, relevance: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., of: _Optional[str] = ..., stream_axis: _Optional[int] = ...) -> None: ...
+    standard_error: _tensor_pb2.Tensor
+    def __init__(self, relevance: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., of: _Optional[str] = ..., stream_axis: _Optional[int] = ..., standard_error: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class Conservation(_message.Message):
     __slots__ = ("seed_sum", "attributed_sum", "absorbed_sum", "relative_error")

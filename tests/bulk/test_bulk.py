@@ -241,10 +241,15 @@ ROWS_OF_ALL_KINDS = [
     Row(1, "b.png", 0, "not a picture"),
     Row(2, "c.csv", 7, "", ("dog", "cat"), (0.5, 0.25), normal(3), {"x": normal(2, 1, 2)}),
 ]
+OF_SAMPLES = [
+    Row(3, "d.csv", 0, "", ("dog",), (0.5,), normal(3), {"x": normal(1, 2)}, {"x": normal(1, 2) ** 2}, ("a", "b")),
+    Row(4, "d.csv", 1, "", ("cat",), (0.5,), normal(3), {"x": normal(1, 3)}, {"x": normal(1, 3) ** 2}),
+    Row(5, "d.csv", 2, "no number"),
+]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("rows", [ROWS_OF_ALL_KINDS, ROWS_OF_ALL_KINDS[1:2], ROWS_OF_ALL_KINDS[2:]])
+@pytest.mark.parametrize("rows", [ROWS_OF_ALL_KINDS, ROWS_OF_ALL_KINDS[1:2], ROWS_OF_ALL_KINDS[2:], OF_SAMPLES])
 def test_rows_come_back_from_every_format_and_equal_rows_make_equal_bytes(kind, rows):
     content = FORMATS[kind].encode(rows)
     assert FORMATS[kind].encode(rows) == content
@@ -255,6 +260,44 @@ def test_rows_come_back_from_every_format_and_equal_rows_make_equal_bytes(kind, 
         assert found.relevances.keys() == row.relevances.keys() and (found.scores is None) == (row.scores is None)
         for name, values in row.relevances.items():
             np.testing.assert_array_equal(found.relevances[name], values)
+        assert found.notes == row.notes and found.standard_errors.keys() == row.standard_errors.keys()
+        for name, values in row.standard_errors.items():
+            np.testing.assert_array_equal(found.standard_errors[name], values)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_standard_errors_and_notes_of_every_row_reach_partitions_and_summary(kind, tmp_path, capsys):
+    """As offline row by row; a text is said once, with the largest figure and how many rows have it."""
+    values = np.random.default_rng(3).normal(size=(9, 4)).astype(np.float32)
+    model = tmp_path / "m.onnx"
+    onnx.save(net("g (float[N, 4] input) => (float[N, 4] y) { t = Tanh (input) y = Mul (t, input) }"), model)
+    np.save(tmp_path / "a.npy", values)
+    for name, options in (("rise", ["masks=20"]), ("integrated_gradients", ["steps=1", "quadrature=right"])):
+        words = [word for option in options for word in ("--option", option)]
+        command = [model, tmp_path / "a.npy", "--engine", "local", "--partition-rows", 4, "--batch-size", 2]
+        out = tmp_path / name
+        assert (
+            run(*command, "--out", out, "--format", kind, "--method", name, "--target", 1, "--target", 2, *words) == 0
+        )
+        said = capsys.readouterr().err
+        rows = list(Dataset(out).rows())
+        explainer = Explainer(model, name, threads=1, **dict(option.split("=") for option in options))
+        alone = [explainer.explain(values[n : n + 1], [1, 2]) for n in range(9)]
+        for row, expected in zip(rows, alone, strict=True):
+            assert row.standard_errors.keys() == expected.standard_errors.keys()
+            for tensor, errors in expected.standard_errors.items():
+                np.testing.assert_allclose(row.standard_errors[tensor], errors, rtol=1e-5)  # float32, another batch
+            noted = [note.said for k in range(2) for note in expected.row_notes.get(k, ())]
+            assert [note.split(" is off by")[0] for note in row.notes] == [n.split(" is off by")[0] for n in noted]
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert all(f"note: {note}" in said for note in manifest["notes"])
+        if name == "rise":
+            assert all(row.standard_errors["input"].shape == (2, 4) for row in rows) and not manifest["notes"]
+        else:
+            noted = [e.row_notes for e in alone if e.row_notes]
+            largest = max(note.figure for notes in noted for of_row in notes.values() for note in of_row)
+            (note,) = manifest["notes"]
+            assert note.endswith(f"(in {len(noted)} of 9 rows)") and f"off by up to {largest:.2g}"[:18] in note
 
 
 def test_a_worker_takes_no_other_model_than_the_jobs(tmp_path):

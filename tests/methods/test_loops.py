@@ -10,7 +10,7 @@ import onnx
 import pytest
 from nets import NAMES, counted, looks_of, net, normal, other_base, relu_net, repository, sample, takes_base
 
-from onnxplain import Explainer, cut, loops
+from onnxplain import Explainer, cut
 from onnxplain.compile import Request
 from onnxplain.errors import InputError, NotFinite, UnknownName, UnsupportedModel, UnsupportedOp, UsageError
 from onnxplain.methods import METHODS, of_family
@@ -185,13 +185,13 @@ def test_every_looped_method_explains_every_model(name, model):
 
 
 @pytest.mark.parametrize("name", LOOPED)
-def test_a_row_is_explained_alike_in_any_company_and_any_cut(name, tmp_path, monkeypatch):
+def test_a_row_is_explained_alike_in_any_company_and_any_cut(name, tmp_path):
     explainer = Explainer(saved(relu_net(), tmp_path), name, **usual(name))
     whole = explainer.explain(X, 1).relevance
     alone = np.concatenate([explainer.explain(X[n : n + 1], 1).relevance for n in range(3)])
     np.testing.assert_allclose(alone, whole, rtol=1e-4, atol=1e-5)
     for rows in (1, 7):
-        monkeypatch.setattr(loops, "ROWS", rows)
+        explainer.subject.batch_rows = rows
         np.testing.assert_allclose(explainer.explain(X, 1).relevance, whole, rtol=1e-4, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from nets import NAMES, net, normal, relu_net, repository, sample
 
-from onnxplain import Explainer, loops
+from onnxplain import Explainer
 from onnxplain.errors import UsageError
 from onnxplain.methods import METHODS
 from onnxplain.runtime import chunking
@@ -128,13 +128,13 @@ def test_a_model_without_a_derivative_is_explained(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORWARD_ONLY)
-def test_a_row_is_explained_alike_in_any_company_and_any_cut(name, tmp_path, monkeypatch):
+def test_a_row_is_explained_alike_in_any_company_and_any_cut(name, tmp_path):
     explainer = Explainer(saved(relu_net(), tmp_path), name, **FEW.get(name, {}))
     whole = explainer.explain(X, 1)
     alone = np.concatenate([explainer.explain(X[n : n + 1], 1).relevance for n in range(3)])
     np.testing.assert_allclose(alone, whole.relevance, rtol=1e-4, atol=1e-5)
     for rows in (1, 7):
-        monkeypatch.setattr(loops, "ROWS", rows)
+        explainer.subject.batch_rows = rows
         found = explainer.explain(X, 1)
         np.testing.assert_allclose(found.relevance, whole.relevance, rtol=1e-4, atol=1e-5)
         for tensor, doubt in whole.standard_errors.items():
@@ -194,12 +194,12 @@ def test_the_standard_error_is_the_deviation_over_random_seeds(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SAMPLING)
-def test_until_ends_when_the_standard_error_is_reached_whatever_the_batch(name, tmp_path, monkeypatch):
+def test_until_ends_when_the_standard_error_is_reached_whatever_the_batch(name, tmp_path):
     explainer = Explainer(saved(relu_net(), tmp_path), name, until=0.2)
     looks = []
     found = explainer.explain(X[:1], 1, progress=lambda done, total: looks.append((done, total)))
     assert found.standard_error < 0.2 and looks[-1][0] < looks[-1][1]
-    monkeypatch.setattr(loops, "ROWS", 7)
+    explainer.subject.batch_rows = 7
     np.testing.assert_allclose(explainer.explain(X[:1], 1).relevance, found.relevance, rtol=1e-4, atol=1e-5)
 
 

@@ -83,6 +83,7 @@ CASES = [
     ("?target=3&target=top2", ["--target", "3", "--target", "top2"]),
     ("?method=lrp&composite=epsilon&ledger=true", ["--method", "lrp", "--composite", "epsilon", "--ledger"]),
     ("?method=integrated_gradients&steps=4", ["--method", "integrated_gradients", "--option", "steps=4"]),
+    ("?method=rise&masks=20", ["--method", "rise", "--option", "masks=20"]),
 ]
 
 
@@ -103,7 +104,13 @@ def test_json_holds_the_same_numbers(rest, query, arguments):
     array = json_array(tensor["datatype"], tensor["shape"], tensor["data"], "data")
     assert array.tobytes() == expected[f"{tensor['of']}.relevance"].tobytes()
     assert [t["target"] for t in found["targets"]] == expected["targets"].tolist()
-    assert found["classes"][0][0]["name"] and found["provenance"]["rules"]
+    assert found["classes"][0][0]["name"] and ("rise" in query or found["provenance"]["rules"])
+    errors = {
+        f"{t['of']}.standard_error": json_array(t["datatype"], t["shape"], t["data"], "data")
+        for t in found["standard_errors"]
+    }
+    equal(errors, {name: array for name, array in expected.items() if name.endswith(".standard_error")})
+    assert ("rise" in query) == bool(errors) == (found["standard_error"] is not None)
     assert len(found["where"]) == len(found["targets"]) * found["samples"]
     if "ledger" in query:
         assert found["conservation"][0]["relative_error"] < 1e-3

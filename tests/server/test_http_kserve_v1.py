@@ -54,7 +54,7 @@ def test_one_output_stands_alone(rest):
     assert rest.ask("POST", "/v1/models/scalar:predict", {"inputs": {"x": 3}}).json == {"outputs": 6.0}
 
 
-@pytest.mark.parametrize("words", [{}, {"target": ["0", "top2"]}, {"method": "gradient"}])
+@pytest.mark.parametrize("words", [{}, {"target": ["0", "top2"]}, {"method": "gradient"}, {"method": "rise"}])
 def test_explanations_are_those_of_v2(rest, words):
     tensor = {"name": "X", "datatype": "FP32", "shape": [2, 4], "data": X}
     expected = rest.ask("POST", "/v2/models/iris_mlp/explain", {"inputs": [tensor], **words}).json
@@ -64,6 +64,12 @@ def test_explanations_are_those_of_v2(rest, words):
         rows = [target["attributions"]["X"] for target in entry["targets"]]
         assert np.array_equal(np.array(rows), relevance[:, sample])
         assert [t["score"] for t in entry["targets"]] == [t["scores"][sample] for t in expected["targets"]]
+        errors = [target.get("standard_errors", {}).get("X") for target in entry["targets"]]
+        if expected["standard_errors"]:
+            there = np.array(expected["standard_errors"][0]["data"]).reshape(-1, 2, 4)
+            assert np.array_equal(np.array(errors), there[:, sample]) and there.all()
+        assert bool(expected["standard_errors"]) == (words.get("method") == "rise") == any(errors)
+    assert found["warnings"] == expected["warnings"]
 
 
 @pytest.mark.parametrize(

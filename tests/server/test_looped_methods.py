@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from nets import MODELS, counted, looks_of, other_base, sample
@@ -18,6 +19,10 @@ from onnxplain.errors import InputError, NotFound, OnnxplainError, UsageError
 from onnxplain.inputs import load_settings
 from onnxplain.methods import METHODS, of_family
 from onnxplain.recipes import Recipe, named
+from onnxplain.server.handlers.explain_response import SUMS
+from onnxplain.v1 import explainer_pb2 as v1
+from onnxplain.v1.explainer_pb2_grpc import ExplainerServiceStub
+from onnxplain.wire.tensors import v1_tensor
 
 LOOPED = [n for n in of_family("looped") if not METHODS[n].maps and not METHODS[n].of_tables]
 OF_THEIR_OWN = ("d_rise",)  # models: detectors
@@ -55,6 +60,17 @@ def offline(recipe: Recipe):
     return Explainer(path, recipe, background=background).explain(X, ["predicted", "3"])
 
 
+def assert_nothing_lost(found, expected) -> None:
+    """Relevances, standard errors and notes are those of the same explanation offline."""
+    assert found.recipe == expected.recipe and found.recipe_digest == expected.recipe.digest
+    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    assert found.standard_errors.keys() == expected.standard_errors.keys()
+    for name, errors in expected.standard_errors.items():
+        np.testing.assert_array_equal(found.standard_errors[name], errors)
+        assert found.standard_errors[name].dtype == errors.dtype
+    assert found.standard_error == expected.standard_error and set(expected.notes) <= set(found.notes)
+
+
 @pytest.mark.parametrize("name", ["integrated_gradients", "feature_ablation"])
 def test_the_background_is_the_models_own(client, name):
     found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, baseline="background")
@@ -71,8 +87,7 @@ def test_the_service_answers_as_offline_and_says_the_whole_recipe(client, name, 
     base = None if own else other_base(name)
     found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, base=base, **FEW[name])
     expected = offline(Recipe.asked(name, base, **FEW[name]))
-    assert found.recipe == expected.recipe and found.recipe_digest == expected.recipe.digest
-    np.testing.assert_array_equal(found.relevance, expected.relevance)
+    assert_nothing_lost(found, expected)
     assert found.provenance["recipe"] == expected.provenance["recipe"] and not found.conservation
 
 
@@ -98,9 +113,8 @@ def test_methods_that_run_the_model_alone_answer_as_offline(client, name):
     tell = lambda stage, done, total: seen.append((done, total))  # noqa: E731
     found = client.explain("digits_cnn", X, ["predicted", "3"], method=name, progress=tell, **few, **patch)
     expected = offline(Recipe.asked(name, **few, **patch))
-    assert found.recipe == expected.recipe and found.relevance.shape == expected.relevance.shape
-    np.testing.assert_array_equal(found.relevance, expected.relevance)
-    assert all(done <= total for done, total in seen) and set(expected.notes) <= set(found.notes)
+    assert_nothing_lost(found, expected)
+    assert all(done <= total for done, total in seen)
     assert not client.ready(f"digits_cnn.explain.{name}")
 
 
@@ -115,6 +129,16 @@ def test_a_layer_is_moved_and_read_as_offline(client, method):
         np.testing.assert_array_equal(found.relevances[layer], expected.relevances[layer])
         assert found.recipe == expected.recipe and set(expected.notes) <= set(found.notes)
         assert found.provenance.get("maps") == expected.provenance.get("maps")
+
+
+def test_sums_of_a_reply_have_no_standard_errors_and_that_is_said(client):
+    request = v1.ExplainRequest(
+        model=v1.ModelRef(name="digits_cnn"), inputs=[v1_tensor("input", X)], recipe=v1.Recipe(name="lime"),
+        output_format=v1.OutputFormat(sum_axes=[1]),
+    )  # fmt: skip
+    with grpc.insecure_channel(client.at) as channel:
+        reply = ExplainerServiceStub(channel).Explain(request, timeout=60)
+    assert not reply.attributions[0].HasField("standard_error") and SUMS in reply.warnings
 
 
 def test_a_models_default_may_be_a_loop(client):

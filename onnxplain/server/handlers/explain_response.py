@@ -18,6 +18,8 @@ from onnxplain.server.models.variant import Variant
 from onnxplain.v1 import explainer_pb2 as v1
 from onnxplain.wire.tensors import v1_tensor
 
+SUMS = "standard errors are of single elements: none are known of the sums that sum_axes asks for"
+
 
 def explain_response(
     request: v1.ExplainRequest, explanation: Explanation, model: LoadedModel, variant: Variant
@@ -35,19 +37,20 @@ def explain_response(
     )
     reply.recipe.update(struct_fields(explanation.recipe.content()))
     axes = explanation.provenance.get("stream_axis") or {}
+    wanted = request.output_format
     for name, relevance in explanation.relevances.items():
         axis = 0 if variant.forward_only else axes.get(f"{name}.relevance")
-        reply.attributions.append(
-            v1.Attribution(
-                relevance=v1_tensor(
-                    f"{name}.relevance",
-                    _summed(relevance, request.output_format, axis or 0),
-                    request.output_format.datatype,
-                ),
-                of=name,
-                stream_axis=-1 if axis is None else axis,
-            )
+        attribution = v1.Attribution(
+            relevance=v1_tensor(f"{name}.relevance", _summed(relevance, wanted, axis or 0), wanted.datatype),
+            of=name,
+            stream_axis=-1 if axis is None else axis,
         )
+        if name in explanation.standard_errors and not wanted.sum_axes:
+            errors = explanation.standard_errors[name]
+            attribution.standard_error.CopyFrom(v1_tensor(f"{name}.standard_error", errors, wanted.datatype))
+        reply.attributions.append(attribution)
+    if explanation.standard_errors and wanted.sum_axes:
+        reply.warnings.append(SUMS)
     for target in explanation.targets:
         resolved = v1.ResolvedTarget(name=target.name, names=target.names, score=target.score.astype(float).tolist())
         if target.index is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from onnxplain import render
 from onnxplain.client.requests import ModelInfo
 from onnxplain.client.responses import RemoteExplanation, remote_explanation
@@ -94,6 +96,11 @@ def as_json(reply: v1.ExplainResponse, explanation: RemoteExplanation, loaded: L
             {**json_tensor(f"{name}.relevance", relevance), "of": name}
             for name, relevance in explanation.relevances.items()
         ],
+        "standard_errors": [
+            {**json_tensor(f"{name}.standard_error", errors), "of": name}
+            for name, errors in explanation.standard_errors.items()
+        ],
+        "standard_error": _number(explanation.standard_error),
         "outputs": [json_tensor(tensor.name, v1_array(tensor, tensor.name)) for tensor in reply.outputs],
         "conservation": [
             {
@@ -109,6 +116,10 @@ def as_json(reply: v1.ExplainResponse, explanation: RemoteExplanation, loaded: L
         "provenance": dict(explanation.provenance),
         "seconds": explanation.timing,
     }
+
+
+def _number(value: float | None) -> Any:
+    return None if value is None else json_values(np.array(value))
 
 
 def _classes(explanation: RemoteExplanation, sample: int) -> list[dict[str, Any]]:

@@ -68,7 +68,8 @@ async def explain(services: Services, request: HttpRequest) -> Reply:
         found = remote_explanation(reply, info, loaded, words.targets)
         head = {"model_name": found.model, "model_version": found.version, "method": found.method.name}
         entries = [_row(found, sample) for sample in range(found.samples)]
-        return Reply(write_json({**head, "recipe": found.recipe.content(), "explanations": entries}))
+        said = {"recipe": found.recipe.content(), "explanations": entries, "warnings": list(found.notes)}
+        return Reply(write_json({**head, **said}))
 
     return await services.in_thread(write)
 
@@ -151,11 +152,19 @@ def _row(found: Explanation, sample: int) -> dict[str, Any]:
                 "target": target.names[sample] if len(target.names) > sample else target.name,
                 "score": float(np.atleast_1d(target.score)[min(sample, np.size(target.score) - 1)]),
                 "attributions": {name: json_values(found.row(row, name)) for name in found.relevances},
+                **_standard_errors(found, row),
             }
             for target, at, row in found.rows()
             if at == sample
         ],
     }
+
+
+def _standard_errors(found: Explanation, row: int) -> dict[str, Any]:
+    """By attributed tensor, where the method draws samples."""
+    errors = {name: found.standard_error_row(row, name) for name in found.standard_errors}
+    values = {name: json_values(array) for name, array in errors.items() if array is not None}
+    return {"standard_errors": values} if values else {}
 
 
 def _only(body: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -192,6 +192,7 @@ SCHEMAS: dict[str, Schema] = {
         ["attributions", "targets", "scores"], model_name=TEXT, model_version=TEXT, method=TEXT, recipe=ANY_OBJECT,
         explained=TEXT, samples={"type": "integer"}, targets=_list(ANY_OBJECT), classes=_list(_list(ANY_OBJECT)),
         scores=_ref("Tensor"), attributions=_list(_ref("Tensor")), outputs=_list(_ref("Tensor")),
+        standard_errors=_list(_ref("Tensor")), standard_error={"type": ["number", "string", "null"]},
         conservation=_list(ANY_OBJECT), where=_list(ANY_OBJECT), warnings=_list(TEXT), provenance=ANY_OBJECT,
     ),
 }  # fmt: skip
