@@ -8,12 +8,13 @@ from typing import Any
 from onnxplain.composites import Bounds
 from onnxplain.errors import InputError
 from onnxplain.explanation_graph import ExplanationGraph
+from onnxplain.inner_tensors import InnerTensors
 from onnxplain.inputs.background import Background
 from onnxplain.inputs.tables import Columns
 from onnxplain.inputs.targets import Target
 from onnxplain.layer_tail import LayerTail
 from onnxplain.loop_answers import LoopAnswers
-from onnxplain.loops import InnerTensors, Loop, Progress
+from onnxplain.loops import Loop, Progress
 from onnxplain.methods.moved import moves
 from onnxplain.methods.named_groups import with_numbers
 from onnxplain.methods.registry import Looped, one_pass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from onnxplain.composites import Bounds
 from onnxplain.errors import Cancelled, InputError, NotFinite, UsageError
 from onnxplain.explanation_graph import ExplanationGraph
-from onnxplain.inputs import InputSpec
+from onnxplain.inner_tensors import InnerTensors
 from onnxplain.inputs.background import Background
 from onnxplain.inputs.targets import Target
 from onnxplain.loop_answers import LoopAnswers, LoopNotes
@@ -35,26 +34,6 @@ Progress = Callable[[int, int], bool | None]
 
 Raising in it ends the explanation; True ends it early, with the answer of what was looked at.
 """
-
-
-@dataclass(frozen=True)
-class InnerTensors:
-    """Inner tensors that a method reads or moves. read: their values, of feeds of the whole model.
-
-    inputs, feeds, floats: what the whole model asks for and is fed, and which of it are numbers, where they move.
-    """
-
-    read: Callable[[Mapping[str, Array]], Mapping[str, Array]]
-    inputs: Sequence[InputSpec] = ()
-    feeds: Mapping[str, Array] = field(default_factory=dict)
-    floats: Sequence[str] = ()
-
-    def of_rows(self, rows: Mapping[str, Array], size: int) -> dict[str, Array]:
-        """The values of any number of rows, `size` a run: the last run is filled up with the last row."""
-        count = len(next(iter(rows.values())))
-        places = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
-        found = [self.read({name: array[at] for name, array in rows.items()}) for at in places]
-        return {name: np.concatenate([part[name] for part in found])[:count] for name in found[0]}
 
 
 class Loop:
@@ -220,7 +199,7 @@ class Loop:
         """See `Run`."""
         axes, names, runs = self._subject.row_axes() or {}, self._subject.session.outputs, self._runs
         together = runs.stacked and all(axes.get(name) == 0 for name in names)
-        for feeds, rows in runs.feeds(points, self._size(ROWS) if together else 1):
+        for feeds, rows in runs.feeds(points, self._most(len(next(iter(points.values())))) if together else 1):
             found = self._subject.forward(feeds)
             for row in range(rows):
                 at = row if runs.stacked else runs.row

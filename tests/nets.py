@@ -15,6 +15,8 @@ import onnxruntime
 from onnxplain import Explainer
 from onnxplain.methods import METHODS
 from onnxplain.recipes import Recipe
+from onnxplain.runtime.batch_size import BatchSize
+from onnxplain.subject import Subject
 
 MODELS = Path(__file__).parents[1] / "models"
 NAMES = ("mobilenet_v2", "digits_cnn", "digits_vit", "digits_gru", "iris_mlp", "bc_logreg")
@@ -216,3 +218,8 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
 
     graph(model.graph)
     return model
+
+
+def in_batches_of(rows: int, monkeypatch) -> None:
+    """From here on every run of a looped method has so many points."""
+    monkeypatch.setattr(Subject, "batch_size", lambda self, recipe: BatchSize(rows))

@@ -30,7 +30,7 @@ LAYERS = [
     {"coverage", "drawing"},
     {"explanation"},
     {"invocation"},
-    {"model_part"},
+    {"model_part", "inner_tensors"},
     {"subject"},
     {"explanation_graph"},  # one compiled graph
     {"prepared"},  # the same and its subject, kept for other processes

@@ -25,6 +25,8 @@ REASONED = {
     "compile/cuda.py": "the kernels of onnxruntime's CUDA provider",
     "compile/contract.py": "ZipMap makes no tensor; the source model has it and no graph of ours",
     "compile/save.py": "ZipMap makes no tensor",
+    "methods/detections.py": "the head that was cut",
+    "methods/prediction_difference.py": "the head that was cut",
     "fit/cam_head.py": "the head that was cut",
     "explainer.py": "the head that was cut, by the name that the provenance has",
     "explanation.py": "the head that was cut",

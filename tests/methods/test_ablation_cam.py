@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from nets import net, normal, relu_net
+from nets import in_batches_of, net, normal, relu_net
 
-from onnxplain import Explainer, cut, loops
+from onnxplain import Explainer, cut
 from onnxplain.subject import Subject
 
 X = normal(3, 2, 6, 6)
@@ -68,7 +68,7 @@ def test_on_a_pooled_linear_head_a_channel_falls_by_its_weight_times_its_mean(tm
 def test_channels_are_taken_away_in_any_cut_and_company(rows, tmp_path, monkeypatch):
     explainer = Explainer(saved(relu_net(), tmp_path), "ablation_cam")
     whole = explainer.explain(X, 1).relevance
-    monkeypatch.setattr(loops, "ROWS", rows)
+    in_batches_of(rows, monkeypatch)
     alone = np.concatenate([explainer.explain(X[n : n + 1], 1).relevance for n in range(3)])
     np.testing.assert_allclose(alone, whole, **CLOSE)
 

@@ -18,8 +18,11 @@ from onnxplain.subject import Subject
 
 OTHERS = ("of_trees", "of_tables")  # what they take is no picture
 MANY_LOOKS = [
-    name for name in of_family("looped", "forward-only") if not any(getattr(METHODS[name], kind) for kind in OTHERS)
+    name
+    for name in of_family("looped", "forward-only")
+    if name != "d_rise" and not any(getattr(METHODS[name], kind) for kind in OTHERS)  # which is for detectors
 ]
+FOR_EACH_WINDOW = {"prediction_difference"}  # draws samples, and has no answer before the last window
 LOOKS = ("samples", "masks", "permutations")
 ESTIMATES = [name for name in MANY_LOOKS if "until" in METHODS[name].options]
 X = normal(2, 2, 6, 6)
@@ -134,8 +137,8 @@ def test_what_is_ended_early_is_the_answer_of_fewer_samples_and_says_how_many(na
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*MANY_LOOKS} - {*ESTIMATES, "ablation_cam"})
-)  # whose five channels are one batch
+    "name", sorted({name for name in MANY_LOOKS if not METHODS[name].maps} - {*ESTIMATES})
+)  # the few channels of a map are one batch
 def test_what_has_no_answer_before_its_last_look_says_so(name, answers):
     rows = 1 if name == "deep_lift_shap" else 8  # few rows of a background
     with pytest.raises(Cancelled, match=r"ended early, at \d+ of \d+ looks: this method has no answer before the last"):
@@ -145,8 +148,8 @@ def test_what_has_no_answer_before_its_last_look_says_so(name, answers):
 @pytest.mark.parametrize("name", MANY_LOOKS)
 def test_every_method_that_draws_samples_tells_its_standard_error_and_may_end_at_one(name, answers):
     draws = {"random_seed", *LOOKS} & {*METHODS[name].options}
-    assert (len(draws) == 2) == (name in ESTIMATES)
-    assert bool(answers(name, None, few(name, 41)).standard_errors) == (name in ESTIMATES)
+    assert (len(draws) == 2) == (name in {*ESTIMATES, *FOR_EACH_WINDOW})
+    assert bool(answers(name, None, few(name, 41)).standard_errors) == (len(draws) == 2)
     if name in ESTIMATES:
         unit = next(option for option in LOOKS if option in METHODS[name].options)
         told = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from nets import net, normal, relu_net
+from nets import in_batches_of, net, normal, relu_net
 
-from onnxplain import Explainer, loops
+from onnxplain import Explainer
 from onnxplain.errors import UsageError
 
 X = normal(3, 2, 6, 6)
@@ -64,7 +64,7 @@ def test_without_a_layer_they_are_integrated_and_mean_gradients(tmp_path):
 def test_layers_in_any_company_and_any_cut(method, rows, tmp_path, monkeypatch):
     explainer = Explainer(saved(relu_net(), tmp_path), method, attribute_to=["p1", "r2"], steps=11)
     whole = explainer.explain(X, 1).relevances
-    monkeypatch.setattr(loops, "ROWS", rows)
+    in_batches_of(rows, monkeypatch)
     for n in range(3):
         alone = explainer.explain(X[n : n + 1], 1).relevances
         for name in ("p1", "r2"):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nets import net, normal, relu_net
+from nets import in_batches_of, net, normal, relu_net
 from test_perturbation import X, linear, saved
 
-from onnxplain import Explainer, loops
+from onnxplain import Explainer
 from onnxplain.errors import UsageError
 from onnxplain.methods.conditional_sampler import Conditional, Marginal, shrunken
 from onnxplain.methods.sliding_windows import all_windows
@@ -129,7 +129,7 @@ def test_a_picture_is_explained_alike_in_any_company_and_any_cut(sampling, tmp_p
     alone = np.concatenate([explainer.explain(X[n : n + 1], 1).relevance for n in range(3)])
     np.testing.assert_allclose(alone, whole.relevance, rtol=1e-3, atol=1e-4)
     for rows in (1, 5):
-        monkeypatch.setattr(loops, "ROWS", rows)
+        in_batches_of(rows, monkeypatch)
         found = explainer.explain(X, 1)
         np.testing.assert_allclose(found.relevance, whole.relevance, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(found.standard_errors["x"], whole.standard_errors["x"], rtol=1e-2, atol=1e-4)

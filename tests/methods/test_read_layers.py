@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from nets import net, normal, relu_net, repository, sample
+from nets import in_batches_of, net, normal, relu_net, repository, sample
 
-from onnxplain import Explainer, loops
+from onnxplain import Explainer
 from onnxplain.compile import Request
 from onnxplain.errors import UsageError
 from onnxplain.methods import METHODS
@@ -81,7 +81,7 @@ def test_gradient_times_activation_read_apart_is_hires_cam(layer, tmp_path):
 @pytest.mark.parametrize("rows", [1, 3, 32])
 @pytest.mark.parametrize("batch", ["N", "1", "3"])
 def test_the_map_at_many_points_is_that_of_one_run_after_the_other(batch, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(loops, "ROWS", rows)
+    in_batches_of(rows, monkeypatch)
     x = X if batch == "N" else X[: int(batch)]
     path = saved(relu_net(batch=batch), tmp_path)
     explainer = Explainer(path, "reads_many")
