@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxplain.compile import tokens
 from onnxplain.compile.bias_gradients import pictures
-from onnxplain.compile.contract import Request, Resolved, no_attribution, require_computed, tensors
+from onnxplain.compile.contract import Request, Resolved, no_attribution, require_computed, require_reached, tensors
 from onnxplain.compile.feature_maps import (
     attributing_said,
     default_layer,
@@ -78,6 +78,7 @@ class Analysis:
         if finish is not None and (maps or finish.weight is not None):
             facts.channels = self._layers(maps)
         if self.layout is not None:
+            require_reached(model.graph, resolved.explained)
             facts.channels = pictures(self.layout, self.wanted, bool(request.attribute_to))
             self.wanted = {value: name for value, name in self.wanted.items() if value in facts.channels}
         if finish is not None and finish.pooled_head:

@@ -25,6 +25,7 @@ KEPT = 8  # of the rows found on the way, the nearest, each made sparse
     cite="Wachter, Mittelstadt and Russell 2018, Counterfactual Explanations without Opening the Black Box, eq. 1 to 4",
     background="optional",
     of_tables=True,
+    shares=False,
 )
 def counterfactual(
     run: Run,
@@ -62,11 +63,12 @@ def counterfactual(
     around = Neighbourhood(run, table, scale, fixed, whole, one_hot, low, high)
     gap = _Gap(run, table, decision, seed)
     x0, hits = table.row, list[Array]()
-    start, row = gap.of(x0), x0
+    start, row, ended = gap.of(x0), x0, False
     for part in run.batches(steps * len(WEIGHTS)):
         for step in range(part.start, part.stop):
             round_, first = divmod(step, steps)
-            if first == 0 and (hits or decision.before in decision.goals):
+            ended = ended or (first == 0 and (bool(hits) or decision.before in decision.goals))
+            if ended:
                 break
             row = x0 if first == 0 else row
             row = _stepped(row, around, gap.of(row) / start + MARGIN, gap.slope(row) / start, WEIGHTS[round_])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -24,6 +25,7 @@ NEAREST = 16  # rows of the first ring that has any, each made sparse; the neare
     cite="Laugel et al. 2017, Inverse Classification for Comparison-based Interpretability in Machine Learning",
     background="optional",
     of_tables=True,
+    shares=False,
 )
 def growing_spheres(
     run: Run,
@@ -63,13 +65,13 @@ def growing_spheres(
     table = table_of(run, x, "growing_spheres")
     decision = Decision(run, table, seed, threshold, to)
     around = Neighbourhood(run, table, scale, fixed, whole, one_hot, low, high)
-    generator = np.random.default_rng(random_seed)
+    draws = [np.random.default_rng([random_seed, n]) for n in range(4)]  # each in order, wherever batches are cut
     radii = np.geomspace(nearest, max(nearest, farthest), rings + 1)
     hits: list[Array] = []
     for part in run.batches(samples * rings):
         for piece in looks(part, samples):
             ring = piece.start // samples
-            steps = _ring(generator, piece.stop - piece.start, len(table.row), radii[ring : ring + 2])
+            steps = _ring(draws, piece.stop - piece.start, len(table.row), radii[ring : ring + 2])
             rows = around.valid(table.row + steps * around.scale)
             hits += list(rows[decision.reached(rows)])
             if piece.stop % samples == 0 and hits:
@@ -81,11 +83,12 @@ def growing_spheres(
     return around.answer(run, None, decision, where)
 
 
-def _ring(generator: np.random.Generator, count: int, columns: int, radii: Array) -> Array:
+def _ring(draws: Sequence[np.random.Generator], count: int, columns: int, radii: Array) -> Array:
     """Steps (count, columns) with lengths between two radii, each along a random choice of the columns."""
-    steps = generator.standard_normal((count, columns))
-    moved = np.floor((columns + 1) ** generator.random((count, 1)))  # few as often as many: evenly in their logarithm
-    chosen = generator.random((count, columns)).argsort(1) < moved
+    directions, counts, choices, sizes = draws
+    steps = directions.standard_normal((count, columns))
+    moved = np.floor((columns + 1) ** counts.random((count, 1)))  # few as often as many: evenly in their logarithm
+    chosen = choices.random((count, columns)).argsort(1) < moved
     steps = np.where(chosen, steps, 0.0)
-    lengths = generator.uniform(radii[0], radii[1], (count, 1))
+    lengths = sizes.uniform(radii[0], radii[1], (count, 1))
     return np.asarray(steps / np.linalg.norm(steps, axis=1, keepdims=True) * lengths)

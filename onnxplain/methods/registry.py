@@ -134,7 +134,8 @@ class Looped(Method):
     and "moved": it answers with one number for each position of a feature map, the last one unless told otherwise, and
     moves the inputs, or the map itself. of_tables: it is for tables, (samples, columns), and refuses other inputs.
     references: its base compares, and with what is told at each look. switches: its points hold nothing but elements
-    of the input and of what stands in their place, so that whole numbers can be among them: tokens.
+    of the input and of what stands in their place, so that whole numbers can be among them: tokens. shares: whether its
+    answer has one unit, that of the score; not where it is in the units of the columns.
     """
 
     function: Callable[..., Any] = None  # type: ignore[assignment]
@@ -145,6 +146,12 @@ class Looped(Method):
     of_tables: bool = False
     references: bool = False
     switches: bool = False
+    shares: bool = True
+
+    @property
+    def sums(self) -> bool:
+        """See `Method`."""
+        return super().sums and self.shares
 
     @property
     def maps(self) -> bool:
@@ -173,7 +180,7 @@ def of_family(*families: Family) -> list[str]:
 def method(
     name: str, *, cite: str, base: str = "gradient", channels: Channels = "sum", signed: bool = True,
     of_trees: bool = False, background: Need = "none", layer: Layer = "", of_tables: bool = False,
-    references: bool = False, switches: bool = False,
+    references: bool = False, switches: bool = False, shares: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a looped method: `function(run, x, seed, *, option=default, …) -> relevance`, see `methods.run`.
 
@@ -181,15 +188,15 @@ def method(
 
     base: name of the recipe it runs unless told otherwise; "": the model's forward pass only. of_trees: it gets many
     rows at once and a run with `trees` (`methods.tree_shap.TreeRun`). background: whether it reads `run.background`
-    without an option that says so. layer, of_tables, references, switches: see `Looped`; a method of a map has no base,
-    or `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
+    without an option that says so. layer, of_tables, references, switches, shares: see `Looped`; a method of a map has
+    no base, or `layer_gradient`. Its first docstring line says what it is, a line `option: …` what an option means.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         doc = (function.__doc__ or "").strip().split("\n")[0]
         looped = Looped(
             name, doc, cite, channels, signed, function=function, base=base, of_trees=of_trees, background=background,
-            layer=layer, of_tables=of_tables, references=references, switches=switches,
+            layer=layer, of_tables=of_tables, references=references, switches=switches, shares=shares,
         )  # fmt: skip
         METHODS.add(name, looped)
         return function

@@ -7,11 +7,13 @@ import functools
 import numpy as np
 import onnx
 import pytest
-from nets import net, normal, relu_net, repository, sample
+from nets import in_batches_of, net, normal, relu_net, repository, sample
 from tree_ensembles import by_ids
 
 from onnxplain import Explainer
 from onnxplain.errors import UsageError
+from onnxplain.methods import METHODS as REGISTRY
+from onnxplain.methods import of_family
 from onnxplain.subject import Subject
 
 METHODS = ["counterfactual", "growing_spheres"]
@@ -199,3 +201,17 @@ def test_a_row_is_explained_alike_in_any_company(name):
     explainer = Explainer(subject("iris_mlp"), name)
     alone = np.concatenate([explainer.explain(x[n : n + 1]).relevance for n in range(len(x))])
     np.testing.assert_array_equal(alone, explainer.explain(x).relevance)
+
+
+@pytest.mark.parametrize("name", [name for name in of_family("looped", "forward-only") if REGISTRY[name].of_tables])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_a_method_for_tables_answers_alike_wherever_its_batches_are_cut(name, rows, monkeypatch):
+    x = sample("iris_mlp")
+    background = {"background": x} if REGISTRY[name].background == "required" else {}
+    explainer = Explainer(subject("iris_mlp"), name, **background)
+    in_batches_of(32, monkeypatch)
+    whole = explainer.explain(x)
+    in_batches_of(rows, monkeypatch)
+    found = explainer.explain(x)
+    np.testing.assert_array_equal(found.relevance, whole.relevance)
+    assert found.notes == whole.notes

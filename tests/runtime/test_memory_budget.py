@@ -52,10 +52,13 @@ def saved(tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", [n for n, entry in METHODS.items() if not any(getattr(entry, o, 0) for o in OTHERS)])
+@pytest.mark.parametrize(
+    "name", [n for n, m in METHODS.items() if n != "d_rise" and not any(getattr(m, o, 0) for o in OTHERS)]
+)  # d_rise is for detectors
 def test_no_run_has_more_rows_than_the_budget_holds_and_the_answer_stays(name, saved, monkeypatch):
     """Of every method: the model's own runs, the graph's, those of points."""
     options = counted(name, 7) | ({"samples": 150} if name in ("lime", "kernel_shap") else {})
+    options |= {"background": X[:2]} if getattr(METHODS[name], "background", "") == "required" else {}
     try:
         explainer = Explainer(saved, name, **options)
     except UnsupportedModel:
