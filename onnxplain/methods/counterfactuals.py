@@ -143,5 +143,5 @@ class Neighbourhood:
             largest = np.argsort(-np.abs(change) / self.scale, kind="stable")
             changes = [f"{names[n]} from {x[n]:.6g} to {row[0][n]:.6g}" for n in largest if change[n]]
             run.note(f"change {listed(changes)}: then it is {after}, not {decision.name(decision.before)}")
-            return self.table.points(self.valid(found[None].copy()) - x)
+            return self.table.points(np.where(row != x, self.valid(found[None].copy()) - x, 0.0))  # none below rounding
         return self.table.points(np.zeros((1, len(x))))
