@@ -102,10 +102,11 @@ SECTIONS = (
     Section(
         "more_maps",
         "More class activation maps",
-        f"{COFFEE} --box",
+        f"{COFFEE} --box --box-threshold 0.5",
         ("eigen_cam", "eigen_grad_cam", "score_cam", "ablation_cam", "full_grad", "guided_grad_cam", "guided_cam"),
         "Eigen-CAM knows no class. Score- and Ablation-CAM look at the model for each of the 1280 channels; "
-        "Ablation-CAM only at the layers above the map. --box draws the localisation box.",
+        "Ablation-CAM only at the layers above the map. --box draws the localisation box, "
+        "here round half of the maximum and more.",
     ),
     Section(
         "layers",

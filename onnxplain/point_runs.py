@@ -120,7 +120,7 @@ class PointRuns:
         if self.stacked:
             if self.fixed and len(points) < self.fixed:
                 points = np.concatenate([points, np.repeat(points[-1:], self.fixed - len(points), 0)])
-            moved = points.astype(before.dtype)
+            moved = points.astype(before.dtype, copy=False)
         elif self.whole:
             moved = np.asarray(points if _leads(before) else points[0]).astype(before.dtype)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import ceil
 
 import numpy as np
@@ -56,13 +56,14 @@ class GridMasks:
                 cell = ceil(side / cells)
                 shift = int(self.generator.integers(0, cell))
                 enlarged = enlargement(cells, (cells + 1) * cell)[shift : shift + side]
-                mask = np.moveaxis(np.tensordot(enlarged, mask, (1, axis)), 0, axis)
+                mask = np.moveaxis(np.einsum("ab,b...->a...", enlarged, np.moveaxis(mask, axis, 0)), 0, axis)
         return mask
 
     def _coarse(self, side: int) -> int:
         return side if len(self.shape) <= 2 or self.whole else min(side, self.cells)
 
 
+@cache
 def enlargement(before: int, after: int) -> Array:
     """The matrix (after, before) of linear interpolation between the middles of cells; rows sum to 1."""
     at = np.clip((np.arange(after) + 0.5) * before / after - 0.5, 0, before - 1)
@@ -71,4 +72,5 @@ def enlargement(before: int, after: int) -> Array:
     matrix[np.arange(after), low] = 1 - (at - low)
     if before > 1:
         matrix[np.arange(after), low + 1] = at - low
+    matrix.flags.writeable = False  # it is shared
     return matrix
