@@ -191,7 +191,7 @@ def draw(section: Section) -> None:
         if picture.width > WIDTH:
             picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
         PICTURES.mkdir(parents=True, exist_ok=True)
-        picture.save(PICTURES / f"{section.name}.jpg", quality=85)
+        picture.save(PICTURES / f"{section.name}.jpg", quality=80)
 
 
 if __name__ == "__main__":
