@@ -8,6 +8,8 @@ from typing import NamedTuple
 from onnxplain.methods.notes import Note, Notes, larger
 from onnxplain.runtime.session import Array
 
+NAMED = 3  # explanations that a note names; of more it tells how many
+
 
 class LoopAnswers(NamedTuple):
     """By attributed tensor; rows are target-major.
@@ -41,9 +43,26 @@ class LoopNotes:
             for number, said in self._said.items()
         }
 
-    def texts(self, method: str, explanations: int) -> list[str]:
-        """Each once, with the largest of its figures and in how many explanations one was found."""
-        notes = Notes()
-        for said in self.of_rows(method).values():
+    def texts(self, method: str, rows: int, explanations: int) -> list[str]:
+        """Each once: with the largest of its figures and in how many explanations one was found, else of which it is.
+
+        Explanations are target-major: a sample's are `rows` apart.
+        """
+        notes, places = Notes(), dict[str, list[int]]()
+        for number, said in self.of_rows(method).items():
             notes.add(said)
-        return notes.texts(explanations, "explanations")
+            for note in said:
+                places.setdefault(note.text, []).extend([number] if note.figure is None else [])
+        texts = notes.texts(explanations, "explanations")
+        return [text + _of(numbers, rows, explanations) for text, numbers in zip(texts, places.values(), strict=True)]
+
+
+def _of(numbers: Sequence[int], rows: int, explanations: int) -> str:
+    """Of which explanations something is said, where it is not said of all."""
+    if not numbers or len(numbers) == explanations:
+        return ""
+    if len(numbers) > NAMED:
+        return f" (of {len(numbers)} of {explanations} explanations)"
+    targets = [f", target {number // rows + 1}" if explanations > rows else "" for number in numbers]
+    places = [f"sample {number % rows}{target}" for number, target in zip(numbers, targets, strict=True)]
+    return f" ({'; '.join(places)})"

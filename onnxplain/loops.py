@@ -117,7 +117,7 @@ class Loop:
                     f"the relevance of {name} by {method.name} is no answer: {holes}. Every look at the model was "
                     "finite: what the method makes of them is beyond the range of their type."
                 )
-        said, of_rows = self._notes.texts(method.name, self._jobs), self._notes.of_rows(method.name)
+        said, of_rows = self._notes.texts(method.name, self._runs.rows, self._jobs), self._notes.of_rows(method.name)
         return LoopAnswers(found, self._joined(errors) if errors else {}, said, of_rows)
 
     def _of_trees(

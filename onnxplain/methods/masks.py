@@ -56,11 +56,18 @@ class GridMasks:
                 cell = ceil(side / cells)
                 shift = int(self.generator.integers(0, cell))
                 enlarged = enlargement(cells, (cells + 1) * cell)[shift : shift + side]
-                mask = np.moveaxis(np.einsum("ab,b...->a...", enlarged, np.moveaxis(mask, axis, 0)), 0, axis)
+                mask = _enlarged(mask, axis, enlarged)
         return mask
 
     def _coarse(self, side: int) -> int:
         return side if len(self.shape) <= 2 or self.whole else min(side, self.cells)
+
+
+def _enlarged(mask: Array, axis: int, matrix: Array) -> Array:
+    """One axis of a mask by a matrix (after, before), the inner loop along what lies side by side in memory."""
+    if axis == mask.ndim - 1:
+        return np.asarray(np.einsum("...b,bc->...c", mask, np.ascontiguousarray(matrix.T)))
+    return np.moveaxis(np.einsum("ab,b...->a...", matrix, np.moveaxis(mask, axis, 0)), 0, axis)
 
 
 @cache
