@@ -68,16 +68,16 @@ class _Sums:
         self._m, self._mm = (np.zeros((3, *shape)) for _ in range(2))
 
     def add(self, masks: Array, scores: Array) -> None:
-        """Some more, a hundred at most. masks float32 (S, *shape), scores (S,).
+        """Some more. masks (S, *shape), scores (S,).
 
         By einsum, not by matrix products: threads of BLAS that wait for work would slow the runtime's down threefold.
         """
         powers = np.stack([np.ones_like(scores), scores, scores**2])
         self._count += len(masks)
         self._f += powers.sum(1)
-        weights, flat = powers.astype(np.float32), masks.reshape(len(masks), -1)
-        self._m += np.einsum("ks,se->ke", weights, flat).reshape(self._m.shape)
-        self._mm += np.einsum("ks,se->ke", weights, flat * flat).reshape(self._mm.shape)
+        flat = masks.reshape(len(masks), -1).astype(np.float64)
+        self._m += np.einsum("ks,se->ke", powers, flat).reshape(self._m.shape)
+        self._mm += np.einsum("ks,se->ke", powers, flat * flat).reshape(self._mm.shape)
 
     def answer(self) -> tuple[Array, Array]:
         """(relevance, standard error) in the mask's shape.
