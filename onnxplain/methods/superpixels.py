@@ -36,6 +36,6 @@ def superpixels(x: Array, axes: tuple[int, int], segmentation: Segmentation, cou
         found = regions.slic(picture, **options)
     else:
         picture = picture if picture.shape[2] == 3 else np.repeat(picture.mean(2, keepdims=True), 3, 2)
-        found = regions.quickshift(picture, **QUICKSHIFT, rng=0)
+        found = regions.quickshift(picture, **QUICKSHIFT, rng=0)  # type: ignore[no-untyped-call, unused-ignore]
     numbers = np.unique(found, return_inverse=True)[1].reshape(found.shape)
     return np.expand_dims(numbers, (0, channels)).astype(np.int64)
